@@ -1,0 +1,226 @@
+"""Trains any list of tokenizers on one data set under one budget, and writes their table and plots.
+
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --only "SQ-VAE,VQ-VAE (EMA)"
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --report_only true
+
+Every system and seed has its own folder below `output_dir`; what is finished is not done again, and an interrupted run
+continues at its last checkpoint. The report is made from whatever is finished, and says how many seeds that is.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+import torch
+from transformers import AutoModel
+
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.options import load_options
+from hq_tokenizers.training.reports import REPORT, read_report, write_report
+from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tracking import read_history
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """Options of the comparison."""
+
+    systems: Annotated[dict[str, Any], "name of each system: its `model` section, as in train-tokenizer"] = field(
+        default_factory=dict
+    )
+    data: DataConfig = field(default_factory=DataConfig)
+    epochs: Annotated[float, "passes over the training images, the same for all"] = 5.0
+    batch_size: Annotated[int, "images per step"] = 32
+    schedule: Annotated[str, "learning rate schedule; a falling rate also slows the variances' annealing"] = "constant"
+    learning_rate: Annotated[float, "Adam's learning rate"] = 1e-3
+    seeds: Annotated[list[int], "every system is trained once with each"] = field(default_factory=lambda: [0, 1])
+    output_dir: Annotated[str, "where the runs go"] = "runs/compare"
+    report_dir: Annotated[str, "where the table and the plots go"] = "docs/results"
+    name: Annotated[str, "name of the table and the plots"] = "comparison"
+    only: Annotated[str | None, "names of systems to train, separated by commas; null trains all"] = None
+    report_only: Annotated[bool, "train nothing, report what is finished"] = False
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    config = load_options(Comparison, words[0], words[1:])
+    chosen = list(config.systems) if config.only is None else [name.strip() for name in config.only.split(",")]
+    unknown = [name for name in chosen if name not in config.systems]
+    if unknown:
+        raise SystemExit(f"error: --only names {unknown}; the systems are {', '.join(config.systems)}.")
+    if not config.report_only:
+        for seed in config.seeds:
+            for name in chosen:
+                run_system(config, name, seed)
+    write_results(config)
+
+
+def run_system(config: Comparison, name: str, seed: int) -> None:
+    """Trains one system with one seed, unless that is done."""
+    folder = run_folder(config, name, seed)
+    if (folder / REPORT).is_file() and "partial_mse" in read_report(folder):
+        return
+    print(f"== {name}, seed {seed}", flush=True)
+    report = train_tokenizer(
+        TokenizerTrainingConfig(
+            output_dir=str(folder),
+            seed=seed,
+            data=config.data,
+            model=config.systems[name],
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            schedule=config.schedule,
+            keep_checkpoints=1,
+        )
+    )
+    (rows,) = load_image_splits(config.data, "test_split" if config.data.test_split else "validation_split")
+    report["partial_mse"] = partial_mse(folder, rows)
+    write_report(folder, report)
+
+
+@torch.no_grad()
+def partial_mse(folder: Path, rows: ImageRows) -> list[float]:
+    """Mean squared error per pixel of the decodes from the first 1, …, L levels."""
+    model = AutoModel.from_pretrained(folder).eval()
+    if model.config.quantizer == "none":
+        return []
+    num_levels = model.code_layout().num_levels
+    sums = [0.0] * num_levels
+    for batch in rows.batches(torch.arange(len(rows)).split(500), model.device):
+        pixel_values = batch["pixel_values"]
+        codes = model.encode(pixel_values)
+        for level in range(num_levels):
+            sums[level] += (model.decode(codes, level + 1) - pixel_values).square().flatten(1).mean(1).sum().item()
+    return [total / len(rows) for total in sums]
+
+
+def run_folder(config: Comparison, name: str, seed: int) -> Path:
+    slug = "".join(character if character.isalnum() else "_" for character in name.lower())
+    return Path(config.output_dir) / slug / f"seed{seed}"
+
+
+def write_results(config: Comparison) -> None:
+    """The table and the plots of everything that is finished."""
+    finished = {name: finished_runs(config, name) for name in config.systems}
+    finished = {name: runs for name, runs in finished.items() if runs}
+    if not finished:
+        print("Nothing is finished yet.")
+        return
+    folder = Path(config.report_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = markdown_table(finished)
+    (folder / f"{config.name}.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    plot_rate_distortion(finished, folder / f"{config.name}_rate_distortion.png")
+    plot_usage(finished, folder / f"{config.name}_usage.png")
+    plot_histories(config, finished, folder / f"{config.name}_training.png")
+
+
+def finished_runs(config: Comparison, name: str) -> list[dict[str, Any]]:
+    folders = [run_folder(config, name, seed) for seed in config.seeds]
+    reports = [read_report(folder) for folder in folders if (folder / REPORT).is_file()]
+    return [report for report in reports if "partial_mse" in report]
+
+
+def markdown_table(finished: dict[str, list[dict[str, Any]]]) -> str:
+    """One row per system; figures are means over the seeds, errors with the figure of each seed."""
+    lines = [
+        "| system | parameters | bits/image | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level | usage per level"
+        " | MSE ×10³ of partial decodes | images/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in finished.items():
+        tests = [run["test"] for run in runs]
+        errors = [1e3 * test["mse"] for test in tests]
+        partial = [1e3 * value for value in level_means([run["partial_mse"] for run in runs])]
+        perplexities = level_means([test.get("perplexity", []) for test in tests])
+        sizes = runs[0]["codebook_sizes"]
+        bits = runs[0]["bits_per_image"]
+        cells = [
+            name,
+            f"{runs[0]['num_parameters']:,}",
+            "–" if bits is None else f"{bits:.0f}",
+            f"{mean(errors):.2f} ({', '.join(f'{error:.2f}' for error in errors)})",
+            f"{mean(test['psnr'] for test in tests):.2f}",
+            " / ".join(f"{value:.0f}" for value in perplexities) or "–",
+            " / ".join(f"{value / size:.0%}" for value, size in zip(perplexities, sizes, strict=True)) or "–",
+            " → ".join(f"{value:.2f}" for value in partial) if len(partial) > 1 else "–",
+            f"{mean(run['images_per_second'] for run in runs):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def level_means(rows: list[list[float]]) -> list[float]:
+    return [mean(column) for column in zip(*rows, strict=True)]
+
+
+def plot_rate_distortion(finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    figure, axis = _figure()
+    for name, runs in finished.items():
+        if runs[0]["bits_per_image"] is not None:
+            axis.plot(runs[0]["bits_per_image"], 1e3 * mean(run["test"]["mse"] for run in runs), "o", label=name)
+    axis.set(xlabel="bits per image (uniform prior)", ylabel="MSE × 10³", yscale="log")
+    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+def plot_usage(finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    figure, axis = _figure()
+    position, ticks, labels = 0.0, [], []
+    for name, runs in finished.items():
+        perplexities = level_means([run["test"].get("perplexity", []) for run in runs])
+        usage = [value / size for value, size in zip(perplexities, runs[0]["codebook_sizes"], strict=True)]
+        if not usage:
+            continue
+        axis.bar([position + level for level in range(len(usage))], usage, width=0.9)
+        ticks.append(position + (len(usage) - 1) / 2)
+        labels.append(name)
+        position += len(usage) + 1
+    axis.set_xticks(ticks, labels, rotation=60, ha="right", fontsize="x-small")
+    axis.set(ylabel="perplexity / K per level", ylim=(0, 1))
+    figure.savefig(path, dpi=110)
+
+
+def plot_histories(config: Comparison, finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Validation error, and the mean entropy of P̂ relative to log K, over the epochs of the first finished seed."""
+    figure, axes = _figure(columns=2)
+    for name in finished:
+        folders = [run_folder(config, name, seed) for seed in config.seeds]
+        history = read_history(next(folder for folder in folders if (folder / REPORT).is_file()))
+        records = [record for record in history if record["split"] == "validation"]
+        epochs = [record["epoch"] for record in records]
+        axes[0].plot(epochs, [1e3 * record["mse"] for record in records], ".-", label=name)
+        if "entropy" in records[0] and any(records[0]["entropy"]):
+            axes[1].plot(epochs, [mean(record["entropy"]) for record in records], ".-")
+        else:
+            axes[1].plot([], [])
+    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel="entropy of P̂, mean over levels (nats)")
+    figure.legend(fontsize="x-small", loc="outside right upper")
+    figure.savefig(path, dpi=110)
+
+
+def _figure(columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * columns + 3.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""How many class-conditional samples of a generator does a classifier, trained on real images only, read as asked?
+
+    python benchmarks/sample_accuracy.py --generator runs/mnist_prior/generator --data.name parquet --data.path FOLDER \
+        --data.files '{train: mnist-train.parquet, test: mnist-test.parquet}'
+
+The classifier is a small convolutional network; its accuracy on the held-out real images is reported beside.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import trange
+
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.training.figures import image_grid, save_png
+from hq_tokenizers.training.options import load_options
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options of the benchmark."""
+
+    generator: Annotated[str, "folder of the generator"] = "runs/mnist_prior/generator"
+    data: DataConfig = field(default_factory=DataConfig)
+    samples_per_class: Annotated[int, "images drawn of each class"] = 100
+    epochs: Annotated[int, "passes of the classifier over the training images"] = 3
+    seed: Annotated[int, "seed of the classifier; sample i has the noise of seed + i"] = 0
+    generation: Annotated[dict[str, Any], "sampling settings; default: those saved with the generator"] = field(
+        default_factory=dict
+    )
+    grid: Annotated[str | None, "PNG of ten samples of each class"] = None
+    output: Annotated[str | None, "JSON file of the result"] = None
+
+
+class Classifier(nn.Sequential):
+    """Two convolutions with batch norm and pooling, two linear layers."""
+
+    def __init__(self, num_channels: int, num_classes: int):
+        def block(inputs: int, outputs: int) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
+
+        head = [nn.Flatten(), nn.LazyLinear(128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, num_classes)]
+        super().__init__(*block(num_channels, 32), *block(32, 64), *head)
+
+
+def train_classifier(rows: ImageRows, epochs: int, seed: int) -> Classifier:
+    assert rows.label_names is not None
+    torch.manual_seed(seed)
+    model = Classifier(rows.image_format.num_channels, len(rows.label_names))
+    (first,) = rows.batches([torch.arange(2)], torch.device("cpu"))
+    model(first["pixel_values"])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in trange(epochs, desc="classifier"):
+        order = torch.randperm(len(rows)).split(128)[:-1]
+        for batch in rows.batches(order, torch.device("cpu")):
+            loss = F.cross_entropy(model(batch["pixel_values"]), batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def real_accuracy(model: Classifier, rows: ImageRows) -> float:
+    batches = rows.batches(torch.arange(len(rows)).split(500), torch.device("cpu"))
+    hits = sum((model(b["pixel_values"]).argmax(1) == b["labels"]).sum() for b in batches)
+    return float(hits) / len(rows)
+
+
+def main() -> None:
+    if any(word in ("-h", "--help") for word in sys.argv[1:]):
+        print(__doc__)
+        return
+    options = load_options(Options, None, sys.argv[1:])
+    train, test = load_image_splits(options.data, "train_split", "validation_split")
+    if train.labels is None or test.labels is None:
+        raise SystemExit("error: the data have no classes; set data.label_column.")
+    classifier = train_classifier(train, options.epochs, options.seed)
+    generator = HQGeneratorModel.from_pretrained(options.generator).eval()
+    num_classes = len(generator.config.id2label)
+    labels = torch.arange(num_classes).repeat(options.samples_per_class)
+    images = generator.generate(labels, generator=options.seed, progress=True, **options.generation).images
+    assert images is not None
+    images = images.clamp(0, 1)
+    with torch.no_grad():
+        predicted = torch.cat([classifier(part).argmax(1) for part in images.split(500)])
+    hits = predicted == labels
+    result = {
+        "generator": options.generator,
+        "samples": len(labels),
+        "class_accuracy": hits.float().mean().item(),
+        "class_accuracy_per_class": [hits[labels == index].float().mean().item() for index in range(num_classes)],
+        "classifier_accuracy_on_held_out_images": real_accuracy(classifier, test),
+        "generation": options.generation,
+    }
+    print(json.dumps(result, indent=2))
+    if options.output is not None:
+        Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options.grid is not None:
+        save_png(image_grid(images[: 10 * num_classes], columns=num_classes), Path(options.grid))
+
+
+if __name__ == "__main__":
+    main()

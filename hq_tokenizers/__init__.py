@@ -1,0 +1,59 @@
+"""Discrete image tokenizers that do not collapse, and generators on top of them.
+
+Importing this package registers the models with transformers' Auto classes and the task "hq-generation" with
+`transformers.pipeline`. Heavy packages that only some features need are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ._version import __version__
+
+# In a bare checkout the subpackages `priors` and `pipelines` lie beside this folder, not inside it.
+_root = Path(__file__).resolve().parent.parent
+if not (Path(__file__).resolve().parent / "priors").is_dir() and (_root / "priors" / "__init__.py").is_file():
+    __path__.append(str(_root))
+
+from .codes import CodeGroup, CodeLayout, Codes
+from .configuration_hq_vae import HQVAEConfig
+from .configuration_sq_vae import SQVAEConfig
+from .image_processing_hq import HQImageProcessor
+from .modeling_hq_vae import HQVAEModel
+from .modeling_outputs import ImageTokenizerOutput
+from .modeling_sq_vae import SQVAEModel
+from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
+from .presets import hybrid_vae, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vae, vq_vae, vq_vae_2
+from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
+from .registration import register
+
+register()
+
+__all__ = [
+    "CodeGroup",
+    "CodeLayout",
+    "Codes",
+    "HQGenerationPipeline",
+    "HQGeneratorConfig",
+    "HQGeneratorModel",
+    "HQImageProcessor",
+    "HQVAEConfig",
+    "HQVAEModel",
+    "ImageTokenizerOutput",
+    "MaskedPriorConfig",
+    "MaskedPriorModel",
+    "RQPriorConfig",
+    "RQPriorModel",
+    "SQVAEConfig",
+    "SQVAEModel",
+    "__version__",
+    "hybrid_vae",
+    "robust_vq_vae",
+    "rq_vae",
+    "rsq_vae",
+    "sq_vae",
+    "sq_vae_2",
+    "vae",
+    "vq_vae",
+    "vq_vae_2",
+]

@@ -1,0 +1,102 @@
+"""What the commands are called, explain about themselves, take, and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hq_tokenizers.training.config import (
+    DemoConfig,
+    EncodeConfig,
+    GenerateConfig,
+    PriorTrainingConfig,
+    TokenizerTrainingConfig,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Args:
+        summary: What it does, in a line.
+        explanation: What it does and leaves behind.
+        examples: Command lines that work.
+        options: The dataclass of its options.
+        runner: "module:function", called with the options.
+    """
+
+    summary: str
+    explanation: str
+    examples: tuple[str, ...]
+    options: type
+    runner: str
+
+
+COMMANDS = {
+    "train-tokenizer": Command(
+        summary="stage one: train an image tokenizer",
+        explanation=(
+            "Trains an image tokenizer and leaves a folder that from_pretrained loads, with reconstructions.png, "
+            "curves.png, report.json, metrics.jsonl (and TensorBoard events when it is installed). Run the same "
+            "command again to continue an interrupted run exactly where it stopped; with schedule plateau or constant "
+            "also with more epochs or max_steps, to train a finished one further (cosine needs the steps of a run "
+            "beforehand). With several devices: "
+            "torchrun --nproc_per_node 2 -m hq_tokenizers.training.tokenizer CONFIG.yaml."
+        ),
+        examples=(
+            "hq-tokenizers train-tokenizer --model '{preset: sq_vae, network: digits}' --epochs 20",
+            "hq-tokenizers train-tokenizer examples/mnist_sq_vae.yaml --data.path data --model.codebook_size 256",
+        ),
+        options=TokenizerTrainingConfig,
+        runner="hq_tokenizers.training.tokenizer:train_tokenizer",
+    ),
+    "encode": Command(
+        summary="turn images into codes, the data of stage two",
+        explanation=(
+            "Encodes the training and validation split (and the test split, where data.test_split is set) with a "
+            "trained tokenizer, as a `datasets` folder with a codes.json beside it."
+        ),
+        examples=("hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",),
+        options=EncodeConfig,
+        runner="hq_tokenizers.training.encoding:encode_images",
+    ),
+    "train-prior": Command(
+        summary="stage two: train a prior over the codes",
+        explanation=(
+            "Trains a prior on encoded images and leaves a folder that from_pretrained loads, with curves.png, "
+            "report.json (bits per code against the unigram entropy of each level), and, when the tokenizer is at "
+            "hand, samples.png and generator/: tokenizer and prior as one model for pipeline('hq-generation')."
+        ),
+        examples=(
+            "hq-tokenizers train-prior --codes runs/codes --output_dir runs/prior --max_steps 5000",
+            "hq-tokenizers train-prior examples/mnist_prior.yaml --model.hidden_size 128",
+        ),
+        options=PriorTrainingConfig,
+        runner="hq_tokenizers.cli.generate:train_prior_and_save_generator",
+    ),
+    "generate": Command(
+        summary="draw images with a generator",
+        explanation=(
+            "Draws images and writes each as PNG, all of them as samples.png, and the options as report.json. A folder "
+            "takes the images of one call only."
+        ),
+        examples=(
+            "hq-tokenizers generate --generator runs/prior/generator --class_labels '[3, 7]' --num_images 16",
+            "hq-tokenizers generate --generator runs/prior/generator --generation.temperature 0.9 --seed 1",
+        ),
+        options=GenerateConfig,
+        runner="hq_tokenizers.cli.generate:generate_images",
+    ),
+    "demo": Command(
+        summary="the whole path on handwritten digits, in a few minutes on a CPU",
+        explanation=(
+            "Trains a tokenizer and a class-conditional prior on scikit-learn's 8×8 digits (no network needed), joins "
+            "them to a generator, draws 500 digits and lets a classifier, fitted on the real training digits only, "
+            "read them. Leaves tokenizer/, codes/, prior/, generator/, samples.png, reconstructions.png and "
+            "report.json. Run it again to continue after an interruption; what is finished is not done again."
+        ),
+        examples=("hq-tokenizers demo --output_dir runs/demo",),
+        options=DemoConfig,
+        runner="hq_tokenizers.cli.demo:run_demo",
+    ),
+}

@@ -1,0 +1,45 @@
+"""Help texts, made from the commands and the annotations of their options."""
+
+from __future__ import annotations
+
+import textwrap
+
+from hq_tokenizers.training.options import describe_options
+
+from .commands import COMMANDS, Command
+
+_WIDTH = 100
+
+
+def overview() -> str:
+    """The text of `hq-tokenizers --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "hq-tokenizers: train discrete image tokenizers and generators on top of them.",
+        "",
+        "usage: hq-tokenizers COMMAND [CONFIG.yaml] [--option value …]",
+        "",
+        *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "The usual order: train-tokenizer, encode, train-prior, generate; demo does all of it on a small data set.",
+        "`hq-tokenizers COMMAND --help` explains a command and every option of it.",
+    ]
+    return "\n".join(lines)
+
+
+def command_help(name: str, command: Command) -> str:
+    """The text of `hq-tokenizers COMMAND --help`."""
+    lines = [
+        f"usage: hq-tokenizers {name} [CONFIG.yaml] [--option value …]",
+        "",
+        *textwrap.wrap(command.explanation, _WIDTH),
+        "",
+        "examples:",
+        *(f"  {example}" for example in command.examples),
+        "",
+        "options, in the YAML file (dots are sections) or after it; options given after it win:",
+    ]
+    for option, default, meaning in describe_options(command.options):
+        lines.append(f"  --{option} (default: {default})")
+        lines += textwrap.wrap(meaning, _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Configuration of the hierarchical image tokenizers: SQ-VAE-2, RSQ-VAE, hybrids, and VQ-VAE-2 and RQ-VAE."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_image_tokenizer import ImageTokenizerConfig
+from .configuration_utils import check_choice
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """One resolution: its stride in pixels, and the codebook size of each of its levels."""
+
+    stride: int
+    codebook_sizes: tuple[int, ...]
+
+
+@strict
+class HQVAEConfig(ImageTokenizerConfig):
+    """Configuration of an `HQVAEModel`: the fields of `ImageTokenizerConfig` and the following.
+
+    The hierarchy is written as one line per resolution, coarse to fine: the stride, then the codebook sizes of its
+    levels, of which the first is an injected (or the very first) layer and the others are residual layers.
+
+    | system | code_groups |
+    |---|---|
+    | SQ-VAE-2 with 4×4 and 8×8 codes of a 32×32 image | `["stride 8: 512", "stride 4: 512"]` |
+    | RSQ-VAE with 4 codes per position | `["stride 4: 512 x 4"]` |
+    | hybrid | `["stride 8: 512 x 2", "stride 4: 512, 256"]` |
+
+    Args:
+        code_groups: The hierarchy, coarse to fine; strides are powers of two that fall.
+        quantizer: "gaussian" for HQ-VAE, "vq" for VQ-VAE-2 and RQ-VAE.
+        shared_codebook: Whether the levels of one group share a codebook; they must then have equal sizes.
+        initial_log_variance: Initial log s_l² of every level.
+        log_variance_range: Smallest and largest log s_l².
+        learned_prior: Whether codes have a learned prior given the coarser groups, instead of the uniform one; the
+            discrete term becomes KL(P̂ ‖ prior). The first group's prior stays uniform.
+        progressive: Whether every level l adds the reconstruction from levels 1 … l to the loss (progressive coding);
+            missing groups are then filled by a network instead of zeros.
+    """
+
+    model_type = "hq_vae"
+
+    code_groups: list[str] | tuple[str, ...] = ("stride 8: 512", "stride 4: 512")
+    quantizer: str = "gaussian"
+    shared_codebook: bool = False
+    initial_log_variance: float | int = math.log(60)
+    log_variance_range: list[float] | tuple[float, float] = (-14.0, 8.0)
+    learned_prior: bool = False
+    progressive: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_choice("quantizer", self.quantizer, ("gaussian", "vq"))
+        if isinstance(self.code_groups, str):
+            raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
+        groups = self.groups
+        if not groups:
+            raise ValueError("code_groups needs at least one group, such as 'stride 4: 512 x 4'.")
+        if any(coarse.stride <= fine.stride for coarse, fine in itertools.pairwise(groups)):
+            raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
+        if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):
+            raise ValueError(f"shared_codebook needs equal codebook sizes within a group: {list(self.code_groups)}.")
+        if "codebook_size" in kwargs:
+            raise ValueError(
+                "A hierarchy has no single codebook_size: write the sizes into code_groups, as in 'stride 4: 512 x 4'."
+            )
+        if self.learned_prior and len(groups) == 1:
+            raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
+        if self.quantizer == "vq" and self.learned_prior:
+            raise ValueError("learned_prior needs quantizer='gaussian'.")
+        low, high = self.log_variance_range
+        if not low < high:
+            raise ValueError(f"log_variance_range must be [smallest, largest], got {self.log_variance_range}.")
+        if not low <= self.initial_log_variance <= high:
+            raise ValueError(
+                f"initial_log_variance must lie in log_variance_range {self.log_variance_range}, outside of which it "
+                f"has no gradient: {self.initial_log_variance}."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def groups(self) -> tuple[GroupSpec, ...]:
+        """`code_groups`, parsed."""
+        return tuple(map(parse_code_group, self.code_groups))
+
+    @property
+    def stride(self) -> int:
+        """Pixels per position of the coarsest group along each axis."""
+        return self.groups[0].stride
+
+
+def parse_code_group(text: str) -> GroupSpec:
+    """Parses one line of the hierarchy: "stride 4: 512 x 4" or "stride 8: 512, 256".
+
+    Raises:
+        ValueError: If the line does not follow the grammar, or the stride is not a power of two of at least 2.
+    """
+    match = re.fullmatch(r"\s*stride\s+(\d+)\s*:\s*(\d+(?:\s*[x×]\s*\d+)?(?:\s*,\s*\d+(?:\s*[x×]\s*\d+)?)*)\s*", text)
+    if match is None:
+        raise ValueError(
+            f"A code group is written 'stride S: K' or 'stride S: K x LEVELS' or 'stride S: K1, K2, …', got {text!r}."
+        )
+    stride = int(match[1])
+    if stride < 2 or stride & (stride - 1):
+        raise ValueError(f"The stride of a code group must be a power of two of at least 2, got {stride} in {text!r}.")
+    sizes: list[int] = []
+    for item in match[2].split(","):
+        size, *times = (int(number) for number in re.split(r"[x×]", item))
+        sizes += [size] * (times[0] if times else 1)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"A code group needs at least one level of at least one code, got {text!r}.")
+    return GroupSpec(stride, tuple(sizes))

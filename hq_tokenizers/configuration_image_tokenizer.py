@@ -1,0 +1,117 @@
+"""Fields that the configurations of all image tokenizers share."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .configuration_utils import check_choice, check_image_size, check_minimum, check_positive
+
+
+@strict
+class ImageTokenizerConfig(PreTrainedConfig):
+    """Fields of every image tokenizer.
+
+    Args:
+        image_size: Height and width of the training images, an integer or [height, width], divisible by the stride.
+            The model accepts any other size that the stride divides.
+        num_channels: Image channels: 1 grey, 3 colour.
+        hidden_size: Channels of the convolutional features.
+        num_residual_blocks: Residual blocks of the encoder.
+        num_decoder_residual_blocks: Residual blocks of the decoder.
+        bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
+        bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
+        bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
+        codebook_dim: Width d of a code vector.
+        codebook_init_std: Standard deviation of the initial code vectors.
+        codebook_learning_rate_factor: Learning rate of the codebooks relative to the rest of the model.
+        train_variance: Whether the quantisation variance is learned; False freezes it, for ablations.
+        decoder_variance: σ² of the Gaussian decoder: "batch" its optimum on each batch, "learned" a parameter.
+        initial_decoder_log_variance: Initial log σ² when it is learned.
+        gumbel_temperature: Gumbel-softmax temperature τ₀ at step 0.
+        gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
+        gumbel_min_temperature: Smallest temperature.
+        commitment_weight: VQ only: β of the commitment term.
+        data_variance: VQ only: variance of the pixel values by which the mean squared error is divided.
+        codebook_update: VQ only: code vectors learned by "gradient", or by moving averages, "ema".
+        ema_decay: VQ only: decay of the moving averages.
+        restart_threshold: VQ with "ema" only: a code whose moving-average count per batch falls below this is replaced
+            by a random vector of the batch; 0 switches it off.
+        warmup_epochs: VQ only: epochs without quantisation, while encoder outputs are collected.
+        reestimation_epochs: VQ only: epochs after the warm-up at whose start the codebook is re-estimated by k-means.
+        reservoir_size: VQ only: encoder outputs collected for the re-estimation.
+        max_quantizer_elements: Largest number of elements of the latents × codes matrix held in memory at once; larger
+            batches are quantised in slices.
+    """
+
+    base_config_key = "image_tokenizer_config"
+
+    image_size: int | list[int] | tuple[int, int] = 32
+    num_channels: int = 3
+    hidden_size: int = 64
+    num_residual_blocks: int = 2
+    num_decoder_residual_blocks: int = 2
+    bottleneck_convolution: bool = True
+    bottleneck_norm: bool = True
+    bottleneck_batch_norm: bool = False
+    codebook_dim: int = 64
+    codebook_init_std: float | int = 1.0
+    codebook_learning_rate_factor: float | int = 1.0
+    train_variance: bool = True
+    decoder_variance: str = "batch"
+    initial_decoder_log_variance: float | int = math.log(0.1)
+    gumbel_temperature: float | int = 1.0
+    gumbel_decay: float | int = 1e-5
+    gumbel_min_temperature: float | int = 0.0
+    commitment_weight: float | int = 0.25
+    data_variance: float | int = 0.06
+    codebook_update: str = "gradient"
+    ema_decay: float | int = 0.99
+    restart_threshold: float | int = 0.0
+    warmup_epochs: int = 0
+    reestimation_epochs: int = 0
+    reservoir_size: int = 20480
+    max_quantizer_elements: int = 2**27
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_choice("decoder_variance", self.decoder_variance, ("batch", "learned"))
+        check_choice("codebook_update", self.codebook_update, ("gradient", "ema"))
+        check_minimum("hidden_size", self.hidden_size, 2)
+        for name in ("num_channels", "num_residual_blocks", "codebook_dim", "reservoir_size", "max_quantizer_elements"):
+            check_minimum(name, getattr(self, name), 1)
+        for name in (
+            *("num_decoder_residual_blocks", "gumbel_decay", "gumbel_min_temperature", "commitment_weight"),
+            *("restart_threshold", "warmup_epochs", "reestimation_epochs"),
+        ):
+            check_minimum(name, getattr(self, name), 0)
+        for name in ("gumbel_temperature", "codebook_learning_rate_factor", "data_variance"):
+            check_positive(name, getattr(self, name))
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
+        if self.restart_threshold and self.codebook_update != "ema":
+            raise ValueError("restart_threshold needs the counts of codebook_update='ema'; set it to 0 otherwise.")
+        if self.warmup_epochs and not self.reestimation_epochs:
+            raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
+        if self.reestimation_epochs and not self.warmup_epochs:
+            raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
+        self._check_names(kwargs)
+        check_image_size(self.image_size, self.stride)
+        super().__post_init__(**kwargs)
+
+    def _check_names(self, unknown: dict[str, Any]) -> None:
+        """Refuses misspelt fields; transformers stores any argument it does not know as an attribute."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in unknown:
+            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
+            if nearest:
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {nearest[0]!r}?")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per position of the coarsest grid: both sides of an image are multiples of it."""
+        raise AttributeError(f"{type(self).__name__} has no grid: use SQVAEConfig or HQVAEConfig.")

@@ -1,0 +1,183 @@
+"""Images as batches of tensors: decoded once into memory where they fit, otherwise by worker processes.
+
+Decoding costs more than a training step of a small tokenizer, so a data set of less than 2 GB is decoded at the start.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hq_tokenizers.image_processing_hq import GREY_MODES, convert_pil
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Batch = dict[str, torch.Tensor]
+MEMORY_LIMIT = 2 * 2**30
+
+
+class BatchSource(Protocol):
+    """Anything that gives batches of chosen rows; both training stages read their data through this."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
+        """The rows of each index tensor, as tensors on `device`."""
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """How raw images become tensors.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        num_channels: 1 or 3.
+        max_value: The integer that means 1.0.
+        resize: Whether images of another size are resized and cropped; otherwise they are an error.
+        drop_colour: With one channel, whether images of colour become grey; otherwise they are an error.
+    """
+
+    height: int
+    width: int
+    num_channels: int
+    max_value: int = 255
+    resize: bool = False
+    drop_colour: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.height}×{self.width}×{self.num_channels}"
+
+    def decode(self, raw: Any) -> np.ndarray:
+        """uint8 (C, H, W) of an encoded image ({"bytes", "path"}) or an integer array.
+
+        Raises:
+            ValueError: If the size differs from the data set's and resizing is off; for an image of colour where it
+                must not be dropped; for an array that is not one of integers from 0 to `max_value`.
+        """
+        if not isinstance(raw, dict):
+            pixels = self._check_array(np.asarray(raw)).astype(np.uint8)
+        else:
+            with Image.open(io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]) as image:
+                self._check_colour(image)
+                converted = convert_pil(image, self.num_channels)
+                pixels = np.asarray(self._fit(converted) if self.resize else converted)
+        if pixels.shape[:2] != (self.height, self.width):
+            raise ValueError(
+                f"Found an image of {pixels.shape[0]}×{pixels.shape[1]} pixels among images of {self.height}×"
+                f"{self.width}: set data.image_size, for example to {self.height}, to resize them."
+            )
+        return pixels.reshape(self.height, self.width, self.num_channels).transpose(2, 0, 1)
+
+    def _check_array(self, values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > self.max_value:
+            raise ValueError(
+                f"Images stored as arrays must be integers from 0 to {self.max_value}, found {values.dtype} from "
+                f"{values.min()} to {values.max()}."
+            )
+        return values
+
+    def _check_colour(self, image: Image.Image) -> None:
+        if self.num_channels == 1 and not self.drop_colour and image.mode not in GREY_MODES:
+            raise ValueError(
+                f"Found an image of mode {image.mode} in a set whose first image is grey: set data.num_channels, to 3 "
+                "to read all as colour, or to 1 to make all grey."
+            )
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        scale = max(self.height / image.height, self.width / image.width)
+        size = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
+        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+class ImageRows:
+    """One split of images.
+
+    Args:
+        rows: A `datasets` split.
+        image_column: Its column of images.
+        image_format: How to decode them.
+        labels: LongTensor (N,) of classes, or None.
+        label_names: Names of the classes, or None.
+        num_workers: Decoding processes, used when the images do not fit in memory.
+        memory_limit: Bytes up to which the decoded images are kept in memory.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        image_column: str,
+        image_format: ImageFormat,
+        labels: torch.Tensor | None = None,
+        label_names: list[str] | None = None,
+        num_workers: int = 0,
+        memory_limit: int = MEMORY_LIMIT,
+    ):
+        self.image_format = image_format
+        self.labels = labels
+        self.label_names = label_names
+        self._lazy = _LazyImages(rows, image_column, image_format)
+        self._num_workers = num_workers
+        size = rows.num_rows * image_format.num_channels * image_format.height * image_format.width
+        self.images = self._lazy.decode_all() if size <= memory_limit else None
+
+    def __len__(self) -> int:
+        return len(self._lazy)
+
+    def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
+        """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}."""
+        # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
+        labels = None if self.labels is None else self.labels.to(device)
+        for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
+            batch = {"pixel_values": pixels.float() / self.image_format.max_value}
+            if labels is not None:
+                batch["labels"] = labels[indices.to(device, non_blocking=True)]
+            yield batch
+
+    def _pixels(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterable[torch.Tensor]:
+        if self.images is not None:
+            images = self.images.to(device)
+            return (images[indices.to(device, non_blocking=True)] for indices in index_batches)
+        loader = torch.utils.data.DataLoader(
+            self._lazy,
+            batch_sampler=[indices.tolist() for indices in index_batches],
+            num_workers=self._num_workers,
+            pin_memory=torch.accelerator.is_available(),
+        )
+        return (pixels.to(device, non_blocking=True) for pixels in loader)
+
+
+class _LazyImages(torch.utils.data.Dataset):
+    """Decodes a row when it is asked for it."""
+
+    def __init__(self, rows: Dataset, column: str, image_format: ImageFormat):
+        self.rows = rows.select_columns([column])
+        self.column = column
+        self.image_format = image_format
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(self.image_format.decode(self.rows[index][self.column]).copy())
+
+    def decode_all(self) -> torch.Tensor:
+        form = self.image_format
+        images = torch.empty(len(self), form.num_channels, form.height, form.width, dtype=torch.uint8)
+        target, position = images.numpy(), 0
+        for part in self.rows.iter(1000):
+            for raw in part[self.column]:
+                target[position] = form.decode(raw)
+                position += 1
+        return images

@@ -1,0 +1,171 @@
+"""Model cards: what a model is, how to load it, what its codes are, and what is known of its quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from hq_tokenizers.codes import CodeLayout
+
+_KINDS = {"generator": "an image generator", "image tokenizer": "a discrete image tokenizer", "prior": "a code prior"}
+_PIPELINE_TAGS = {"generator": "unconditional-image-generation", "image tokenizer": "image-feature-extraction"}
+_MAX_CLASSES = 20
+_USAGE = {
+    "generator": """import hq_tokenizers
+from transformers import pipeline
+
+generate = pipeline("hq-generation", model="{model_id}")
+image = generate({label}, seed=0)
+""",
+    "image tokenizer": """import hq_tokenizers
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{model_id}")
+model = AutoModel.from_pretrained("{model_id}").eval()
+codes = model.encode(processor(image)["pixel_values"])
+image = processor.postprocess(model.decode(codes))[0]
+""",
+    "prior": """import hq_tokenizers
+from transformers import AutoModel
+
+prior = AutoModel.from_pretrained("{model_id}").eval()
+codes = prior.generate(num_images=4, generator=0)
+""",
+}
+
+
+def create_model_card(
+    model: PreTrainedModel,
+    model_id: str = "path-or-hub-id",
+    *,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    metrics: Mapping[str, float | str] | None = None,
+    description: str | None = None,
+    self_contained: bool = False,
+) -> ModelCard:
+    """Writes the card of a generator, an image tokenizer or a prior.
+
+    It states what the model itself knows and what it is told; nothing is assumed about the licence, the training data
+    or the quality.
+
+    Args:
+        model: The model.
+        model_id: What to load it by.
+        license: Licence of the weights, as the Hub abbreviates it, such as "apache-2.0"; None when undecided.
+        datasets: Hub ids or names of the training data.
+        metrics: Values by name; the names say what was measured, on what, such as "rFID, CIFAR-10 test, 10,000 images".
+        description: A paragraph on what the model is for and how it was trained.
+        self_contained: Whether the repository carries its own code, see `export_self_contained`.
+
+    Returns:
+        A `huggingface_hub.ModelCard`, with `.save(path)`.
+
+    Raises:
+        TypeError: If the model is none of the three.
+    """
+    kind, layout = _kind_and_layout(model)
+    id2label = model.config.id2label if kind == "generator" else {}
+    data = ModelCardData(
+        library_name="hq_tokenizers",
+        pipeline_tag=_PIPELINE_TAGS.get(kind),
+        license=license,
+        datasets=list(datasets) or None,
+        tags=["hq_tokenizers", model.config.model_type, *_topics(kind, id2label)],
+    )
+    sections = [
+        f"# {model_id}",
+        description or f"This is {_KINDS[kind]} of the library hq_tokenizers.",
+        _usage(kind, model_id, id2label, self_contained),
+        _codes_section(layout),
+        _parameters_section(model, kind),
+        _classes_section(id2label),
+        _metrics_section(metrics),
+        _training_section(license, datasets),
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout]:
+    if model.config.model_type == "hq_generator":
+        return "generator", model.code_layout
+    if model.base_model_prefix == "image_tokenizer":
+        return "image tokenizer", model.code_layout()
+    if model.base_model_prefix == "prior":
+        return "prior", CodeLayout.from_dict(model.config.code_layout)
+    raise TypeError(
+        f"Cards are written for generators, image tokenizers and priors of hq_tokenizers, got {type(model).__name__}."
+    )
+
+
+def _topics(kind: str, id2label: Mapping[int, str]) -> list[str]:
+    if kind != "generator":
+        return []
+    return ["hq-generation", "class-conditional"] if id2label else ["hq-generation"]
+
+
+def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained: bool) -> str:
+    code = _USAGE[kind].format(model_id=model_id, label=f'"{id2label[0]}"' if id2label else "")
+    code = code.replace("generate(, ", "generate(")
+    text = f"## How to use\n\nWith hq_tokenizers installed:\n\n```python\n{code}```"
+    if self_contained:
+        text += (
+            "\n\nThe repository carries its own code, so that transformers alone can load it too; read the code before "
+            f'you trust it:\n\n```python\ngenerate = pipeline("hq-generation", model="{model_id}", '
+            "trust_remote_code=True)\n```"
+        )
+    return text
+
+
+def _codes_section(layout: CodeLayout) -> str:
+    rows = [
+        f"| {index} | {group.height} × {group.width} | {group.depth} | {', '.join(map(str, group.codebook_sizes))} |"
+        for index, group in enumerate(layout.groups)
+    ]
+    return "\n".join(
+        [
+            "## Codes",
+            "",
+            f"{layout.num_codes} codes per image, {layout.bits_per_image:.0f} bits under a uniform prior.",
+            "",
+            "| group, coarse to fine | grid | codes per position | codebook sizes |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _parameters_section(model: PreTrainedModel, kind: str) -> str:
+    parts = {"image tokenizer": model.image_tokenizer, "prior": model.prior} if kind == "generator" else {kind: model}
+    rows = [
+        f"| {name} | `{type(part).__name__}` | {sum(p.numel() for p in part.parameters()):,} |"
+        for name, part in parts.items()
+    ]
+    return "\n".join(["## Parameters", "", "| part | class | parameters |", "|---|---|---|", *rows])
+
+
+def _classes_section(id2label: Mapping[int, str]) -> str:
+    if not id2label:
+        return ""
+    shown = ", ".join(f"{index}: {name}" for index, name in list(id2label.items())[:_MAX_CLASSES])
+    more = "" if len(id2label) <= _MAX_CLASSES else f", … {len(id2label)} in all; see `model.config.id2label`"
+    return f"## Classes\n\n{shown}{more}."
+
+
+def _metrics_section(metrics: Mapping[str, float | str] | None) -> str:
+    if not metrics:
+        return "## Evaluation\n\nNo evaluation has been reported for this model."
+    rows = [f"| {name} | {value if isinstance(value, str) else f'{value:.6g}'} |" for name, value in metrics.items()]
+    return "\n".join(["## Evaluation", "", "| measure | value |", "|---|---|", *rows])
+
+
+def _training_section(license: str | None, datasets: Sequence[str]) -> str:
+    data = ", ".join(datasets) if datasets else "not stated"
+    return (
+        f"## Training data and licence\n\nTraining data: {data}. Licence of the weights: {license or 'not stated'}. "
+        "The model reproduces what is common in its training data, including its gaps and biases, and may reproduce "
+        "single training images."
+    )

@@ -1,0 +1,114 @@
+"""The decoder's distribution p(x | z_q): what the networks see, what they give back, and its negative log-likelihood.
+
+Shape legend: B batch, H × W image, C channels of an image or classes of a label map, D values (H·W·C of an image, H·W
+of a label map), F outputs per pixel of a label map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hq_tokenizers.losses.bessel import log_vmf_normalizer
+from hq_tokenizers.losses.elbo import gaussian_nll
+
+MINIMUM_NORM = 1e-6
+
+
+class GaussianImages(nn.Module):
+    """N(x; x̂, σ² I) for images in [0, 1].
+
+    Args:
+        learned: Whether log σ² is a parameter; otherwise σ² is at its optimum for each batch.
+    """
+
+    def __init__(self, learned: bool):
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.empty(())) if learned else None
+
+    def inputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The encoder's input: the image."""
+        return pixel_values
+
+    def outputs(self, decoded: torch.Tensor) -> torch.Tensor:
+        """x̂ from the decoder's last layer: a sigmoid, in float32, so that bfloat16 does not round the pixels."""
+        return decoded.float().sigmoid()
+
+    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """−log p(x | z_q) per image in nats."""
+        return gaussian_nll(self.outputs(decoded), pixel_values, self.log_variance)
+
+
+class SquaredErrorImages(GaussianImages):
+    """The VQ objective for images, no likelihood: mean squared error per value over the data's variance.
+
+    Args:
+        data_variance: Variance of the pixel values.
+    """
+
+    def __init__(self, data_variance: float):
+        super().__init__(learned=False)
+        self.data_variance = data_variance
+
+    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The scaled error."""
+        return F.mse_loss(self.outputs(decoded).float(), pixel_values.float()) / self.data_variance
+
+
+class CategoricalLabels(nn.Module):
+    """A softmax over the classes at every pixel of a label map (the paper's NC-SQ-VAE).
+
+    Args:
+        num_classes: C; networks see and give C channels, rounded up to an even number F.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def inputs(self, label_map: torch.Tensor) -> torch.Tensor:
+        """The encoder's input: one-hot, (B, H, W) → float (B, F, H, W)."""
+        return F.one_hot(label_map, label_channels(self.num_classes)).movedim(-1, 1).float()
+
+    def outputs(self, decoded: torch.Tensor) -> torch.Tensor:
+        """The most probable label map, (B, H, W)."""
+        return decoded[:, : self.num_classes].argmax(dim=1)
+
+    def nll(self, decoded: torch.Tensor, label_map: torch.Tensor) -> torch.Tensor:
+        """−log p(x | z_q) per image in nats."""
+        logits = decoded[:, : self.num_classes].float()
+        return F.cross_entropy(logits, label_map, reduction="sum") / len(label_map)
+
+
+class VonMisesFisherLabels(CategoricalLabels):
+    """vMF(w_x; f̃, κ) at every pixel of a label map (SQ-VAE, section 4.2).
+
+    Class c stands for the unit vector w_c, the c-th axis of R^F; f̃ is the normalised output of the decoder;
+
+        −log p = −κ Σ_d w_{x_d}ᵀ f̃_d − D log C_F(κ)
+
+    with κ learned through log κ⁻¹.
+
+    Args:
+        num_classes: C; F is C rounded up to an even number.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes)
+        self.log_inverse_concentration = nn.Parameter(torch.empty(()))
+
+    def nll(self, decoded: torch.Tensor, label_map: torch.Tensor) -> torch.Tensor:
+        """−log p(x | z_q) per image in nats, a density on the sphere."""
+        directions = F.normalize(decoded.float(), dim=1, eps=MINIMUM_NORM)
+        alignment = directions.gather(1, label_map.unsqueeze(1)).sum() / len(label_map)
+        concentration = (-self.log_inverse_concentration.float()).exp()
+        normalizer = log_vmf_normalizer(decoded.shape[1], concentration).float()
+        return -concentration * alignment - label_map[0].numel() * normalizer
+
+
+def label_channels(num_classes: int) -> int:
+    """F = 2 ⌈C/2⌉: channels that represent C classes; even, so that the vMF normaliser has an integer order."""
+    return 2 * math.ceil(num_classes / 2)

@@ -1,0 +1,128 @@
+"""What a distance between sets needs of each set, and its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hq_tokenizers.metrics.hash_sample import HashSample
+from hq_tokenizers.metrics.running_gaussian import RunningGaussian
+from hq_tokenizers.metrics.running_inception_score import RunningInceptionScore
+from hq_tokenizers.metrics.set_identity import SetIdentity
+
+_FORMAT = "hq_tokenizers feature statistics 1"
+
+
+@dataclass
+class FeatureStatistics:
+    """Running statistics of one set of images.
+
+    Args:
+        side: What error messages call the set.
+        identity: Which images were seen.
+        gaussian: Mean and covariance of their features.
+        sample: A bounded sample of the features themselves, when one is asked for.
+        inception_score: Class statistics, when asked for.
+    """
+
+    side: str
+    identity: SetIdentity = field(default_factory=SetIdentity)
+    gaussian: RunningGaussian = field(default_factory=RunningGaussian)
+    sample: HashSample | None = None
+    inception_score: RunningInceptionScore | None = None
+
+    def update(self, images: torch.Tensor, features: torch.Tensor, logits: torch.Tensor | None) -> None:
+        """Adds uint8 images (B, 3, H, W) with their features (B, D) and, for an Inception Score, logits."""
+        digests = self.identity.update(images, self.side)
+        self.gaussian.update(features)
+        if self.sample is not None:
+            self.sample.update(digests, features)
+        if self.inception_score is not None and logits is not None:
+            self.inception_score.update(digests, logits)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Adds the images another one has seen."""
+        self.identity.merge(other.identity, self.side)
+        self.gaussian.merge(other.gaussian)
+        if self.sample is not None and other.sample is not None:
+            self.sample.merge(other.sample)
+        if self.inception_score is not None and other.inception_score is not None:
+            self.inception_score.merge(other.inception_score)
+
+
+@dataclass
+class StatisticsPair:
+    """The statistics of both sides of a comparison."""
+
+    predictions: FeatureStatistics
+    references: FeatureStatistics
+
+    @property
+    def num_images(self) -> int:
+        """Number of predictions; of references while there are no predictions."""
+        return self.predictions.identity.num_images or self.references.identity.num_images
+
+    def merge(self, other: StatisticsPair) -> None:
+        """Adds what another pair has seen."""
+        self.predictions.merge(other.predictions)
+        self.references.merge(other.references)
+
+
+def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Mapping[str, Any]) -> None:
+    """Writes statistics as safetensors, with the header as JSON in the file's metadata.
+
+    Args:
+        path: The file to write; missing folders are made.
+        statistics: At least one image's.
+        header: A result's provenance.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {"mean": statistics.gaussian.mean, "scatter": statistics.gaussian.scatter}
+    if statistics.sample is not None:
+        tensors["sample_keys"], tensors["sample_features"] = statistics.sample.sorted()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        "format": _FORMAT,
+        "header": json.dumps(header),
+        "shape": json.dumps(statistics.identity.shape),
+        "sha256": statistics.identity.sha256,
+        "num_images": str(statistics.identity.num_images),
+    }
+    save_file(tensors, path, metadata=metadata)
+
+
+def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatistics, dict[str, Any]]:
+    """Reads what `save_statistics` wrote: the statistics and their header.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not such a file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There are no reference statistics at {path}; FID.save_reference writes them.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file ({error}); FID.save_reference writes them.") from error
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; FID.save_reference writes them.")
+    num_images = int(metadata["num_images"])
+    statistics = FeatureStatistics(
+        "references",
+        SetIdentity(num_images, tuple(json.loads(metadata["shape"])), int(metadata["sha256"], 16)),
+        RunningGaussian(num_images, tensors["mean"], tensors["scatter"]),
+    )
+    if "sample_keys" in tensors:
+        statistics.sample = HashSample(max_features)
+        statistics.sample.extend(tensors["sample_keys"], tensors["sample_features"])
+    return statistics, json.loads(metadata["header"])

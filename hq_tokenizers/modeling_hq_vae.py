@@ -1,0 +1,316 @@
+"""HQ-VAE (Takida et al., TMLR 2024): hierarchical stochastic codes, coarse to fine.
+
+A bottom-up path gives features H_g at every resolution; a top-down path quantises them, coarse to fine. A group g is
+one resolution: an injected layer (the first group: the projected features) and the residual layers after it.
+
+    Ẑ_g = G_g(H_g, Z_{<g}),  Z_l ~ P̂_{s_l²}(· | Ẑ_g − Σ_{l' < l in g} Z_{l'}),  Z_g = Σ_{l ∈ g} Z_l,  x̂ = f_θ(Z_{1:G})
+
+    J = E[ −log N(x; x̂, σ² I) + Σ_g ‖Ẑ_g − Σ_{l∈g} Z_l‖² / (2 Σ_{l∈g} s_l²) − Σ_l H(P̂_l) ] + Σ_l N_l log K_l
+
+SQ-VAE-2 is groups of one layer, RSQ-VAE one group, SQ-VAE one group of one layer. With `quantizer="vq"` the same
+networks give VQ-VAE-2 and RQ-VAE.
+
+Shape legend: B batch, C × H × W image, h_g × w_g grid of group g, d code width, L levels in all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from hq_tokenizers.losses.likelihoods import GaussianImages
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+
+from .codes import CodeGroup, CodeLayout, Codes
+from .configuration_hq_vae import GroupSpec, HQVAEConfig
+from .configuration_utils import check_image_size
+from .modeling_image_tokenizer import (
+    ImageTokenizerPreTrainedModel,
+    image_likelihood,
+    inference,
+    latent_norm,
+    level_diagnostics,
+    vector_quantizer,
+)
+from .modeling_outputs import ImageTokenizerOutput
+from .networks import ImageDecoder
+from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock
+from .randomness import GeneratorLike
+
+
+class HQVAEModel(ImageTokenizerPreTrainedModel):
+    """Hierarchical image tokenizer.
+
+    Args:
+        config: The configuration.
+
+    Example:
+        >>> import torch
+        >>> from hq_tokenizers import HQVAEConfig, HQVAEModel
+        >>> model = HQVAEModel(HQVAEConfig(code_groups=["stride 8: 512", "stride 4: 512 x 2"])).eval()
+        >>> codes = model.encode(torch.rand(2, 3, 32, 32))
+        >>> str(codes.layout)
+        '4×4×1 of 512 + 8×8×2 of 512'
+        >>> model.decode(codes, num_levels=1).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    config_class = HQVAEConfig
+    config: HQVAEConfig
+    likelihood: GaussianImages
+    quantizer: Any  # one module of hq_tokenizers.quantization per group
+    blocks: Any  # a FirstBlock, then InjectedBlocks
+
+    def __init__(self, config: HQVAEConfig):
+        super().__init__(config)
+        groups = config.groups
+        strides = [group.stride for group in groups]
+        width, dim = config.hidden_size, config.codebook_dim
+        self.bottom_up = BottomUp(
+            config.num_channels,
+            width,
+            strides,
+            config.num_residual_blocks,
+            config.bottleneck_convolution,
+            config.bottleneck_norm,
+        )
+        with_fill = config.progressive or config.learned_prior
+        injected = (
+            InjectedBlock(width, dim, coarse // fine, config.num_decoder_residual_blocks, with_fill)
+            for coarse, fine in itertools.pairwise(strides)
+        )
+        self.blocks = nn.ModuleList([FirstBlock(width, dim), *injected])
+        self.latent_norms = nn.ModuleList(latent_norm(config) for _ in groups)
+        self.quantizer = nn.ModuleList(
+            self._build_quantizer(config, group, first=index == 0) for index, group in enumerate(groups)
+        )
+        self.decoder = ImageDecoder(
+            in_channels=width,
+            hidden_size=width,
+            out_channels=config.num_channels,
+            num_stages=strides[-1].bit_length() - 1,
+            num_blocks=config.num_decoder_residual_blocks,
+            first_convolution=config.bottleneck_convolution,
+        )
+        self.likelihood = image_likelihood(config, config.quantizer)
+        self._finish_init()
+
+    @staticmethod
+    def _build_quantizer(config: HQVAEConfig, group: GroupSpec, first: bool) -> nn.Module:
+        if config.quantizer == "vq":
+            return vector_quantizer(config, group.codebook_sizes, config.shared_codebook)
+        return ResidualGaussianQuantizer(
+            group.codebook_sizes,
+            config.codebook_dim,
+            config.shared_codebook,
+            config.log_variance_range,
+            config.train_variance,
+            config.learned_prior and not first,
+            config.max_quantizer_elements,
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ResidualGaussianQuantizer):
+            init.constant_(module.log_variances, self.config.initial_log_variance)
+            if module.prior_log_variances is not None:
+                init.constant_(module.prior_log_variances, self.config.initial_log_variance)
+
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool | None = None) -> ImageTokenizerOutput:
+        """Reconstructs images and computes the negative ELBO.
+
+        In training mode the codes are relaxed samples; in evaluation mode the most probable codes are used, level after
+        level, and everything is deterministic.
+
+        Args:
+            pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the coarsest stride.
+            return_loss: False skips the loss and its terms.
+
+        Returns:
+            `ImageTokenizerOutput`. With progressive coding `terms` has "progressive", the reconstruction terms of
+            levels 1 … L−1, besides "reconstruction", that of all levels.
+
+        Raises:
+            ValueError: For a wrong shape or an image size that the stride does not divide.
+            TypeError: For integer pixels.
+        """
+        with_loss = return_loss is None or return_loss
+        partial = with_loss and self.config.progressive
+        quantized, states = self._top_down(pixel_values, relaxed=self.training, partial=partial)
+        *previews, decoded = self._decode_states(states)
+        codes = self._codes(quantized)
+        output = ImageTokenizerOutput(
+            reconstruction=self.likelihood.outputs(decoded),
+            codes=codes,
+            diagnostics=level_diagnostics(quantized, codes),
+        )
+        if with_loss:
+            output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values)}
+            if previews:
+                per_level = [self.likelihood.nll(preview, pixel_values) for preview in previews]
+                output.terms["progressive"] = torch.stack(per_level).sum()
+            for name in quantized[0].terms:
+                output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()
+            output.loss = torch.stack(list(output.terms.values())).sum()
+        return output
+
+    @inference
+    def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
+        """Codes of images.
+
+        Args:
+            pixel_values: (B, C, H, W), floats in [0, 1].
+            sample: Draws the codes from P̂, level after level, instead of taking the most probable ones.
+            generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
+                depend on the rest of the batch.
+
+        Raises:
+            ValueError: For a wrong shape, a number of generators that is not the number of images, or `sample` with a
+                deterministic quantiser.
+        """
+        generators = self._sampling_generators(sample, generator, pixel_values.shape[0])
+        return self._codes(self._top_down(pixel_values, relaxed=False, generators=generators)[0])
+
+    @inference
+    def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
+        """Images of codes.
+
+        Args:
+            codes: Codes of this tokenizer, of any grid size, all levels or the first few (`Codes.truncate`).
+            num_levels: Number of levels to decode, by default all there are. Groups that are missing are predicted from
+                the coarser ones when the model was configured with `progressive` or `learned_prior`, else zero.
+
+        Returns:
+            pixel_values (B, C, H, W), nominally in [0, 1], not clamped.
+
+        Raises:
+            ValueError: If the layout is not this tokenizer's, or `num_levels` is out of range.
+        """
+        if num_levels is not None:
+            codes = codes.truncate(num_levels)
+        vectors = iter(self.embed(codes))
+        state = upsampled = None
+        for block, grid in zip(self.blocks, codes.groups, strict=False):
+            upsampled = None if state is None else block.upsample(state)
+            # Summed in the order of `forward`, so that both give the same bits.
+            total = torch.zeros(()).to(grid.device)
+            for _ in range(grid.shape[-1]):
+                total = total + next(vectors)
+            state = block.next_state(upsampled, self._channels_first(total))
+        assert state is not None
+        return self.likelihood.outputs(self._decode_states([self._complete(state, len(codes.groups))])[0])
+
+    def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
+        """The code vectors of every level: a tuple of (B, h_g, w_g, d)."""
+        self._check_values(codes)
+        first = codes.layout.groups[0]
+        layout = self._layout_of_grid(first.height, first.width)
+        self._check_codes(codes, layout.truncate(min(codes.num_levels, layout.num_levels)))
+        grids = zip(self.quantizer, codes.groups, strict=False)
+        return tuple(vectors for quantizer, grid in grids for vectors in quantizer.embed(grid))
+
+    @inference
+    def posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised log P̂ of every level given the most probable codes before it: float32 (B, h_g, w_g, K_l).
+
+        Raises:
+            ValueError: For a quantiser that is not stochastic.
+        """
+        if self.config.quantizer != "gaussian":
+            raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
+        result: list[torch.Tensor] = []
+        state = None
+        for index, features in enumerate(self._features(pixel_values)):
+            latents, upsampled = self._latents(index, features, state)
+            quantized = self.quantizer[index](latents, None)
+            vectors = self.quantizer[index].embed(quantized.indices)
+            result += self.quantizer[index].log_probabilities(latents, vectors)
+            state = self.blocks[index].next_state(upsampled, self._channels_first(quantized.quantized))
+        return tuple(result)
+
+    def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
+        """Layout of the codes of images of a size, by default `config.image_size`.
+
+        Raises:
+            ValueError: If the coarsest stride does not divide the size.
+        """
+        size = self.config.image_size if image_size is None else image_size
+        height, width = check_image_size(size, self.stride)
+        return self._layout_of_grid(height // self.stride, width // self.stride)
+
+    def _layout_of_grid(self, height: int, width: int) -> CodeLayout:
+        """The layout whose coarsest grid is height × width."""
+        groups = self.config.groups
+        factors = [groups[0].stride // group.stride for group in groups]
+        return CodeLayout(
+            tuple(CodeGroup(height * f, width * f, g.codebook_sizes) for f, g in zip(factors, groups, strict=True))
+        )
+
+    def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        self._check_pixel_values(pixel_values)
+        return self.bottom_up(pixel_values.to(self.dtype))
+
+    def _latents(
+        self, index: int, features: torch.Tensor, state: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Ẑ_g (B, h, w, d), and the upsampled state (None in the first group)."""
+        block = self.blocks[index]
+        upsampled = None if state is None else block.upsample(state)
+        latents = self.latent_norms[index](block.latents(features, upsampled))
+        return latents.permute(0, 2, 3, 1).contiguous(), upsampled
+
+    def _top_down(
+        self,
+        pixel_values: torch.Tensor,
+        relaxed: bool,
+        generators: Sequence[torch.Generator] | None = None,
+        partial: bool = False,
+    ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
+        """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
+        temperature = self.gumbel_temperature if relaxed else None
+        quantized: list[QuantizerOutput] = []
+        states: list[torch.Tensor] = []
+        state = None
+        for index, features in enumerate(self._features(pixel_values)):
+            latents, upsampled = self._latents(index, features, state)
+            arguments = [latents, temperature, generators]
+            if self.config.learned_prior and index > 0:
+                arguments.append(self.blocks[index].fill(upsampled).permute(0, 2, 3, 1))
+            group = self.quantizer[index](*arguments)
+            quantized.append(group)
+            for total in group.partial_sums if partial else group.partial_sums[-1:]:
+                state = self.blocks[index].next_state(upsampled, self._channels_first(total))
+                states.append(self._complete(state, index + 1) if partial else state)
+        return quantized, states if partial else states[-1:]
+
+    def _complete(self, state: torch.Tensor, first_missing: int) -> torch.Tensor:
+        """The finest state when the groups from `first_missing` on have no codes."""
+        for block in list(self.blocks)[first_missing:]:
+            upsampled = block.upsample(state)
+            filled = block.fill(upsampled)
+            if filled is None:
+                filled = upsampled.new_zeros(upsampled.shape[0], self.config.codebook_dim, *upsampled.shape[2:])
+            state = block.next_state(upsampled, filled)
+        return state
+
+    def _channels_first(self, vectors: torch.Tensor) -> torch.Tensor:
+        # One memory layout on every path: convolutions differ in the last bit between layouts.
+        return vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
+
+    def _decode_states(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The decoder's last layer for each of the finest states."""
+        if self.training:
+            # Together, so that batch normalisation sees in training the mixture that its running averages describe.
+            return list(self.decoder(torch.cat(states)).chunk(len(states)))
+        return [self.decoder(state) for state in states]
+
+    def _codes(self, quantized: Sequence[QuantizerOutput]) -> Codes:
+        height, width = quantized[0].indices.shape[1:3]  # type: ignore[union-attr]
+        return Codes(tuple(group.indices for group in quantized), self._layout_of_grid(height, width))  # type: ignore[misc]

@@ -1,0 +1,267 @@
+"""What the image tokenizers share: weight initialisation, the Gumbel schedule, and checks of their inputs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from hq_tokenizers.losses.likelihoods import GaussianImages, SquaredErrorImages
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
+from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
+from hq_tokenizers.quantization.usage import code_counts, perplexity
+from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+
+from .codes import CodeLayout, Codes
+from .configuration_image_tokenizer import ImageTokenizerConfig
+from .configuration_utils import check_image_size
+from .randomness import GeneratorLike, sample_generators
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SMALLEST_TEMPERATURE = 1e-6
+"""Keeps the schedule from reaching 0, where the relaxed sample has no value; relevant after 10⁶ steps only."""
+
+
+def inference(method: Callable[P, T]) -> Callable[P, T]:
+    """Runs a method of a model without gradients and, also while the model trains, in evaluation mode.
+
+    In training mode, batch statistics would make the codes of an image depend on its batch, and would be updated.
+    """
+
+    @functools.wraps(method)
+    @torch.no_grad()
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        model = args[0]
+        assert isinstance(model, nn.Module)
+        if not model.training:
+            return method(*args, **kwargs)
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            return method(*args, **kwargs)
+        finally:
+            for module in training:
+                module.training = True
+
+    return run
+
+
+class ImageTokenizerPreTrainedModel(PreTrainedModel):
+    """Base class of the image tokenizers.
+
+    While training, the Gumbel temperature follows τ(t) = max(τ₀ exp(−decay · t), τ_min); the number of optimiser steps
+    t is the persistent buffer `training_step`, advanced by `advance()`, so that it is saved and resumed with the model.
+    """
+
+    base_model_prefix = "image_tokenizer"
+    main_input_name = "pixel_values"
+    # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
+    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)"]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
+    # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    training_step: torch.Tensor
+
+    def _finish_init(self) -> None:
+        """Adds the state every tokenizer has and initialises the weights; a subclass's `__init__` ends with it."""
+        self.register_buffer("training_step", torch.zeros((), dtype=torch.long))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        config = self.config
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            init.normal_(module.weight, std=0.02)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.normal_(module.weight, mean=1.0, std=0.02)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, StochasticCodebook):
+            init.normal_(module.weight, std=config.codebook_init_std)
+        elif isinstance(module, VectorCodebook):
+            init.normal_(module.weight, std=config.codebook_init_std)
+            if module.update_rule == "ema":
+                init.ones_(module.ema_count)
+                init.copy_(module.ema_sum, module.weight)
+        elif isinstance(module, Reservoir):
+            init.zeros_(module.vectors)
+            init.zeros_(module.num_seen)
+        elif isinstance(module, CodebookReestimation):
+            init.zeros_(module.epoch)
+        elif isinstance(module, GaussianImages) and module.log_variance is not None:
+            init.constant_(module.log_variance, config.initial_decoder_log_variance)
+        elif module is self:
+            init.zeros_(self.training_step)
+
+    def advance(self, num_steps: int = 1) -> None:
+        """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""
+        self.training_step += num_steps
+
+    @property
+    def gumbel_temperature(self) -> torch.Tensor:
+        """The current Gumbel temperature τ(t), a float32 scalar on the model's device."""
+        annealed = self.config.gumbel_temperature * torch.exp(-self.config.gumbel_decay * self.training_step.float())
+        return annealed.clamp_min(max(self.config.gumbel_min_temperature, SMALLEST_TEMPERATURE))
+
+    @property
+    def stride(self) -> int:
+        """Both sides of an image must be multiples of this."""
+        return self.config.stride
+
+    def start_epoch(self, epoch: int, seed: int = 0) -> bool:
+        """Tells the model that a training epoch starts; re-estimates codebooks where the configuration asks for it.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            seed: Seed of the k-means initialisation.
+
+        Returns:
+            Whether codebooks were replaced.
+        """
+        replaced = [m.start_epoch(epoch, seed) for m in self.modules() if isinstance(m, ResidualVectorQuantizer)]
+        return any(replaced)
+
+    def codebooks(self) -> tuple[torch.Tensor, ...]:
+        """The code vectors of every level, coarse to fine: float32 tensors (K_l, d), without gradient.
+
+        Raises:
+            ValueError: For a VAE, which has none.
+        """
+        if self.config.quantizer == "none":
+            raise ValueError("A VAE (quantizer='none') has continuous latents and no codebook.")
+        quantizers: Any = self.quantizer if isinstance(self.quantizer, nn.ModuleList) else [self.quantizer]
+        return tuple(book.codes.detach() for quantizer in quantizers for book in quantizer.level_codebooks())
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimizer parameter groups: the codebooks at `codebook_learning_rate_factor` times the rate, the rest at it.
+
+        Args:
+            learning_rate: The base rate.
+        """
+        factor = self.config.codebook_learning_rate_factor
+        trainable = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        if factor == 1:
+            return [{"params": list(trainable.values()), "lr": learning_rate}]
+        codebooks = [p for name, p in trainable.items() if "codebook" in name]
+        others = [p for name, p in trainable.items() if "codebook" not in name]
+        return [{"params": others, "lr": learning_rate}, {"params": codebooks, "lr": learning_rate * factor}]
+
+    def _sampling_generators(
+        self, sample: bool, generator: GeneratorLike, num_images: int
+    ) -> list[torch.Generator] | None:
+        """One generator per image for sampled codes; None for the most probable ones."""
+        if not sample:
+            return None
+        if self.config.quantizer == "vq":
+            raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
+        return sample_generators(generator, num_images)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
+        """Checks what can be checked without reading values."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.shape[0]:
+            raise ValueError("pixel_values is an empty batch: give at least one image.")
+        if not pixel_values.is_floating_point():
+            raise TypeError(
+                f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}: divide integers by 255, or use "
+                "HQImageProcessor."
+            )
+        check_image_size(tuple(pixel_values.shape[-2:]), self.config.stride)
+
+    def _check_label_map(self, label_map: torch.Tensor) -> None:
+        """As `_check_pixel_values`, for models of label maps."""
+        if label_map.ndim != 3 or label_map.dtype != torch.long:
+            raise ValueError(
+                "This tokenizer takes label maps, LongTensors of shape (batch, height, width), got "
+                f"{label_map.dtype} of shape {tuple(label_map.shape)}."
+            )
+        check_image_size(tuple(label_map.shape[-2:]), self.config.stride)
+
+    def _check_values(self, codes: Codes) -> None:
+        if not isinstance(codes, Codes):
+            raise TypeError(
+                f"Expected Codes, got {type(codes).__name__}: a flat tensor (batch, {self.code_layout().num_codes}) "
+                "becomes Codes by model.code_layout().unflatten(tensor)."
+            )
+        # Only where reading values makes no device wait.
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+            codes.validate()
+
+    def _check_codes(self, codes: Codes, layout: CodeLayout) -> None:
+        # Number by number: torch.compile does not compare dataclasses whose sizes have become symbolic.
+        if _sizes(codes.layout) != _sizes(layout):
+            raise ValueError(
+                f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
+            )
+
+
+def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
+    return [(group.height, group.width, *group.codebook_sizes) for group in layout.groups]
+
+
+def level_diagnostics(quantized: Sequence[QuantizerOutput], codes: Codes | None) -> dict[str, torch.Tensor]:
+    """The `diagnostics` of `ImageTokenizerOutput` for the quantised groups of a batch."""
+    counts = [] if codes is None else list(map(code_counts, codes.levels(), codes.layout.codebook_sizes))
+    empty = quantized[0].partial_sums[0].new_zeros(0)
+    diagnostics = {
+        "entropy": torch.cat([group.entropy for group in quantized]),
+        "perplexity": torch.stack([perplexity(count) for count in counts]) if counts else empty,
+        "active_codes": torch.stack([(count > 0).sum().float() for count in counts]) if counts else empty,
+        "variance": torch.cat([group.variance for group in quantized]),
+    }
+    return {name: value.detach() for name, value in diagnostics.items()}
+
+
+def vector_quantizer(
+    config: ImageTokenizerConfig, codebook_sizes: Sequence[int], shared: bool
+) -> ResidualVectorQuantizer:
+    """The deterministic quantiser of a configuration, with `codebook_sizes` levels."""
+    reestimation = None
+    if config.reestimation_epochs:
+        reestimation = CodebookReestimation(
+            config.warmup_epochs, config.reestimation_epochs, config.reservoir_size, config.codebook_dim
+        )
+    return ResidualVectorQuantizer(
+        codebook_sizes,
+        config.codebook_dim,
+        shared,
+        config.commitment_weight,
+        config.codebook_update,
+        config.ema_decay,
+        config.restart_threshold,
+        reestimation,
+        config.max_quantizer_elements,
+    )
+
+
+def image_likelihood(config: ImageTokenizerConfig, quantizer: str) -> GaussianImages:
+    """The decoder's distribution over images; for VQ its scaled squared error."""
+    if quantizer == "vq":
+        return SquaredErrorImages(config.data_variance)
+    return GaussianImages(learned=config.decoder_variance == "learned")
+
+
+def latent_norm(config: ImageTokenizerConfig) -> nn.Module:
+    """BN and a 1×1 projection before the quantiser (robust VQ training), or nothing."""
+    if not config.bottleneck_batch_norm:
+        return nn.Identity()
+    return nn.Sequential(nn.BatchNorm2d(config.codebook_dim), nn.Conv2d(config.codebook_dim, config.codebook_dim, 1))

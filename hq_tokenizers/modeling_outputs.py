@@ -1,0 +1,31 @@
+"""What the image tokenizers return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+from .codes import Codes
+
+
+@dataclass
+class ImageTokenizerOutput(ModelOutput):
+    """Output of an image tokenizer's `forward`.
+
+    Args:
+        loss: Negative ELBO per image in nats with its constants, averaged over the batch: a scalar. None when
+            `return_loss=False`.
+        reconstruction: (B, C, H, W), nominally in [0, 1]; never clamped.
+        codes: Hard codes of the batch; None for the VAE, which has none.
+        terms: Scalars that sum to `loss`: "reconstruction", "continuous", "discrete", and what a system adds.
+        diagnostics: Per level, tensors of shape (num_levels,): "entropy" of P̂ (nats per position), "perplexity" and
+            "active_codes" of this batch's hard codes, "variance" of the quantiser.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    codes: Codes | None = None
+    terms: dict[str, torch.Tensor] | None = None
+    diagnostics: dict[str, torch.Tensor] | None = None

@@ -1,0 +1,254 @@
+"""SQ-VAE (Takida et al., ICML 2022): one grid of stochastically quantised codes.
+
+    x → encoder → z → P̂(z_q | z) → z_q → decoder → x̂
+
+Negative ELBO (eq. 8 of the paper, with its constants), minimised in encoder, decoder, codebook and variances alike,
+without stop-gradients, commitment weights, moving averages or code resets:
+
+    L = E[ ‖x − x̂‖² / (2σ²) + ½ Σ_i (z_i − z_{q,i})ᵀ Σ_φ⁻¹ (z_i − z_{q,i}) ] − E Σ_i H(P̂(·|z_i))
+        + (D/2) log 2πσ² + N log K
+
+Shape legend: B batch, C × H × W image (D values), h × w grid (N positions), d code width, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
+from hq_tokenizers.quantization.continuous import GaussianBottleneck
+from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
+
+from .codes import CodeGroup, CodeLayout, Codes
+from .configuration_sq_vae import SQVAEConfig
+from .configuration_utils import check_image_size
+from .modeling_image_tokenizer import (
+    ImageTokenizerPreTrainedModel,
+    image_likelihood,
+    inference,
+    latent_norm,
+    level_diagnostics,
+    vector_quantizer,
+)
+from .modeling_outputs import ImageTokenizerOutput
+from .networks import ImageDecoder, ImageEncoder
+from .randomness import GeneratorLike
+
+
+class SQVAEModel(ImageTokenizerPreTrainedModel):
+    """SQ-VAE image tokenizer.
+
+    Args:
+        config: The configuration.
+
+    Example:
+        >>> import torch
+        >>> from hq_tokenizers import SQVAEConfig, SQVAEModel
+        >>> model = SQVAEModel(SQVAEConfig(image_size=32, codebook_size=512)).eval()
+        >>> codes = model.encode(torch.rand(2, 3, 32, 32))
+        >>> codes.layout
+        CodeLayout(groups=(CodeGroup(height=8, width=8, codebook_sizes=(512,)),))
+        >>> model.decode(codes).shape
+        torch.Size([2, 3, 32, 32])
+    """
+
+    config_class = SQVAEConfig
+    config: SQVAEConfig
+    likelihood: GaussianImages | CategoricalLabels
+    quantizer: Any  # a module of hq_tokenizers.quantization
+
+    def __init__(self, config: SQVAEConfig):
+        super().__init__(config)
+        self.likelihood = self._build_likelihood(config)
+        data_channels = label_channels(config.num_classes) if config.for_label_maps else config.num_channels
+        self.encoder = ImageEncoder(
+            in_channels=data_channels,
+            hidden_size=config.hidden_size,
+            num_stages=config.num_downsampling,
+            num_blocks=config.num_residual_blocks,
+            final_convolution=config.bottleneck_convolution,
+            final_norm=config.bottleneck_norm,
+            out_channels=config.codebook_dim,
+            with_variance=config.has_variance_head,
+        )
+        self.latent_norm = latent_norm(config)
+        self.quantizer = self._build_quantizer(config)
+        self.decoder = ImageDecoder(
+            in_channels=config.codebook_dim,
+            hidden_size=config.hidden_size,
+            out_channels=data_channels,
+            num_stages=config.num_downsampling,
+            num_blocks=config.num_decoder_residual_blocks,
+            first_convolution=config.bottleneck_convolution,
+        )
+        self._finish_init()
+
+    @staticmethod
+    def _build_likelihood(config: SQVAEConfig) -> GaussianImages | CategoricalLabels:
+        if config.likelihood == "vmf":
+            return VonMisesFisherLabels(config.num_classes)
+        if config.likelihood == "categorical":
+            return CategoricalLabels(config.num_classes)
+        return image_likelihood(config, config.quantizer)
+
+    @staticmethod
+    def _build_quantizer(config: SQVAEConfig) -> nn.Module:
+        if config.quantizer == "none":
+            return GaussianBottleneck()
+        if config.quantizer == "vq":
+            return vector_quantizer(config, (config.codebook_size,), shared=False)
+        if config.quantizer == "vmf":
+            return VonMisesFisherQuantizer(config.codebook_size, config.codebook_dim, config.max_quantizer_elements)
+        return GaussianQuantizer(
+            num_codes=config.codebook_size,
+            code_dim=config.codebook_dim,
+            variance=GaussianVariance(
+                config.variance_type, config.variance_parametrization, config.variance_floor, config.train_variance
+            ),
+            dequantization_noise=config.dequantization_noise,
+            max_elements=config.max_quantizer_elements,
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GaussianVariance):
+            init.constant_(module.log_variance, self.config.initial_log_variance)
+        elif isinstance(module, VonMisesFisherQuantizer):
+            init.constant_(module.log_concentration, self.config.initial_log_concentration)
+        elif isinstance(module, VonMisesFisherLabels):
+            init.constant_(module.log_inverse_concentration, -math.log(self.config.initial_label_concentration))
+
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool | None = None) -> ImageTokenizerOutput:
+        """Reconstructs images and computes the negative ELBO.
+
+        In training mode the codes are relaxed samples and the loss is an unbiased estimate for the relaxed model; in
+        evaluation mode the most probable codes are used and everything is deterministic.
+
+        Args:
+            pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the stride. A model of label maps takes
+                them as LongTensors (B, H, W) instead, and its reconstruction is one.
+            return_loss: False skips the loss and its terms.
+
+        Returns:
+            `ImageTokenizerOutput` with one level.
+
+        Raises:
+            ValueError: For a wrong shape or an image size that the stride does not divide.
+            TypeError: For integer pixels.
+        """
+        quantized = self._quantize(pixel_values, relaxed=self.training)
+        decoded = self._decode_vectors(quantized.quantized)
+        codes = None if quantized.indices is None else self._codes(quantized)
+        output = ImageTokenizerOutput(
+            reconstruction=self.likelihood.outputs(decoded),
+            codes=codes,
+            diagnostics=level_diagnostics([quantized], codes),
+        )
+        if return_loss is None or return_loss:
+            output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values), **quantized.terms}
+            output.loss = torch.stack(list(output.terms.values())).sum()
+        return output
+
+    @inference
+    def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
+        """Codes of images.
+
+        Args:
+            pixel_values: (B, C, H, W), floats in [0, 1].
+            sample: Draws the codes from P̂(z_q | z) instead of taking the most probable ones.
+            generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
+                depend on the rest of the batch.
+
+        Raises:
+            ValueError: For a wrong shape, a number of generators that is not the number of images, or `sample` with a
+                deterministic quantiser.
+        """
+        generators = self._sampling_generators(sample, generator, pixel_values.shape[0])
+        return self._codes(self._quantize(pixel_values, relaxed=False, generators=generators))
+
+    @inference
+    def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
+        """Images of codes.
+
+        Args:
+            codes: Codes of this tokenizer, of any grid size.
+            num_levels: Accepted for the interface shared with the hierarchical tokenizers; there is one level.
+
+        Returns:
+            pixel_values (B, C, H, W), nominally in [0, 1], not clamped.
+
+        Raises:
+            ValueError: If the layout is not this tokenizer's.
+        """
+        if num_levels is not None:
+            codes = codes.truncate(num_levels)
+        (vectors,) = self.embed(codes)
+        return self.likelihood.outputs(self._decode_vectors(vectors))
+
+    def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
+        """The code vectors: a tuple with one tensor (B, h, w, d)."""
+        self._check_values(codes)
+        group = codes.layout.groups[0]
+        self._check_codes(codes, self._layout_of_grid(group.height, group.width))
+        return tuple(self.quantizer.embed(codes.groups[0]))
+
+    @inference
+    def posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+        """Log P̂(z_q | z) at every position: a tuple with one float32 tensor (B, h, w, K), normalised.
+
+        Raises:
+            ValueError: For a quantiser that is not stochastic.
+        """
+        if self.config.quantizer not in ("gaussian", "vmf"):
+            raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
+        latents, log_variance = self._latents(pixel_values)
+        return (self.quantizer.log_probabilities(latents, log_variance),)
+
+    def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
+        """Layout of the codes of images of a size, by default `config.image_size`.
+
+        Raises:
+            ValueError: If the stride does not divide the size.
+        """
+        size = self.config.image_size if image_size is None else image_size
+        height, width = check_image_size(size, self.stride)
+        return self._layout_of_grid(height // self.stride, width // self.stride)
+
+    def _layout_of_grid(self, height: int, width: int) -> CodeLayout:
+        return CodeLayout((CodeGroup(height, width, (self.config.codebook_size,)),))
+
+    def _latents(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Latents and log-variance map, (B, h, w, d)."""
+        if self.config.for_label_maps:
+            self._check_label_map(pixel_values)
+        else:
+            self._check_pixel_values(pixel_values)
+        latents, log_variance = self.encoder(self.likelihood.inputs(pixel_values).to(self.dtype))
+        latents = self.latent_norm(latents)
+        return latents.permute(0, 2, 3, 1).contiguous(), None if log_variance is None else log_variance.permute(
+            0, 2, 3, 1
+        )
+
+    def _quantize(
+        self, pixel_values: torch.Tensor, relaxed: bool, generators: Sequence[torch.Generator] | None = None
+    ) -> QuantizerOutput:
+        latents, log_variance = self._latents(pixel_values)
+        return self.quantizer(latents, self.gumbel_temperature if relaxed else None, log_variance, generators)
+
+    def _decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+        # One memory layout on every path: convolutions differ in the last bit between layouts.
+        return self.decoder(vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous())
+
+    def _codes(self, quantized: QuantizerOutput) -> Codes:
+        if quantized.indices is None:
+            raise ValueError("A VAE (quantizer='none') has continuous latents and no codes: use `forward`.")
+        return Codes((quantized.indices,), self._layout_of_grid(*quantized.indices.shape[1:3]))

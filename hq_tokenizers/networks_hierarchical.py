@@ -1,0 +1,123 @@
+"""Bottom-up and top-down networks of the hierarchical tokenizers.
+
+Shape legend: groups g = 0 … G−1, coarse to fine; grid h_g × w_g; hidden features (B, c, h_g, w_g); latents and code
+vectors (B, d, h_g, w_g).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .networks import downsampling_stem, latent_head, norm_relu, residual_stack
+
+
+class BottomUp(nn.Module):
+    """Deterministic features of the image at every group's resolution.
+
+    The finest come from the encoder of the single-layer model without its last block; each coarser resolution from the
+    next finer one.
+
+    Args:
+        in_channels: Image channels.
+        hidden_size: Channels c of the features.
+        strides: Strides of the groups, coarse to fine.
+        num_blocks: Residual blocks per resolution, counting the one of the latents' head.
+        final_convolution: See `downsampling_stem`.
+        final_norm: See `downsampling_stem`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_size: int,
+        strides: Sequence[int],
+        num_blocks: int,
+        final_convolution: bool,
+        final_norm: bool,
+    ):
+        super().__init__()
+        finest = strides[-1].bit_length() - 1
+        stages = [
+            nn.Sequential(
+                downsampling_stem(in_channels, hidden_size, finest, final_convolution, final_norm),
+                residual_stack(hidden_size, num_blocks - 1),
+            )
+        ]
+        for coarse, fine in reversed(list(itertools.pairwise(strides))):
+            halvings = (coarse // fine).bit_length() - 1
+            down = downsampling_stem(hidden_size, hidden_size, halvings, final_convolution=False, final_norm=False)
+            stages.append(nn.Sequential(nn.ReLU(), down, residual_stack(hidden_size, num_blocks - 1)))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """(B, C, H, W) → features of every group, coarse to fine."""
+        features = []
+        hidden_states = pixel_values
+        for stage in self.stages:
+            hidden_states = stage(hidden_states)
+            features.append(hidden_states)
+        return features[::-1]
+
+
+class FirstBlock(nn.Module):
+    """Top-down block of the coarsest group: latents are projected features, the state is the code vectors.
+
+    Args:
+        hidden_size: Channels c of the features.
+        code_dim: Width d of latents and code vectors.
+    """
+
+    def __init__(self, hidden_size: int, code_dim: int):
+        super().__init__()
+        self.latent_head = latent_head(hidden_size, code_dim)
+        self.state = nn.Identity() if code_dim == hidden_size else nn.Conv2d(code_dim, hidden_size, 1)
+
+    def latents(self, features: torch.Tensor, upsampled: None = None) -> torch.Tensor:
+        """Ẑ from the bottom-up features."""
+        return self.latent_head(features)
+
+    def next_state(self, upsampled: None, quantized: torch.Tensor) -> torch.Tensor:
+        """The top-down state after this group, (B, c, h, w)."""
+        return self.state(quantized)
+
+
+class InjectedBlock(nn.Module):
+    """Top-down block of a finer group (an injected layer): Ẑ_g = G_g(H_g, state of the coarser groups).
+
+    Args:
+        hidden_size: Channels c of the features.
+        code_dim: Width d of latents and code vectors.
+        upsampling: Factor between the coarser grid and this one, a power of two.
+        num_blocks: Residual blocks before the upsampling.
+        with_fill: Whether there is a head that predicts this group's code vectors from the state alone.
+    """
+
+    def __init__(self, hidden_size: int, code_dim: int, upsampling: int, num_blocks: int, with_fill: bool):
+        super().__init__()
+        layers: list[nn.Module] = [residual_stack(hidden_size, num_blocks)]
+        for _ in range(upsampling.bit_length() - 1):
+            layers += [nn.ConvTranspose2d(hidden_size, hidden_size, 4, stride=2, padding=1), *norm_relu(hidden_size)]
+        self.upsample = nn.Sequential(*layers)
+        self.merge = nn.Sequential(nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size))
+        self.latent_head = latent_head(hidden_size, code_dim)
+        self.fill_head = latent_head(hidden_size, code_dim) if with_fill else None
+        self.state = nn.Conv2d(hidden_size + code_dim, hidden_size, 1)
+
+    def latents(self, features: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
+        """Ẑ from the bottom-up features and the upsampled top-down state, both (B, c, h, w)."""
+        return self.latent_head(self.merge(torch.cat([features, upsampled], dim=1)))
+
+    def fill(self, upsampled: torch.Tensor) -> torch.Tensor | None:
+        """Prediction of the group's code vectors from the coarser groups alone; None where there is no head."""
+        return None if self.fill_head is None else self.fill_head(upsampled)
+
+    def next_state(self, upsampled: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        """The top-down state after this group, (B, c, h, w): coarser groups and this one side by side, mixed 1×1.
+
+        Side by side, because a sum lets the finest group drown the coarse ones.
+        """
+        return self.state(torch.cat([upsampled, quantized], dim=1))

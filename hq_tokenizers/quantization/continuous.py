@@ -1,0 +1,29 @@
+"""The continuous bottleneck of the VAE, the baseline without codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+
+
+class GaussianBottleneck(nn.Module):
+    """q(z|x) = N(μ(x), diag exp v(x)) against the prior N(0, I) (Kingma and Welling, 2014).
+
+    Its term is kl = ½ Σ (μ² + σ² − 1 − log σ²), per image in nats.
+    """
+
+    def forward(
+        self, latents: torch.Tensor, temperature: torch.Tensor | None, log_variance_map: torch.Tensor, *_unused: Any
+    ) -> QuantizerOutput:
+        """Samples z (its mean when `temperature` is None) from μ and v, both (B, h, w, d)."""
+        mean, log_variance = latents.float(), log_variance_map.float()
+        sample = mean
+        if temperature is not None:
+            sample = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / mean.shape[0]
+        empty = mean.new_zeros(0)
+        return QuantizerOutput((sample,), None, {"kl": kl}, empty, empty)

@@ -1,0 +1,52 @@
+"""What every quantiser returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class QuantizerOutput:
+    """Result of quantising one grid of latent vectors with D levels of codes.
+
+    Args:
+        partial_sums: Code vectors summed over the first 1, …, D levels: D tensors (B, h, w, d). Relaxed while a
+            stochastic quantiser trains, with a straight-through gradient from the deterministic ones.
+        indices: Hard codes, LongTensor (B, h, w, D); None for a continuous bottleneck.
+        terms: The quantiser's contributions to the loss, scalars.
+        entropy: Mean entropy of P̂ per position in nats, (D,); zeros for deterministic quantisers.
+        variance: Mean quantisation variance (1/κ_φ for von Mises–Fisher), (D,); zeros for deterministic quantisers.
+    """
+
+    partial_sums: tuple[torch.Tensor, ...]
+    indices: torch.Tensor | None
+    terms: dict[str, torch.Tensor]
+    entropy: torch.Tensor
+    variance: torch.Tensor
+
+    @classmethod
+    def of_one_level(
+        cls,
+        quantized: torch.Tensor,
+        indices: torch.Tensor,
+        terms: dict[str, torch.Tensor],
+        entropy: torch.Tensor,
+        variance: torch.Tensor,
+    ) -> QuantizerOutput:
+        """The output of a quantiser with one code per position.
+
+        Args:
+            quantized: (B, h, w, d).
+            indices: (B, h, w).
+            terms: As above.
+            entropy: Of every position, (B, h, w).
+            variance: Of any shape; its mean is reported.
+        """
+        return cls((quantized,), indices.unsqueeze(-1), terms, entropy.mean().reshape(1), variance.mean().reshape(1))
+
+    @property
+    def quantized(self) -> torch.Tensor:
+        """The code vectors for the decoder, summed over all levels: (B, h, w, d)."""
+        return self.partial_sums[-1]

@@ -1,0 +1,143 @@
+"""Gaussian stochastic quantisation of one grid by a sum of codes per position (HQ-VAE, section 2.1 and 2.2).
+
+Shape legend: B batch, h × w grid (N positions), d code width, D levels of K_l codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hq_tokenizers.quantization.functional import gaussian_logits, mahalanobis
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, categorical_kl
+
+
+class ResidualGaussianQuantizer(nn.Module):
+    """Gaussian stochastic quantisation of one grid by a sum of D codes (HQ-VAE: an injected layer and its residuals).
+
+    Starting from r ← ẑ, level l draws z_l from P̂(b_{l,k}) = softmax_k(−‖r − b_{l,k}‖² / (2 s_l²)) and passes
+    r ← r − z_l on, with the relaxed sample and its full gradient. The group's terms are
+
+        continuous = E ‖ẑ − Σ_l z_l‖² / (2 Σ_l s_l²)       discrete = Σ_l (N log K_l − E Σ_i H(P̂_l))
+
+    Args:
+        codebook_sizes: K_l of each level.
+        code_dim: Code width d.
+        shared_codebook: Whether all levels use one codebook; their sizes must then be equal.
+        log_variance_range: Smallest and largest log s_l²; keeps a starving level from inflating without bound.
+        train_variance: Whether the variances are learned.
+        learned_prior: Whether `forward` will be given a `prior_mean`.
+        max_elements: See `StochasticCodebook`.
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        code_dim: int,
+        shared_codebook: bool,
+        log_variance_range: Sequence[float],
+        train_variance: bool,
+        learned_prior: bool,
+        max_elements: int,
+    ):
+        super().__init__()
+        self.codebooks = nn.ModuleList(
+            StochasticCodebook(size, code_dim, gaussian_logits, max_elements)
+            for size in codebook_sizes[: 1 if shared_codebook else None]
+        )
+        self.log_variances = nn.Parameter(torch.empty(len(codebook_sizes)), requires_grad=train_variance)
+        self.prior_log_variances = nn.Parameter(torch.empty(len(codebook_sizes))) if learned_prior else None
+        self.log_variance_range = tuple(log_variance_range)
+
+    def level_codebooks(self) -> list[StochasticCodebook]:
+        """The codebook of every level; the same object where they share it."""
+        codebooks = cast(Sequence[StochasticCodebook], self.codebooks)
+        return [codebooks[min(level, len(codebooks) - 1)] for level in range(len(self.log_variances))]
+
+    def variances(self) -> torch.Tensor:
+        """s_l² of every level, (D,)."""
+        return self._bounded(self.log_variances).exp()
+
+    def _bounded(self, log_variance: torch.Tensor) -> torch.Tensor:
+        """Clamped to the range, with the gradient of the identity: a level that overshoots finds its way back."""
+        value = log_variance.float()
+        return value + (value.clamp(*self.log_variance_range) - value).detach()
+
+    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        """Code vectors of codes (B, h, w, D'), D' ≤ D: one (B, h, w, d) per level."""
+        columns = indices.unbind(-1)
+        return [F.embedding(i, book.codes) for i, book in zip(columns, self.level_codebooks(), strict=False)]
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        temperature: torch.Tensor | None,
+        generators: Sequence[torch.Generator] | None = None,
+        prior_mean: torch.Tensor | None = None,
+    ) -> QuantizerOutput:
+        """Quantises latents (B, h, w, d); see `QuantizerOutput`.
+
+        Args:
+            latents: (B, h, w, d).
+            temperature: Gumbel temperature for relaxed samples, None for hard codes.
+            generators: One per image, for sampled hard codes.
+            prior_mean: (B, h, w, d), replaces the uniform prior by P̂(· | prior_mean) with variances of its own.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            residual = latents.float()
+            prior_residual = None if prior_mean is None else prior_mean.float()
+            total = torch.zeros_like(residual)
+            variances = self.variances()
+            sums, indices, entropies, discrete = [], [], [], []
+            for level, codebook in enumerate(self.level_codebooks()):
+                precision = variances[level].reciprocal().reshape(1, 1, 1, 1)
+                quantized, index, entropy = codebook(residual, precision, temperature, generators)
+                discrete.append(self._discrete(level, codebook, residual, precision, prior_residual, entropy))
+                residual = residual - quantized
+                total = total + quantized
+                if prior_residual is not None:
+                    prior_residual = prior_residual - quantized
+                sums.append(total)
+                indices.append(index)
+                entropies.append(entropy.mean())
+            terms = {
+                "continuous": mahalanobis(residual, variances.sum().reciprocal()) / latents.shape[0],
+                "discrete": torch.stack(discrete).sum(),
+            }
+            return QuantizerOutput(tuple(sums), torch.stack(indices, -1), terms, torch.stack(entropies), variances)
+
+    def _discrete(
+        self,
+        level: int,
+        codebook: StochasticCodebook,
+        residual: torch.Tensor,
+        precision: torch.Tensor,
+        prior_residual: torch.Tensor | None,
+        entropy: torch.Tensor,
+    ) -> torch.Tensor:
+        """KL(P̂_l ‖ prior) per image in nats."""
+        if prior_residual is None:
+            return categorical_kl(entropy, codebook.weight.shape[0])
+        assert self.prior_log_variances is not None
+        prior_precision = self._bounded(self.prior_log_variances[level]).neg().exp().reshape(1, 1, 1, 1)
+        cross_entropy = codebook.cross_entropy(residual, precision, prior_residual, prior_precision)
+        return (cross_entropy - entropy).sum() / entropy.shape[0]
+
+    def log_probabilities(self, latents: torch.Tensor, quantized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Log-probabilities log P̂_l given the code vectors of the levels before: one (B, h, w, K_l) per level.
+
+        Args:
+            latents: (B, h, w, d).
+            quantized: Code vector of every level, (B, h, w, d).
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            residual, result = latents.float(), []
+            for codebook, variance, vectors in zip(self.level_codebooks(), self.variances(), quantized, strict=True):
+                result.append(codebook.log_probabilities(residual, variance.reciprocal().reshape(1, 1, 1, 1)))
+                residual = residual - vectors
+            return result

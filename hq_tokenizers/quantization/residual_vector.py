@@ -1,0 +1,131 @@
+"""Deterministic (residual) vector quantisation of one grid: VQ-VAE with one level, RQ-VAE with several.
+
+Shape legend: B batch, h × w grid, d code width, D levels of K_l codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.reestimation import CodebookReestimation
+from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+
+
+class ResidualVectorQuantizer(nn.Module):
+    """Nearest-neighbour quantisation by a sum of D codes with a straight-through gradient.
+
+    Starting from r ← z, level l takes the code nearest to r and passes r ← r − b on; the recursion runs on detached
+    latents, and one straight-through estimator stands on the sum. Terms, as means over all latent values:
+
+        commitment = β · mean_l ‖z − sg(Σ_{l' ≤ l} b_{l'})‖²
+        codebook   = mean_l ‖sg(z) − Σ_{l' ≤ l} b_{l'}‖²        (only for codebooks learned by gradient)
+
+    Args:
+        codebook_sizes: K_l of each level.
+        code_dim: Code width d.
+        shared_codebook: Whether all levels use one codebook; their sizes must then be equal.
+        commitment_weight: β.
+        update: See `VectorCodebook`.
+        decay: See `VectorCodebook`.
+        restart_threshold: See `VectorCodebook`.
+        reestimation: Data-dependent re-estimation of the codebooks, or None.
+        max_elements: See `VectorCodebook`.
+    """
+
+    def __init__(
+        self,
+        codebook_sizes: Sequence[int],
+        code_dim: int,
+        shared_codebook: bool,
+        commitment_weight: float,
+        update: str,
+        decay: float,
+        restart_threshold: float,
+        reestimation: CodebookReestimation | None,
+        max_elements: int,
+    ):
+        super().__init__()
+        self.codebooks = nn.ModuleList(
+            VectorCodebook(size, code_dim, update, decay, restart_threshold, max_elements)
+            for size in codebook_sizes[: 1 if shared_codebook else None]
+        )
+        self.num_levels = len(codebook_sizes)
+        self.commitment_weight = commitment_weight
+        self.learned_by_gradient = update == "gradient"
+        self.reestimation = reestimation
+
+    def level_codebooks(self) -> list[VectorCodebook]:
+        """The codebook of every level; the same object where they share it."""
+        codebooks = cast(Sequence[VectorCodebook], self.codebooks)
+        return [codebooks[min(level, len(codebooks) - 1)] for level in range(self.num_levels)]
+
+    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        """Code vectors of codes (B, h, w, D'), D' ≤ D: one (B, h, w, d) per level."""
+        columns = indices.unbind(-1)
+        return [F.embedding(i, book.codes) for i, book in zip(columns, self.level_codebooks(), strict=False)]
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        temperature: torch.Tensor | None,
+        *_unused: None,
+    ) -> QuantizerOutput:
+        """Quantises latents (B, h, w, d); see `QuantizerOutput`.
+
+        Args:
+            latents: (B, h, w, d).
+            temperature: Not None while training: then the moving averages and the reservoir are updated.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            latents = latents.float()
+            learning = temperature is not None
+            indices, sums = self._quantize(latents.detach(), learning)
+            terms = self._terms(latents, sums)
+            # Exactly the code vectors in value, the identity with respect to the latents in gradient.
+            straight_through = [total.detach() + (latents - latents.detach()) for total in sums]
+            if self.reestimation is not None and learning:
+                self.reestimation.collect(latents)
+                identity = self.reestimation.warming_up
+                straight_through = [torch.where(identity, latents, total) for total in straight_through]
+                terms = {name: term * ~identity for name, term in terms.items()}
+            zeros = latents.new_zeros(self.num_levels)
+            return QuantizerOutput(tuple(straight_through), torch.stack(indices, -1), terms, zeros, zeros)
+
+    def start_epoch(self, epoch: int, seed: int) -> bool:
+        """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.
+
+        A codebook that all levels share is estimated once, on the latents.
+        """
+        if self.reestimation is None:
+            return False
+        return self.reestimation.start_epoch(epoch, cast(Sequence[VectorCodebook], self.codebooks), seed)
+
+    def _quantize(self, latents: torch.Tensor, learning: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        residual, total = latents, torch.zeros_like(latents)
+        indices, sums = [], []
+        for codebook in self.level_codebooks():
+            flat = residual.reshape(-1, residual.shape[-1])
+            index = codebook.nearest(flat)
+            vectors = F.embedding(index, codebook.codes).reshape(latents.shape)
+            if learning and codebook.update_rule == "ema":
+                codebook.move_averages(flat, index)
+            residual = residual - vectors.detach()
+            total = total + vectors
+            indices.append(index.reshape(latents.shape[:-1]))
+            sums.append(total)
+        return indices, sums
+
+    def _terms(self, latents: torch.Tensor, sums: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        def mean_distance(a: torch.Tensor, partial_sums: list[torch.Tensor]) -> torch.Tensor:
+            return torch.stack([F.mse_loss(a, b) for b in partial_sums]).mean()
+
+        terms = {"commitment": self.commitment_weight * mean_distance(latents, [total.detach() for total in sums])}
+        if self.learned_by_gradient:
+            terms["codebook"] = mean_distance(latents.detach(), sums)
+        return terms

@@ -1,0 +1,152 @@
+"""A codebook whose codes are drawn from P̂(z_q = b_k | z).
+
+Shape legend: B batch, h × w grid, d code width, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hq_tokenizers.quantization.functional import entropy_of, in_chunks, relaxed_quantize
+from hq_tokenizers.randomness import sample_exponential
+
+LogitsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class StochasticCodebook(nn.Module):
+    """A codebook whose codes are drawn from P̂(z_q = b_k | z).
+
+    Args:
+        num_codes: Codebook size K.
+        code_dim: Code width d.
+        logits: Maps latents (M, d), codebook (K, d) and the precision to the logits of P̂ (M, K).
+        max_elements: Bound on the size of the latents × codes matrix held at once; beyond it, it is computed in
+            slices.
+    """
+
+    def __init__(self, num_codes: int, code_dim: int, logits: LogitsFunction, max_elements: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
+        self.logits = logits
+        self.max_elements = max_elements
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The code vectors (K, d) in float32."""
+        return self.weight.float()
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        precision: torch.Tensor,
+        temperature: torch.Tensor | None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Quantises a grid.
+
+        With a temperature the code vectors are relaxed samples, for training. Without, they are those of the most
+        probable codes, or of a categorical sample when `generators` are given.
+
+        Args:
+            latents: (B, h, w, d), float32.
+            precision: Diagonal of Σ⁻¹, four dimensions that broadcast to the latents'; all leading ones must be those
+                of the latents unless every one is 1.
+            temperature: Gumbel temperature τ, a scalar tensor; None for hard codes.
+            generators: One per image, for sampled hard codes.
+
+        Returns:
+            Code vectors (B, h, w, d), hard codes (B, h, w) and the entropy of P̂ (B, h, w) in nats.
+        """
+        batch, height, width, dim = latents.shape
+        codes = self.codes
+        noise = None
+        if generators is not None:
+            noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
+
+        def quantize(z: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            logits = self.logits(z, codes, w)
+            if temperature is not None:
+                quantized, entropy = relaxed_quantize(logits, codes, temperature)
+                return quantized, logits.argmax(dim=-1), entropy
+            indices = (logits if noise is None else logits - noise.log()).argmax(dim=-1)
+            return F.embedding(indices, codes), indices, entropy_of(logits)
+
+        quantized, indices, entropy = in_chunks(
+            quantize,
+            latents.reshape(-1, dim),
+            _flat_precision(precision, latents),
+            num_codes=len(codes),
+            max_elements=self.max_elements if noise is None else max(self.max_elements, noise.numel()),
+        )
+        grid = (batch, height, width)
+        return quantized.reshape(*grid, dim), indices.reshape(grid), entropy.reshape(grid)
+
+    def cross_entropy(
+        self,
+        latents: torch.Tensor,
+        precision: torch.Tensor,
+        prior_latents: torch.Tensor,
+        prior_precision: torch.Tensor,
+    ) -> torch.Tensor:
+        """−Σ_k P̂_k(latents) log P̂_k(prior_latents) in nats, (B, h, w).
+
+        Args:
+            latents: (B, h, w, d).
+            precision: As in `forward`.
+            prior_latents: (B, h, w, d).
+            prior_precision: As in `forward`.
+        """
+
+        def compute(
+            z: torch.Tensor, prior: torch.Tensor, w: torch.Tensor, prior_w: torch.Tensor
+        ) -> tuple[torch.Tensor]:
+            probabilities = torch.softmax(self.logits(z, self.codes, w), dim=-1)
+            prior_log_probabilities = F.log_softmax(self.logits(prior, self.codes, prior_w), dim=-1)
+            return (-torch.linalg.vecdot(probabilities, prior_log_probabilities),)
+
+        (result,) = in_chunks(
+            compute,
+            latents.flatten(0, 2),
+            prior_latents.flatten(0, 2),
+            _flat_precision(precision, latents),
+            _flat_precision(prior_precision, latents),
+            num_codes=len(self.weight),
+            max_elements=self.max_elements,
+        )
+        return result.unflatten(0, latents.shape[:3])
+
+    def log_probabilities(self, latents: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+        """Log P̂(z_q = b_k | z): latents (B, h, w, d) → (B, h, w, K)."""
+        logits = self.logits(latents.flatten(0, 2), self.codes, _flat_precision(precision, latents))
+        return F.log_softmax(logits, dim=-1).unflatten(0, latents.shape[:3])
+
+
+def _flat_precision(precision: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A precision of four dimensions as (M, d or 1), or (1, 1) where it is one number."""
+    if precision.numel() > 1:
+        precision = precision.expand(*latents.shape[:3], -1)
+    return precision.reshape(-1, precision.shape[-1])
+
+
+class UnitCodebook(StochasticCodebook):
+    """A codebook of unit vectors."""
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """The code vectors (K, d) in float32, normalised."""
+        return F.normalize(self.weight.float(), dim=-1)
+
+
+def categorical_kl(entropy: torch.Tensor, num_codes: int) -> torch.Tensor:
+    """KL(P̂ ‖ uniform) = N log K − Σ_i H(P̂_i) in nats, averaged over the batch.
+
+    Args:
+        entropy: H(P̂) of every position, (B, h, w).
+        num_codes: K.
+    """
+    return entropy[0].numel() * math.log(num_codes) - entropy.sum() / entropy.shape[0]

@@ -1,0 +1,28 @@
+"""Makes the models known to transformers' Auto classes and to `transformers.pipeline`."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .image_processing_hq import HQImageProcessor
+from .modeling_hq_vae import HQVAEModel
+from .modeling_sq_vae import SQVAEModel
+from .pipelines.modeling_hq_generator import HQGeneratorModel
+from .pipelines.pipeline_hq_generation import HQGenerationPipeline
+from .priors.modeling_masked_prior import MaskedPriorModel
+from .priors.modeling_rq_prior import RQPriorModel
+
+
+def register() -> None:
+    """Registers every model, the image processor and the task "hq-generation"; calling it again changes nothing."""
+    for model in (SQVAEModel, HQVAEModel, RQPriorModel, MaskedPriorModel, HQGeneratorModel):
+        config = model.config_class
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+    for model in (SQVAEModel, HQVAEModel, HQGeneratorModel):
+        AutoImageProcessor.register(
+            model.config_class, image_processor_classes={"torchvision": HQImageProcessor}, exist_ok=True
+        )
+    if "hq-generation" not in PIPELINE_REGISTRY.get_supported_tasks():
+        PIPELINE_REGISTRY.register_pipeline("hq-generation", pipeline_class=HQGenerationPipeline, pt_model=AutoModel)

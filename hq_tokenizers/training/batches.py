@@ -1,0 +1,71 @@
+"""Which rows make which batch: a pure function of seed and step, so that a run resumes at any step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of the training rows.
+
+    Every epoch is a permutation that only the seed and the epoch decide, cut into batches; rows left over sit out that
+    epoch. A batch is split over processes and accumulation steps without changing what is in it.
+
+    Args:
+        num_rows: Rows of the training split.
+        batch_size: Rows per optimiser step, over all processes and accumulation steps.
+        seed: Seed of the order.
+        num_parts: Accumulation steps.
+        num_processes: Processes.
+        process_index: This process.
+
+    Raises:
+        ValueError: If there are fewer rows than a batch needs, or a batch does not split evenly.
+    """
+
+    num_rows: int
+    batch_size: int
+    seed: int
+    num_parts: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_rows < self.batch_size:
+            raise ValueError(
+                f"The training split has {self.num_rows} rows, fewer than batch_size {self.batch_size}: use a smaller "
+                "batch_size."
+            )
+        shares = self.num_parts * self.num_processes
+        if self.batch_size % shares:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split evenly over {self.num_processes} processes × "
+                f"{self.num_parts} accumulation steps: use a multiple of {shares}."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return self.num_rows // self.batch_size
+
+    def rest_of_epoch(self, step: int) -> list[torch.Tensor]:
+        """This process's row indices from optimiser step `step` to the end of its epoch, part by part."""
+        epoch, first = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        batches = order[first * self.batch_size : self.steps_per_epoch * self.batch_size]
+        shares = batches.reshape(-1, self.num_processes, self.batch_size // (self.num_parts * self.num_processes))
+        return list(torch.from_numpy(shares[:, self.process_index]))
+
+
+def validation_batches(
+    num_rows: int, batch_size: int, num_processes: int = 1, process_index: int = 0
+) -> list[torch.Tensor]:
+    """This process's share of batches that together visit every row exactly once, in order.
+
+    Whole batches are dealt out, so that a loss that depends on its batch is the same for any number of processes.
+    """
+    return list(torch.arange(num_rows).split(batch_size))[process_index::num_processes]

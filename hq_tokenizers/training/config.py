@@ -1,0 +1,170 @@
+"""The options of every command, with their meanings; nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from hq_tokenizers.data.config import DataConfig
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """What both training stages share.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    output_dir: Annotated[str, "where everything goes; a run that is there already is continued"] = "runs/training"
+    seed: Annotated[int, "seed of initial weights, data order and noise"] = 0
+    batch_size: Annotated[int, "images per optimiser step, over all processes and accumulation steps"] = 32
+    gradient_accumulation: Annotated[int, "parts that a batch is split into, one after the other, to save memory"] = 1
+    epochs: Annotated[float, "passes over the training images; to be raised later only without schedule cosine"] = 100.0
+    max_steps: Annotated[int | None, "optimiser steps, instead of epochs"] = None
+    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adam"
+    learning_rate: Annotated[float, "peak learning rate"] = 1e-3
+    adam_betas: Annotated[list[float], "decay rates of Adam's two moments"] = field(
+        default_factory=lambda: [0.9, 0.999]
+    )
+    weight_decay: Annotated[float, "weight decay"] = 0.0
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
+    ] = "plateau"
+    warmup_steps: Annotated[int, "steps of linear warm-up, for constant and cosine"] = 0
+    plateau_factor: Annotated[float, "what a plateau multiplies the learning rate by"] = 0.5
+    plateau_patience: Annotated[int, "validations without improvement that make a plateau"] = 3
+    max_grad_norm: Annotated[float | None, "clip the gradient's norm to this; null does not clip"] = None
+    ema_decay: Annotated[float | None, "keep an exponential moving average of the weights, and end with it"] = None
+    bf16: Annotated[bool, "bfloat16 autocast (the quantiser stays in float32)"] = False
+    log_steps: Annotated[int, "optimiser steps between log records"] = 50
+    validation_steps: Annotated[int | None, "optimiser steps between validations; null is once an epoch"] = None
+    checkpoint_steps: Annotated[int | None, "optimiser steps between checkpoints; null is once an epoch"] = None
+    keep_checkpoints: Annotated[int, "newest checkpoints to keep"] = 2
+    keep_best: Annotated[bool, "end with the weights of the lowest validation loss instead of the last ones"] = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation", "log_steps", "keep_checkpoints"):
+            _check_minimum(name, getattr(self, name), 1)
+        for name in ("max_steps", "validation_steps", "checkpoint_steps"):
+            _check_minimum(name, getattr(self, name) or 1, 1)
+        for name in ("warmup_steps", "plateau_patience", "weight_decay"):
+            _check_minimum(name, getattr(self, name), 0)
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of gradient_accumulation, got {self.batch_size} and "
+                f"{self.gradient_accumulation}."
+            )
+        if self.warmup_steps and self.schedule == "plateau":
+            raise ValueError("warmup_steps needs schedule constant or cosine; plateau has no warm-up.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, or be null, got {self.ema_decay}.")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}.")
+
+
+@dataclass(kw_only=True)
+class TokenizerTrainingConfig(LoopConfig):
+    """Options of `train-tokenizer`."""
+
+    output_dir: Annotated[str, "where everything goes; a run that is there already is continued"] = "runs/tokenizer"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Annotated[
+        dict[str, Any],
+        "the tokenizer: {preset: sq_vae, network: mnist}, or {model_type: sq_vae}, which it is without a preset; and "
+        "any field of its configuration (--model.codebook_size 256); image_size and num_channels come from the data",
+    ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "preset" not in self.model:
+            self.model = {"model_type": "sq_vae", **self.model}
+
+
+@dataclass(kw_only=True)
+class PriorTrainingConfig(LoopConfig):
+    """Options of `train-prior`."""
+
+    output_dir: Annotated[str, "where everything goes; a run that is there already is continued"] = "runs/prior"
+    codes: Annotated[str, "folder that `encode` wrote"] = "runs/codes"
+    tokenizer: Annotated[str | None, "the tokenizer, for sample images; null takes the one that made the codes"] = None
+    conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
+    model: Annotated[
+        dict[str, Any],
+        "the prior: model_type, which is rq_prior unless given, and any field of its configuration "
+        "(--model.hidden_size 256); the code layout and the number of classes come from the codes",
+    ] = field(default_factory=dict)
+    generation: Annotated[dict[str, Any], "sampling defaults saved with the prior, such as {temperature: 0.9}"] = field(
+        default_factory=dict
+    )
+    samples: Annotated[int, "images of the sample grid"] = 64
+    batch_size: Annotated[int, "images per optimiser step, over all processes and accumulation steps"] = 64
+    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adamw"
+    learning_rate: Annotated[float, "peak learning rate"] = 5e-4
+    adam_betas: Annotated[list[float], "decay rates of Adam's two moments"] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: Annotated[float, "weight decay"] = 0.05
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
+    ] = "cosine"
+    warmup_steps: Annotated[int, "steps of linear warm-up, for constant and cosine"] = 100
+    max_grad_norm: Annotated[float | None, "clip the gradient's norm to this; null does not clip"] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model = {"model_type": "rq_prior", **self.model}
+
+
+@dataclass(kw_only=True)
+class EncodeConfig:
+    """Options of `encode`."""
+
+    tokenizer: Annotated[str, "folder or Hub id of a trained tokenizer"] = "runs/tokenizer"
+    output_dir: Annotated[str, "folder of the codes to write"] = "runs/codes"
+    batch_size: Annotated[int, "images at a time"] = 256
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        _check_minimum("batch_size", self.batch_size, 1)
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Options of `generate`.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    generator: Annotated[str, "folder or Hub id of a generator"] = "runs/prior/generator"
+    output_dir: Annotated[str, "folder of the images to write"] = "runs/samples"
+    class_labels: Annotated[
+        list[int | str] | str | int | None, "class names or ids, as in [cat, dog]; null draws every class, or none"
+    ] = None
+    num_images: Annotated[int, "images per class"] = 8
+    seed: Annotated[int, "image i has the noise of seed + i"] = 0
+    batch_size: Annotated[int, "images at a time; the images do not depend on it"] = 64
+    generation: Annotated[
+        dict[str, Any], "sampling settings, such as --generation.temperature 0.9; default: those saved with the prior"
+    ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("num_images", "batch_size"):
+            _check_minimum(name, getattr(self, name), 1)
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Options of `demo`."""
+
+    output_dir: Annotated[str, "where everything goes; what is there already is not done again"] = "runs/demo"
+    seed: Annotated[int, "seed of both trainings and of the samples"] = 0
+
+
+def _check_minimum(name: str, value: float, minimum: float) -> None:
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")

@@ -1,0 +1,106 @@
+"""From images to codes on disk, the step between the two training stages."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedModel
+
+from hq_tokenizers.codes import Codes
+from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.data.loading import load_image_splits
+
+from .batches import validation_batches
+from .config import EncodeConfig
+from .loop import create_accelerator
+from .trained_models import load_trained
+
+
+def encode_images(config: EncodeConfig) -> EncodedImages:
+    """Encodes the train, validation and (where there is one) test split with a trained tokenizer and saves the codes.
+
+    Returns:
+        What was saved to `config.output_dir`; `EncodedImages.load` reads it.
+
+    Raises:
+        ValueError: If there is no such tokenizer, the images do not fit it, or a split has classes that the training
+            split lacks; before anything is encoded.
+    """
+    accelerator = create_accelerator()
+    model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    model = model.to(accelerator.device)
+    names = {"train": "train_split", "validation": "validation_split"}
+    names |= {"test": "test_split"} if config.data.test_split else {}
+    images = dict(zip(names, load_image_splits(config.data, *names.values()), strict=True))
+    for name, rows in images.items():
+        _check_images(model, rows, names[name])
+        _check_classes(images["train"], rows, names[name])
+    encoded = EncodedImages(
+        layout=model.code_layout(),
+        splits={name: _encode_rows(model, rows, config.batch_size, accelerator) for name, rows in images.items()},
+        tokenizer=config.tokenizer,
+        tokenizer_sha256=weights_sha256(model),
+        label_names=images["train"].label_names,
+    )
+    if accelerator.is_main_process:
+        encoded.save(config.output_dir)
+    accelerator.wait_for_everyone()
+    return encoded
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hash of a model's weights: names, types and values, in the order of the names, whatever file holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _encode_rows(model: PreTrainedModel, rows: ImageRows, batch_size: int, accelerator: Accelerator) -> CodeRows:
+    processes, index = accelerator.num_processes, accelerator.process_index
+    shares = validation_batches(len(rows), batch_size, processes, index)
+    own: list[Codes] = [model.encode(b["pixel_values"]).to("cpu") for b in rows.batches(shares, accelerator.device)]
+    # Batch i was dealt to process i mod P; the gathered parts are put back in that order.
+    numbered = [(index + processes * turn, codes.flatten()) for turn, codes in enumerate(own)]
+    parts = sorted(gather_object(numbered), key=lambda part: part[0])
+    return CodeRows(torch.cat([flat for _, flat in parts]).int(), rows.labels)
+
+
+def _check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
+    form, channels = rows.image_format, model.config.num_channels
+    if form.num_channels != channels:
+        raise ValueError(
+            f"data.{option} has {form.num_channels} channels, the tokenizer wants {channels}: set data.num_channels to "
+            f"{channels}."
+        )
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    if (form.height, form.width) != (height, width):
+        raise ValueError(
+            f"data.{option} has images of {form.height}×{form.width} pixels, the tokenizer was trained on {height}×"
+            f"{width}: set data.image_size to {height if height == width else [height, width]}, or train a tokenizer "
+            "on images of this size."
+        )
+
+
+def _check_classes(train: ImageRows, rows: ImageRows, option: str) -> None:
+    """A class means the same in every split: the prior knows those of the training split by number."""
+    if train.labels is None:
+        return
+    if rows.labels is None:
+        raise ValueError(f"data.{option} has no classes, but data.train_split has: choose data.label_column for both.")
+    known, names = train.label_names or [], rows.label_names or []
+    used = rows.labels.unique().tolist()
+    strange = [names[label] for label in used if label >= len(known) or names[label] != known[label]]
+    if strange:
+        raise ValueError(
+            f"data.{option} has images of the classes {', '.join(strange[:5])}, which data.train_split does not have, "
+            f"or under another number; its classes are {', '.join(known[:20])}{' …' if len(known) > 20 else ''}."
+        )

@@ -1,0 +1,103 @@
+"""Figures of a tokenizer over a whole split; every image counts once, for any number of processes."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hq_tokenizers.data.images import BatchSource
+from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
+from hq_tokenizers.quantization.usage import code_counts, perplexity
+
+from .batches import validation_batches
+from .tracking import Record
+
+
+class RunningSums:
+    """Named float64 sums that add up over batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, value: torch.Tensor | float) -> None:
+        """Adds to the sum called `name`."""
+        value = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+        """The sums over all processes, each of which has to have the same names."""
+        if accelerator.num_processes == 1:
+            return self._sums
+        total = accelerator.reduce({name: value.to(accelerator.device) for name, value in self._sums.items()}, "sum")
+        return {name: value.cpu() for name, value in total.items()}
+
+
+@torch.no_grad()
+def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: int, accelerator: Accelerator) -> Record:
+    """Evaluates the deterministic reconstructions of a split.
+
+    Args:
+        model: An image tokenizer in evaluation mode.
+        data: Images.
+        batch_size: Images at a time. The loss of a tokenizer whose σ² is its batch optimum depends on it slightly.
+        accelerator: Whose processes share the work.
+
+    Returns:
+        "loss": negative ELBO per image in nats; "mse": mean squared error per pixel value; "mse_per_image": summed
+        over the pixel values of an image; "psnr": in dB, the mean of the images' own PSNR; and per level: "perplexity",
+        exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity", the mean over batches;
+        "active_codes" that occur in the split; "entropy" of P̂, nats per position; "variance" of the quantiser.
+
+    Raises:
+        ValueError: If there are fewer batches than processes.
+    """
+    shares = validation_batches(len(data), batch_size, accelerator.num_processes, accelerator.process_index)
+    if not shares:
+        raise ValueError(
+            f"{len(data)} images in batches of {batch_size} are too few for {accelerator.num_processes} processes: "
+            "use a smaller batch_size."
+        )
+    sums = RunningSums()
+    for batch in data.batches(shares, accelerator.device):
+        _add_batch(sums, batch["pixel_values"], model(batch["pixel_values"]))
+    return _figures(sums.reduce(accelerator))
+
+
+def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageTokenizerOutput) -> None:
+    assert output.loss is not None
+    assert output.terms is not None
+    assert output.reconstruction is not None
+    num_images = pixel_values.shape[0]
+    squared_error = (output.reconstruction - pixel_values).float().square().flatten(1)
+    # A perfect image has no finite PSNR: 100 dB stands for it.
+    psnr = -10 * squared_error.mean(1).clamp_min(1e-10).log10()
+    sums.add("num_images", num_images)
+    sums.add("num_batches", 1)
+    sums.add("loss", output.loss * num_images)
+    sums.add("mse_per_image", squared_error.sum(1).double().sum() if squared_error.is_cpu else squared_error.sum())
+    sums.add("mse", squared_error.mean(1).sum())
+    sums.add("psnr", psnr.sum())
+    for name, value in output.terms.items():
+        sums.add(f"term_{name}", value * num_images)
+    if output.codes is None or output.diagnostics is None:
+        return
+    sums.add("entropy", output.diagnostics["entropy"] * num_images)
+    sums.add("variance", output.diagnostics["variance"] * num_images)
+    sums.add("batch_perplexity", output.diagnostics["perplexity"])
+    levels = zip(output.codes.levels(), output.codes.layout.codebook_sizes, strict=True)
+    for level, (indices, size) in enumerate(levels):
+        sums.add(f"counts_{level}", code_counts(indices, size))
+
+
+def _figures(sums: dict[str, torch.Tensor]) -> Record:
+    num_images, num_batches = sums.pop("num_images"), sums.pop("num_batches")
+    counts = [sums.pop(name) for name in [name for name in sums if name.startswith("counts_")]]
+    figures: Record = {"num_images": int(num_images)}
+    for name, total in sums.items():
+        mean = total / (num_batches if name == "batch_perplexity" else num_images)
+        figures[name.removeprefix("term_")] = mean.tolist()
+    if counts:
+        figures["perplexity"] = [perplexity(level).item() for level in counts]
+        figures["active_codes"] = [int((level > 0).sum()) for level in counts]
+    return figures

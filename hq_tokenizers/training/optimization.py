@@ -1,0 +1,106 @@
+"""Optimisers, learning-rate schedules and the moving average of the weights, from a `LoopConfig`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from transformers import get_scheduler
+
+from .config import LoopConfig
+
+
+def build_optimizer(config: LoopConfig, parameter_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam or AdamW over parameter groups."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    betas = (config.adam_betas[0], config.adam_betas[1])
+    # The fused kernel halves the optimiser's share of a small model's step.
+    return kind(parameter_groups, config.learning_rate, betas, weight_decay=config.weight_decay, fused=True)
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices with weight decay, vectors and embeddings (norms, biases) without."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2 and id(p) not in embeddings]
+    plain = [p for p in parameters if p.ndim < 2 or id(p) in embeddings]
+    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+
+
+class Schedule:
+    """The learning rate: told of every optimiser step and of every validation loss.
+
+    Args:
+        config: Kind, warm-up, factor and patience.
+        optimizer: Whose learning rates are set.
+        total_steps: Optimiser steps of the run, where cosine reaches 0.
+    """
+
+    def __init__(self, config: LoopConfig, optimizer: torch.optim.Optimizer, total_steps: int):
+        self.scheduler: LRScheduler
+        self.on_plateau = config.schedule == "plateau"
+        if self.on_plateau:
+            # Absolute threshold: the relative one has the wrong sign for a negative loss, and an ELBO may be negative.
+            self.scheduler = ReduceLROnPlateau(
+                optimizer, factor=config.plateau_factor, patience=config.plateau_patience, threshold_mode="abs"
+            )
+        else:
+            kind = {"constant": "constant_with_warmup", "cosine": "cosine"}[config.schedule]
+            self.scheduler = get_scheduler(kind, optimizer, config.warmup_steps, total_steps)
+
+    def after_step(self) -> None:
+        """To be called after every optimiser step."""
+        if not self.on_plateau:
+            self.scheduler.step()
+
+    def after_validation(self, loss: float) -> None:
+        """To be called with every validation loss."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state."""
+        state = self.scheduler.state_dict()
+        return {name: value for name, value in state.items() if isinstance(value, int | float | list | str)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state})
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, as a second model to evaluate and save.
+
+    After t updates the decay is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten. Buffers
+    of floats are averaged alike: batch statistics of the newest weights do not fit averaged ones.
+
+    Args:
+        model: The model to follow.
+        decay: Limit of the decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self._averages = _floats(self.model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards the weights after optimiser step number `step` (1, 2, …)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._averages, _floats(model), 1 - decay)
+
+    @torch.no_grad()
+    def copy_counters(self, model: nn.Module) -> None:
+        """Takes over the buffers that are no floats: counters of steps and epochs."""
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            if not theirs.is_floating_point():
+                mine.copy_(theirs)
+
+
+def _floats(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of floats."""
+    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]

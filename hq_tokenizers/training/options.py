@@ -1,0 +1,199 @@
+"""Typed options: a dataclass filled from a YAML file and from `--field value` overrides with dotted names.
+
+An option is a dataclass field annotated as `Annotated[type, "its meaning in one line"]`. Nested dataclasses are
+sections; a `dict` field takes any keys (the `model` section, whose keys are the model configuration's own).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+def load_options(cls: type[T], source: str | Path | None, overrides: Sequence[str] = ()) -> T:
+    """Reads options: defaults, then the YAML file, then the overrides.
+
+    Args:
+        cls: The dataclass of the options.
+        source: A YAML file, or None for the defaults.
+        overrides: Command line words: `--field value` or `--field=value`, with dotted names for sections.
+
+    Raises:
+        FileNotFoundError: If the YAML file does not exist.
+        ValueError: For an unknown name (the nearest accepted ones are given) or a value of the wrong type.
+    """
+    values: dict[str, Any] = {}
+    if source is not None:
+        values = _read_yaml(Path(source))
+    for name, word in parse_overrides(overrides):
+        path = name.split(".")
+        _assign(values, path, _override_value(_hint_of(cls, path), word, name), name)
+    return options_from_dict(cls, values)
+
+
+def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of dotted name and value, as written, from `--name value` and `--name=value`.
+
+    Raises:
+        ValueError: For a word that is no option, or an option without a value.
+    """
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise ValueError(f"Expected an option such as --seed 1, got {word!r}; options follow the YAML file.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise ValueError(f"--{name} needs a value, as in --{name} VALUE (true or false for a switch).")
+            value = rest.pop(0)
+        yield name.replace("-", "_"), value
+
+
+def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Builds the dataclass from nested mappings.
+
+    Raises:
+        ValueError: For an unknown name or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    accepted = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    checked = {}
+    for name, value in values.items():
+        if name not in accepted:
+            raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in accepted]))
+        checked[name] = convert_option(hints[name], value, f"{prefix}{name}")
+    return cls(**checked)
+
+
+def options_to_dict(options: Any) -> dict[str, Any]:
+    """The nested mapping that `options_from_dict` reads."""
+    return dataclasses.asdict(options)
+
+
+def describe_options(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default as YAML, meaning) of every option."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from describe_options(typing.cast(type, hint), f"{name}.")
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield name, _to_yaml(default), hint.__metadata__[0]
+
+
+def unknown_name(name: str, accepted: Sequence[str]) -> str:
+    """The message for a name that is not among the accepted ones; the nearest come first."""
+    nearest = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
+    return f"Unknown option {name!r}. {hint}Accepted: {', '.join(sorted(accepted))}."
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration file {str(path)!r}.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold options as `name: value` lines, got {type(values).__name__}.")
+    return values
+
+
+def _hint_of(cls: type, path: Sequence[str]) -> Any:
+    """The annotation of a dotted name; Any for the keys of a free section and for names that are not there."""
+    hint: Any = cls
+    for part in path:
+        hint = typing.get_type_hints(hint).get(part, Any) if dataclasses.is_dataclass(hint) else Any
+    return hint
+
+
+def _override_value(hint: Any, word: str, name: str) -> Any:
+    """The value of a word. A text is what is written, since YAML would read 0010 as 8; all else is YAML."""
+    if hint is str or (hint == str | None and word not in ("null", "~", "")):
+        return word
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--{name}: {word!r} is not a YAML value ({error}).") from error
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, name: str) -> None:
+    for part in path[:-1]:
+        section = values.get(part)
+        values[part] = section = {} if section is None else section
+        if not isinstance(section, dict):
+            raise ValueError(f"--{name}: {part!r} holds the value {section!r}, not a section.")
+        values = section
+    values[path[-1]] = value
+
+
+def convert_option(hint: Any, value: Any, name: str) -> Any:
+    """A value checked against a type annotation. YAML reads 1e-3 as a string, so numbers in strings are numbers here.
+
+    Args:
+        hint: The annotation.
+        value: What YAML gave.
+        name: The option to name in errors.
+
+    Raises:
+        ValueError: If the value does not fit.
+    """
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
+        return options_from_dict(typing.cast(type, hint), value, prefix=f"{name}.")
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(arguments, value, name)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
+        return value
+    if origin is list and isinstance(value, list):
+        return [convert_option(arguments[0], item, name) for item in value]
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, origin or hint) and isinstance(value, bool) == (hint is bool):
+        return value
+    raise ValueError(f"{name} must be {_name_of(hint)}, got {value!r}.")
+
+
+def _convert_union(arguments: tuple[Any, ...], value: Any, name: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    for hint in arguments:
+        try:
+            return convert_option(hint, value, name)
+        except (ValueError, TypeError):
+            continue
+    kinds = [_name_of(hint) for hint in arguments]
+    raise ValueError(f"{name} must be {' or '.join(kinds)}, got {value!r}.")
+
+
+def _name_of(hint: Any) -> str:
+    names = {type(None): "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}
+    if hint in names:
+        return names[hint]
+    return "a list" if typing.get_origin(hint) is list else "a mapping of names to values"
+
+
+def _to_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -1,0 +1,37 @@
+"""The JSON report that every command ends with."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from hq_tokenizers._version import __version__
+
+from .tracking import Record
+
+REPORT = "report.json"
+
+
+def write_report(output_dir: Path, report: dict[str, Any]) -> None:
+    """Writes `report.json` with the versions that made it."""
+    versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
+    content = {
+        **report,
+        "versions": {"hq_tokenizers": __version__, "python": platform.python_version(), **versions},
+    }
+    (output_dir / REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_report(output_dir: Path) -> dict[str, Any]:
+    """Reads `report.json`."""
+    return json.loads((output_dir / REPORT).read_text(encoding="utf-8"))
+
+
+def images_per_second(history: list[Record]) -> float | None:
+    """Median training speed of a history; None when nothing was trained."""
+    speeds = [record["images_per_second"] for record in history if record["split"] == "train"]
+    return median(speeds) if speeds else None

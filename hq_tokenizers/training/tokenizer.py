@@ -1,0 +1,189 @@
+"""Stage one: training an image tokenizer. Also `python -m hq_tokenizers.training.tokenizer CONFIG.yaml`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModel, PreTrainedModel, set_seed
+
+from hq_tokenizers.data.images import Batch, ImageRows
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.diagnostics import diagnose
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+
+from .config import TokenizerTrainingConfig
+from .evaluation import evaluate_tokenizer
+from .figures import reconstruction_grid, save_curves, save_png
+from .loop import Metrics, Stage, TrainingLoop, create_accelerator
+from .model_section import build_tokenizer_config
+from .options import options_to_dict
+from .reports import images_per_second, write_report
+from .tracking import Record, Tracker, read_history
+
+NUM_PICTURES = 32
+_PANELS = {
+    "loss (nats per image)": ["loss", "reconstruction", "continuous", "discrete"],
+    "MSE per pixel": ["mse"],
+    "perplexity": ["perplexity", "batch_perplexity"],
+    "entropy of P̂ (nats)": ["entropy"],
+    "variance": ["variance"],
+}
+
+
+def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
+    """Trains a tokenizer, or continues the run in `config.output_dir`, and writes it there.
+
+    The folder ends up with config.json, model.safetensors and preprocessor_config.json, which `from_pretrained` loads;
+    reconstructions.png, curves.png, report.json, metrics.jsonl and the checkpoints.
+
+    Returns:
+        The report; its "test" figures are those of `evaluate_tokenizer` on the test split.
+
+    Raises:
+        ValueError: For options, data or a model that do not fit together, before anything is trained.
+    """
+    train, validation, test = _load_data(config)
+    accelerator = create_accelerator()
+    model = _build_model(config, train)
+    loop = TrainingLoop(config, accelerator, model, train, _stage(config, accelerator, model, train, validation))
+    model = loop.run()
+    figures = evaluate_tokenizer(model, test, config.batch_size, accelerator)
+    findings = diagnose(model.config, codebook_sizes(model), figures)
+    report = {
+        "model_type": model.config.model_type,
+        "num_parameters": model.num_parameters(),
+        **_describe_codes(model),
+        "steps": loop.step,
+        "epochs": loop.step / loop.plan.steps_per_epoch,
+        "test": figures,
+        "findings": [finding.to_dict() for finding in findings],
+        "options": options_to_dict(config),
+    }
+    if accelerator.is_main_process:
+        _save(Path(config.output_dir), model, test, accelerator.device)
+        history = read_history(Path(config.output_dir))
+        save_curves(history, _PANELS, Path(config.output_dir) / "curves.png")
+        report["images_per_second"] = images_per_second(history)
+        write_report(Path(config.output_dir), report)
+    accelerator.wait_for_everyone()
+    return report
+
+
+def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
+    """Codebook size of every level; none for a VAE."""
+    return () if model.config.quantizer == "none" else model.code_layout().codebook_sizes
+
+
+def _describe_codes(model: PreTrainedModel) -> dict[str, Any]:
+    if not codebook_sizes(model):
+        return {"code_layout": None, "codebook_sizes": [], "bits_per_image": None}
+    layout = model.code_layout()
+    return {
+        "code_layout": str(layout),
+        "codebook_sizes": list(layout.codebook_sizes),
+        "bits_per_image": layout.bits_per_image,
+    }
+
+
+def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first images of a split and their reconstructions."""
+    (batch,) = data.batches([torch.arange(min(NUM_PICTURES, len(data)))], device)
+    with torch.no_grad():
+        return batch["pixel_values"], model(batch["pixel_values"], return_loss=False).reconstruction
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs `train-tokenizer` with the arguments of the command line."""
+    from hq_tokenizers.cli import main as run
+
+    run(["train-tokenizer", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def _load_data(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
+    names = ["train_split", "validation_split"] + (["test_split"] if config.data.test_split else [])
+    train, validation, *test = load_image_splits(config.data, *names)
+    for rows, name in ((validation, "validation_split"), *((rows, "test_split") for rows in test)):
+        if rows.image_format != train.image_format:
+            raise ValueError(
+                f"data.{name} has images of {rows.image_format}, data.train_split of {train.image_format}: set "
+                "data.image_size and data.num_channels."
+            )
+    return train, validation, test[0] if test else validation
+
+
+def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
+    height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
+    size = height if height == width else [height, width]
+    model_config = build_tokenizer_config(config.model, {"image_size": size, "num_channels": channels})
+    set_seed(config.seed)
+    return AutoModel.from_config(model_config)
+
+
+def _stage(
+    config: TokenizerTrainingConfig,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    train: ImageRows,
+    validation: ImageRows,
+) -> Stage:
+    def step(wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        pixel_values = batch["pixel_values"]
+        if config.data.horizontal_flip:
+            pixel_values = flip_at_random(pixel_values)
+        output = wrapped(pixel_values)
+        error = (output.reconstruction.detach().float() - pixel_values).square().mean()
+        diagnostics = dict(output.diagnostics or {})
+        if "perplexity" in diagnostics:
+            diagnostics["batch_perplexity"] = diagnostics.pop("perplexity")
+        return output.loss, {"mse": error, **output.terms, **diagnostics}
+
+    def validate(model: PreTrainedModel) -> Record:
+        return evaluate_tokenizer(model, validation, config.batch_size, accelerator)
+
+    reported: set[tuple[int, str]] = set()
+
+    def warn(model: PreTrainedModel, tracker: Tracker, figures: Record) -> None:
+        """Says what is wrong with a level, once a symptom."""
+        for finding in diagnose(model.config, codebook_sizes(model), figures):
+            if (finding.level, finding.symptom) not in reported:
+                reported.add((finding.level, finding.symptom))
+                tracker.say(f"warning: {finding}")
+
+    def after_validation(model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
+        # In its first epoch every codebook looks inflated or collapsed.
+        if step >= len(train) // config.batch_size:
+            warn(model, tracker, figures)
+        grid = reconstruction_grid(*pictures(model, validation, accelerator.device))
+        save_png(grid, Path(config.output_dir) / "reconstructions.png")
+        tracker.image("reconstructions", grid, step)
+
+    return Stage(
+        title="tokenizer",
+        step=step,
+        validate=validate,
+        parameter_groups=model.parameter_groups(config.learning_rate),
+        before_epoch=lambda model, epoch: model.start_epoch(epoch, config.seed),
+        after_step=lambda model: model.advance(),
+        after_validation=after_validation,
+    )
+
+
+def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Mirrors about half of the images (B, C, H, W) horizontally, by torch's global noise, which checkpoints keep."""
+    flipped = torch.rand(pixel_values.shape[0], 1, 1, 1, device=pixel_values.device) < 0.5
+    return torch.where(flipped, pixel_values.flip(-1), pixel_values)
+
+
+def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:
+    model.save_pretrained(output_dir)
+    processor = HQImageProcessor.for_image_size(model.config.image_size, model.config.num_channels)
+    processor.save_pretrained(output_dir)
+    save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Trained models by the folder or Hub id that an option gives, with errors that name the option."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+
+def load_trained(
+    path: str, option: str, config_class: type[PreTrainedConfig], kind: str, command: str
+) -> PreTrainedModel:
+    """Loads a model, in evaluation mode.
+
+    Args:
+        path: Folder or Hub id.
+        option: The option that gave it, to name in errors.
+        config_class: What its configuration has to be.
+        kind: What such a model is called.
+        command: The command that writes such models.
+
+    Raises:
+        ValueError: If there is no model, or one of another kind.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{option} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
+            f"`{command}` writes one ({str(error).splitlines()[0]})."
+        ) from error
+    if not isinstance(config, config_class):
+        raise ValueError(
+            f"{option} {path!r} holds a model of type {config.model_type}, but a {kind} is needed; `{command}` writes "
+            "one."
+        )
+    try:
+        return AutoModel.from_pretrained(path).eval()
+    except OSError as error:
+        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({error}).") from error

@@ -1,0 +1,78 @@
+"""Counts and seeds as users write them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+# One bit less than torch.Generator accepts: seeds travel as int64 tensors, and seed + i has to be a seed as well.
+_MAX_SEED = 2**63 - 1
+
+
+def check_count(name: str, value: Any) -> int:
+    """A number of things, at least 1.
+
+    Args:
+        name: What the error calls it.
+        value: An integer, of Python, NumPy or a tensor.
+
+    Raises:
+        ValueError: If it is no integer, or less than 1.
+    """
+    count = _as_integer(value)
+    if count is None or count < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return count
+
+
+def image_seeds(seed: Any, num_images: int) -> list[int]:
+    """One seed per image.
+
+    Args:
+        seed: An integer s gives s, s + 1, …; a list, tuple, 1-D array or tensor gives every image its own; None draws
+            them from torch's global generator.
+        num_images: Number of images.
+
+    Raises:
+        TypeError: If a seed is no integer.
+        ValueError: If a seed is outside 0 … 2⁶³ − 1, or a list has another length than `num_images`.
+    """
+    if seed is None:
+        return torch.randint(_MAX_SEED, (num_images,)).tolist()
+    first = _as_integer(seed)
+    if first is not None:
+        _check_seed(first)
+        _check_seed(first + max(num_images - 1, 0))
+        return [first + index for index in range(num_images)]
+    values: Sequence[Any] = seed.tolist() if getattr(seed, "ndim", None) == 1 else seed
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"seed is an integer, a list of them, or None, got {seed!r} of type {type(seed).__name__}.")
+    if len(values) != num_images:
+        raise ValueError(f"Got {len(values)} seeds for {num_images} images: give one per image, or a single integer.")
+    return [_list_item(value, index) for index, value in enumerate(values)]
+
+
+def _list_item(value: Any, index: int) -> int:
+    seed = _as_integer(value)
+    if seed is None:
+        raise TypeError(f"Seeds are integers, but seed[{index}] is {value!r} of type {type(value).__name__}.")
+    _check_seed(seed)
+    return seed
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"Seeds lie between 0 and 2**63 - 1; image i of the call gets seed + i. This one is {seed}.")
+
+
+def _as_integer(value: Any) -> int | None:
+    """The value as a Python integer; None when it is none (a truth value is none either)."""
+    if isinstance(value, bool) or getattr(value, "ndim", 0) > 0:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

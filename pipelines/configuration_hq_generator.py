@@ -1,0 +1,70 @@
+"""Configuration of the generator: an image tokenizer and a prior over its codes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+from .sub_models import build_sub_config
+
+# Where transformers imports the code of a self-contained export from.
+REMOTE_CODE = "transformers_modules."
+
+
+@strict
+class HQGeneratorConfig(PreTrainedConfig):
+    """Configuration of an `HQGeneratorModel`.
+
+    Args:
+        image_tokenizer_config: Configuration of the tokenizer, or a dictionary with its "model_type". Any registered
+            image tokenizer will do.
+        prior_config: Configuration of the prior, or a dictionary with its "model_type". Any registered prior will do.
+        id2label: Class names, {0: "cat", …}; by default the prior's. Empty for an unconditional prior.
+
+    Raises:
+        ValueError: If a model_type is unknown, or `id2label` does not name each class of the prior once.
+
+    Example:
+        >>> from hq_tokenizers import HQGeneratorConfig, HQGeneratorModel
+        >>> model = HQGeneratorModel(HQGeneratorConfig())
+        >>> model.code_layout
+        CodeLayout(groups=(CodeGroup(height=8, width=8, codebook_sizes=(512,)),))
+    """
+
+    model_type = "hq_generator"
+    sub_configs: ClassVar[dict[str, type]] = {"image_tokenizer_config": AutoConfig, "prior_config": AutoConfig}
+
+    image_tokenizer_config: dict | PreTrainedConfig | None = None
+    prior_config: dict | PreTrainedConfig | None = None
+    id2label: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.image_tokenizer_config = build_sub_config("image_tokenizer_config", self.image_tokenizer_config)
+        self.prior_config = build_sub_config("prior_config", self.prior_config)
+        if not __name__.startswith(REMOTE_CODE):
+            # A self-contained export names its own code here. With the package imported that code is not used, and
+            # `pipeline()` would still ask for permission to run it.
+            kwargs.pop("custom_pipelines", None)
+            kwargs.pop("auto_map", None)
+        self._set_class_names(kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the prior; 0 when it is unconditional."""
+        return self.prior_config.num_classes  # type: ignore[union-attr]
+
+    def _set_class_names(self, kwargs: dict[str, Any]) -> None:
+        given = self.prior_config.id2label if self.id2label is None else self.id2label  # type: ignore[union-attr]
+        names = {int(label): name for label, name in (given or {}).items()}
+        if sorted(names) != list(range(self.num_classes)):
+            raise ValueError(
+                f"id2label must name the classes 0 to {self.num_classes - 1} of the prior, got {sorted(names)}."
+                if self.num_classes
+                else f"id2label must be empty for an unconditional prior, got {names}."
+            )
+        self.id2label = names
+        self.label2id = {name: label for label, name in names.items()}
+        kwargs.pop("num_labels", None)

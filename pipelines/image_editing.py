@@ -1,0 +1,135 @@
+"""Which pixels and codes of a given image are kept, and which are made anew.
+
+Shape legend: C × H × W image; per group of the layout a grid h_g × w_g with D_g codes per position.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers.image_utils import PILImageResampling
+
+from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+
+_ARRAYS = (np.ndarray, torch.Tensor)
+
+
+def is_single_image(image: Any) -> bool:
+    """Whether this is one image (PIL, path, URL, array of 2 or 3 axes) rather than several."""
+    return isinstance(image, (Image.Image, str, os.PathLike)) or (isinstance(image, _ARRAYS) and image.ndim in (2, 3))
+
+
+def list_images(name: str, images: Any) -> list[Any]:
+    """One image, or the images of a list, tuple or array with a batch axis, as a list.
+
+    Args:
+        name: What the error calls them.
+        images: As users write them.
+
+    Raises:
+        TypeError: If it is neither, or an item is not a single image.
+    """
+    if is_single_image(images):
+        return [images]
+    if not (isinstance(images, (list, tuple)) or (isinstance(images, _ARRAYS) and images.ndim == 4)):
+        raise TypeError(
+            f"{name} is an image (PIL, path, array or tensor) or a list of images, got {_describe(images)}."
+        )
+    for index, item in enumerate(images):
+        if not is_single_image(item):
+            raise TypeError(f"{name}[{index}] must be a single image, got {_describe(item)}.")
+    return list(images)
+
+
+def prepare_image_and_mask(
+    image: Any, mask: Any, image_processor: HQImageProcessor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixels of an image and which of them to repaint, both as the processor resizes and crops.
+
+    Args:
+        image: A single image.
+        mask: A single image of the same height and width. True, or brighter than half, marks what to repaint. Integer
+            arrays without a value above 1 are taken as truth values.
+        image_processor: Of the generator.
+
+    Returns:
+        pixel_values (1, C, H, W), and a BoolTensor (1, 1, H, W), True where a pixel of the mask has any share in the
+        resized one.
+
+    Raises:
+        ValueError: If the sizes differ.
+    """
+    original = image_processor(image, do_resize=False, do_normalize=False)["pixel_values"]
+    pixels = image_processor(_with_unit_range(mask), do_resize=False, do_normalize=False, num_channels=1)
+    marked = (pixels["pixel_values"] > 0.5).float()
+    if marked.shape[-2:] != original.shape[-2:]:
+        sizes = ["{}×{}".format(*tensor.shape[-2:]) for tensor in (marked, original)]
+        raise ValueError(f"mask and image must have the same height and width, got {sizes[0]} and {sizes[1]}.")
+    # Bilinear weights are never negative, so that zero means: nothing of the mask.
+    resized = image_processor(marked, num_channels=1, do_normalize=False, resample=PILImageResampling.BILINEAR)
+    return image_processor(original)["pixel_values"], resized["pixel_values"] > 0
+
+
+def untouched_codes(repaint: torch.Tensor, layout: CodeLayout) -> list[torch.Tensor]:
+    """Where codes are kept: at positions none of whose pixels is repainted.
+
+    Args:
+        repaint: BoolTensor (1, 1, H, W).
+        layout: Of the codes of an H × W image.
+
+    Returns:
+        One BoolTensor (1, h_g, w_g, D_g) per group.
+    """
+    masks = []
+    for group in layout.groups:
+        # Bins of adaptive pooling cover every pixel, also of a grid that does not divide the image.
+        touched = functional.adaptive_max_pool2d(repaint.float(), (group.height, group.width))[:, 0] > 0
+        masks.append(~touched[..., None].expand(-1, -1, -1, group.depth))
+    return masks
+
+
+def first_levels(num_levels: Any, layout: CodeLayout) -> list[torch.Tensor]:
+    """Where codes are kept: in the first levels, coarse to fine.
+
+    Args:
+        num_levels: How many levels to keep, 0 … number of levels.
+        layout: Of the codes.
+
+    Returns:
+        One BoolTensor (1, h_g, w_g, D_g) per group.
+
+    Raises:
+        ValueError: If `num_levels` is no integer in the range.
+    """
+    if isinstance(num_levels, bool) or not hasattr(num_levels, "__index__") or not 0 <= num_levels <= layout.num_levels:
+        raise ValueError(
+            f"keep_levels must be an integer from 0 to {layout.num_levels}, the number of levels of this generator's "
+            f"codes, got {num_levels!r}."
+        )
+    masks, left = [], operator.index(num_levels)
+    for group in layout.groups:
+        kept = torch.arange(group.depth) < left
+        masks.append(kept.expand(1, group.height, group.width, group.depth))
+        left -= group.depth
+    return masks
+
+
+def _with_unit_range(mask: Any) -> Any:
+    """Truth values as the numbers 0 and 1, which the image processor would take for almost black."""
+    if not isinstance(mask, _ARRAYS):
+        return mask
+    tensor = torch.as_tensor(mask)
+    is_truth = tensor.dtype == torch.bool or (not tensor.is_floating_point() and not bool((tensor > 1).any()))
+    return tensor.float() if is_truth else tensor
+
+
+def _describe(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, _ARRAYS) else ""
+    return f"{type(value).__name__}{shape}"

@@ -1,0 +1,292 @@
+"""Generator: an image tokenizer and a prior over its codes as one model.
+
+    class label → prior → codes → image tokenizer's decoder → image
+
+Shape legend: N inputs (labels, known codes), M images per input, B = N · M samples, C × H × W image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.randomness import GeneratorLike, sample_generators
+
+from .call_arguments import check_count
+from .class_labels import resolve_class_labels
+from .configuration_hq_generator import HQGeneratorConfig
+from .sub_models import build_sub_model
+
+
+@dataclass
+class HQGeneratorOutput(ModelOutput):
+    """Output of `HQGeneratorModel.generate`.
+
+    Args:
+        images: (B, C, H, W), nominally in [0, 1], not clamped; `HQImageProcessor.postprocess` makes images of them.
+        codes: The codes of the images.
+    """
+
+    images: torch.Tensor | None = None
+    codes: Codes | None = None
+
+
+class HQGeneratorModel(PreTrainedModel, GenerationMixin):
+    """A tokenizer and a prior, loaded and saved as one.
+
+    Each part can also be loaded alone from the generator's directory: `SQVAEModel.from_pretrained(generator_dir)`.
+
+    Args:
+        config: The configuration.
+        image_tokenizer: The tokenizer; built from the configuration, with fresh weights, when None.
+        prior: The prior; likewise.
+
+    Raises:
+        ValueError: If the prior's codes are not the tokenizer's.
+
+    Example:
+        >>> generator = HQGeneratorModel.from_sub_models_pretrained("my-tokenizer", "my-prior")  # doctest: +SKIP
+        >>> generator.save_pretrained("my-generator")  # doctest: +SKIP
+        >>> output = generator.generate(class_labels=["7", "3"], num_images=4, generator=0)  # doctest: +SKIP
+    """
+
+    config_class = HQGeneratorConfig
+    config: HQGeneratorConfig
+    main_input_name = "pixel_values"
+    # Attention is the parts' business; transformers asks each of them too.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
+
+    def __init__(
+        self,
+        config: HQGeneratorConfig,
+        image_tokenizer: PreTrainedModel | None = None,
+        prior: PreTrainedModel | None = None,
+    ) -> None:
+        super().__init__(config)
+        if image_tokenizer is None:
+            image_tokenizer = build_sub_model(config.image_tokenizer_config)
+        self.image_tokenizer = image_tokenizer
+        self.prior = build_sub_model(config.prior_config) if prior is None else prior
+        # There shall be one configuration of each part, whoever made it.
+        config.image_tokenizer_config = self.image_tokenizer.config
+        config.prior_config = self.prior.config
+        self._check_layouts()
+        self.post_init()
+
+    @classmethod
+    def from_sub_models(
+        cls, image_tokenizer: PreTrainedModel, prior: PreTrainedModel, id2label: Mapping[int, str] | None = None
+    ) -> HQGeneratorModel:
+        """Joins a tokenizer and a prior; the weights are shared with them, not copied.
+
+        Args:
+            image_tokenizer: The tokenizer.
+            prior: A prior over the tokenizer's codes.
+            id2label: Class names; by default the prior's.
+
+        Raises:
+            TypeError: If one of them is no tokenizer, or no prior.
+            ValueError: If the prior's codes are not the tokenizer's, or `id2label` does not fit the prior's classes.
+        """
+        _check_kinds(image_tokenizer=image_tokenizer, prior=prior)
+        # Copies: a new configuration resets the attention implementation of its parts.
+        config = HQGeneratorConfig(
+            image_tokenizer_config=image_tokenizer.config.to_dict(),
+            prior_config=prior.config.to_dict(),
+            id2label=None if id2label is None else dict(id2label),
+            dtype=prior.dtype,
+        )
+        return cls(config, image_tokenizer, prior).eval()
+
+    @classmethod
+    def from_sub_models_pretrained(
+        cls,
+        image_tokenizer: str | os.PathLike[str],
+        prior: str | os.PathLike[str],
+        id2label: Mapping[int, str] | None = None,
+        **kwargs: Any,
+    ) -> HQGeneratorModel:
+        """Loads a tokenizer and a prior, each from its own directory or Hub repository, and joins them.
+
+        Args:
+            image_tokenizer: Directory or Hub id of the tokenizer.
+            prior: Directory or Hub id of the prior.
+            id2label: Class names; by default the prior's.
+            **kwargs: Arguments of `from_pretrained` for both, such as `dtype` or `device_map`.
+
+        Raises:
+            OSError: If there is no model at a path.
+            TypeError: As `from_sub_models` does.
+            ValueError: Likewise.
+        """
+        tokenizer_model, prior_model = (AutoModel.from_pretrained(path, **kwargs) for path in (image_tokenizer, prior))
+        return cls.from_sub_models(tokenizer_model, prior_model, id2label)
+
+    @property
+    def code_layout(self) -> CodeLayout:
+        """The layout of the codes that the prior generates and the tokenizer decodes."""
+        return CodeLayout.from_dict(self.prior.config.code_layout)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The prior's default settings of `generate`; saved as generation_config.json."""
+        return self.prior.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        # The base class assigns one derived from the configuration before there is a prior; nobody chose it.
+        if "prior" in self._modules:
+            self.prior.generation_config = value
+
+    def forward(self, pixel_values: torch.Tensor, class_labels: torch.Tensor | None = None) -> ModelOutput:
+        """The prior's output for the codes of given images; only the prior is differentiated.
+
+        Args:
+            pixel_values: (B, C, H, W), floats in [0, 1].
+            class_labels: LongTensor (B,), −1 for no class, or None.
+
+        Returns:
+            The prior's output: `loss` in nats per code, `logits` per level.
+        """
+        return self.prior(self.image_tokenizer.encode(pixel_values), class_labels=class_labels)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        class_labels: torch.Tensor | Sequence[int | str | None] | int | str | None = None,
+        num_images: int = 1,
+        generation_config: GenerationConfig | None = None,
+        generator: GeneratorLike = None,
+        known_codes: Codes | None = None,
+        known_mask: Sequence[torch.Tensor] | None = None,
+        batch_size: int = 64,
+        progress: bool = False,
+        **overrides: Any,
+    ) -> HQGeneratorOutput:
+        """Samples images.
+
+        Args:
+            class_labels: Names of `config.id2label`, ids, or None or −1 for no class: one, or N of them.
+            num_images: Images M per input; the output has the M images of the first input first.
+            generation_config: How to sample; by default `self.generation_config`.
+            generator: An integer seed (image i gets seed + i), a `torch.Generator`, or a list with one per image.
+            known_codes: Codes of N images, or of one, that are kept where `known_mask` is True.
+            known_mask: One BoolTensor (N, h_g, w_g, D_g) per group of the layout, or one row for all.
+            batch_size: Images sampled at once. Limits the memory. The codes do not depend on it; the pixels only
+                through the rounding of the decoder's convolutions (some 1e-7).
+            progress: Whether to show a bar.
+            **overrides: Settings such as `temperature`, `top_k`, `top_p` or `guidance_scale`, which replace those of
+                the generation config for this call.
+
+        Returns:
+            `HQGeneratorOutput` with B = N · M images and their codes.
+
+        Raises:
+            ValueError: If a label, a setting, a count or the known codes are not acceptable; the error says what is.
+            TypeError: If a label or the generator is of a wrong type.
+        """
+        labels = resolve_class_labels(class_labels, self.config.id2label or {})
+        num_inputs = self._count_inputs(len(labels), known_codes)
+        num_images, batch_size = check_count("num_images", num_images), check_count("batch_size", batch_size)
+        if not labels:
+            raise ValueError("class_labels is empty: give at least one label, or None for no class.")
+        if known_codes is not None:
+            _check_mask_rows(known_mask, num_inputs)
+        generators = sample_generators(generator, num_inputs * num_images)
+        inputs = torch.arange(num_inputs).repeat_interleave(num_images)
+        batches = inputs.split(batch_size)
+        images: list[torch.Tensor] = []
+        codes: list[Codes] = []
+        for batch in _progress_bar(batches, progress):
+            first = batch_size * len(images)
+            sampled = self.prior.generate(
+                class_labels=[labels[index if len(labels) > 1 else 0] for index in batch.tolist()],
+                generator=generators[first : first + len(batch)],
+                known_codes=_select(known_codes, batch),
+                known_mask=_select(known_mask, batch),
+                generation_config=generation_config,
+                progress=progress and len(batches) == 1,
+                **overrides,
+            )
+            images.append(self.image_tokenizer.decode(sampled))
+            codes.append(sampled)
+        return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes))
+
+    def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:
+        num_known = 1 if known_codes is None else known_codes.batch_size
+        if num_labels > 1 and num_known > 1 and num_labels != num_known:
+            raise ValueError(
+                f"Got {num_labels} class_labels and known_codes of {num_known} images: give equally many, or one."
+            )
+        return max(num_labels, num_known)
+
+    def _check_layouts(self) -> None:
+        layout = self.image_tokenizer.code_layout()
+        if layout != self.code_layout:
+            raise ValueError(
+                f"The prior generates codes of the layout {self.code_layout}, but this tokenizer's codes of images of "
+                f"size {self.image_tokenizer.config.image_size} have the layout {layout}: join the prior with "
+                "the tokenizer whose codes it was trained on, with that tokenizer's image_size set to the size of the "
+                "images that were encoded."
+            )
+
+
+_METHODS_OF_PARTS = {"image_tokenizer": ("encode", "decode", "code_layout"), "prior": ("generate", "log_prob")}
+
+
+def _check_kinds(**parts: PreTrainedModel) -> None:
+    """Tells tokenizers and priors apart by what they can do, so that own classes are welcome."""
+
+    def is_a(kind: str, part: PreTrainedModel) -> bool:
+        return all(callable(getattr(part, method, None)) for method in _METHODS_OF_PARTS[kind])
+
+    for name, part in parts.items():
+        if not is_a(name, part):
+            other = next((kind for kind in _METHODS_OF_PARTS if is_a(kind, part)), None)
+            found = type(part).__name__ + ("" if other is None else f", which would do as {other}")
+            raise TypeError(
+                f"{name} must be a model with the methods {', '.join(_METHODS_OF_PARTS[name])}; got {found}. The order "
+                "is (image_tokenizer, prior)."
+            )
+
+
+def _check_mask_rows(known_mask: Sequence[torch.Tensor] | None, num_inputs: int) -> None:
+    """Before batches are selected from the rows; whatever else may be wrong with a mask, the prior says."""
+    if not isinstance(known_mask, (list, tuple)):
+        return
+    for index, mask in enumerate(known_mask):
+        if isinstance(mask, torch.Tensor) and mask.shape[:1] not in ((1,), (num_inputs,)):
+            allowed = "1" if num_inputs == 1 else f"1 or {num_inputs}"
+            raise ValueError(
+                f"The first dimension of known_mask[{index}] must be {allowed}, the number of class_labels or "
+                f"known_codes, got a mask of shape {tuple(mask.shape)}."
+            )
+
+
+def _select(values: Any, batch: torch.Tensor) -> Any:
+    """The rows of a batch of codes or of one mask per group; a single row serves every input."""
+    if values is None:
+        return None
+    if isinstance(values, (list, tuple)):
+        return [_select(value, batch) for value in values]
+    return values if len(values) == 1 else values[batch.to(values.device)]
+
+
+def _progress_bar(batches: Sequence[torch.Tensor], progress: bool) -> Sequence[torch.Tensor]:
+    """The batches, with a bar over them; a single one has the prior's own."""
+    if not progress or len(batches) == 1:
+        return batches
+    from tqdm.auto import tqdm
+
+    return tqdm(batches, desc="Generating", unit="batch")

@@ -1,0 +1,408 @@
+"""`transformers.pipeline("hq-generation")`: class labels in, images out; images in, edited images out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+
+from hq_tokenizers.codes import Codes
+from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+
+from .call_arguments import check_count, image_seeds
+from .class_labels import is_single_label, resolve_class_labels
+from .configuration_hq_generator import REMOTE_CODE
+from .image_editing import first_levels, is_single_image, list_images, prepare_image_and_mask, untouched_codes
+
+OUTPUT_TYPES = (*IMAGE_TYPES, "codes")
+_DEFAULT_BATCH_SIZE = 16
+_CALL_ARGUMENTS = ("class_labels", "num_images", "seed", "output_type", "batch_size", "progress", "generation_config")
+
+
+class HQGenerationPipeline(Pipeline):
+    """Generates images with an `HQGeneratorModel`, and edits given ones.
+
+    Calling it draws images of classes; `variations` and `inpaint` keep a part of a given image and draw the rest;
+    `reconstruct` shows what the tokenizer preserves.
+
+    `pipeline("hq-generation", model=…)` takes a directory, a Hub id, or a model object. Settings given there
+    (`output_type`, `batch_size`, `temperature`, …) become the defaults of every call.
+
+    Example:
+        >>> import hq_tokenizers
+        >>> from transformers import pipeline
+        >>> generate = pipeline("hq-generation", model="my-generator")  # doctest: +SKIP
+        >>> generate("cat", seed=0).save("cat.png")  # doctest: +SKIP
+    """
+
+    # The only component besides the model is the image processor; looking for others costs Hub requests.
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_processor = False
+    _load_video_processor = False
+    _load_image_processor = None
+    # transformers' own handling of generation settings knows neither lists per level nor guidance schedules.
+    _pipeline_calls_generate = False
+
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(model.config, "model_type", None) != "hq_generator":
+            raise TypeError(
+                f"The task hq-generation needs a generator, got {type(model).__name__}: join a tokenizer and a prior "
+                "by HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)."
+            )
+        if kwargs.get("image_processor") is None:
+            config = model.config.image_tokenizer_config
+            kwargs["image_processor"] = HQImageProcessor.for_image_size(config.image_size, config.num_channels)
+        # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
+        kwargs.pop("local_files_only", None)
+        super().__init__(model, *args, **kwargs)
+
+    def __call__(
+        self,
+        class_labels: Any = None,
+        num_images: int = 1,
+        *,
+        seed: int | Sequence[int] | None = None,
+        output_type: str | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation_settings: Any,
+    ) -> Any:
+        """Generates images of classes.
+
+        Args:
+            class_labels: What to draw: a name of `model.config.id2label`, a class id, or None for no class; or a list,
+                array or tensor of these.
+            num_images: Images per label; more than one makes a list of each label's image.
+            seed: An integer: image i of the call, counted in the order of the result, gets the seed `seed + i`, so
+                that image 5 of `seed=0` can be had alone by `seed=5`. A list gives every image its own. None draws new
+                images at every call, following `torch.manual_seed`. The codes of the images do not depend on the
+                batch size; their pixels only through the rounding of the decoder's convolutions (some 1e-7).
+            output_type: "pil" (default) for PIL images, "pt" for float32 tensors (C, H, W) in [0, 1], "np" for float32
+                arrays (H, W, C) in [0, 1], "codes" for the `Codes` of an image.
+            batch_size: Images sampled at once; 16 unless the pipeline was built with another. Larger is faster, up
+                to the memory there is.
+            progress: Whether to show a bar. By default one is shown for more than one batch, on a terminal.
+            generation_config: How to sample; by default the model's own.
+            **generation_settings: Settings of `CodeGenerationConfig` that replace those of the config for this call:
+                `temperature`, `top_k`, `top_p`, `min_p` (a number, or a list with one per level of codes),
+                `guidance_scale` (1 = off), `guidance_schedule`, ….
+
+        Returns:
+            In the shape of the question: one image for one label; a list for a list of labels, or for one label with
+            several images; a list of lists for a list of labels with several images each. `[]` gives `[]`.
+
+        Raises:
+            TypeError: For an argument that is neither one of the above nor a generation setting, or a label of a
+                wrong type.
+            ValueError: For an unknown class, an id out of range, or a value that is not accepted.
+
+        Example:
+            >>> generate("cat")                                    # an image  # doctest: +SKIP
+            >>> generate(["cat", "dog"])                           # [image, image]  # doctest: +SKIP
+            >>> generate("cat", num_images=2)                      # [image, image]  # doctest: +SKIP
+            >>> generate(["cat", 5], num_images=2, seed=0)         # [[image, image], [image, image]]  # doctest: +SKIP
+            >>> generate("cat", temperature=0.9, top_k=[64, 128])  # one top_k per level  # doctest: +SKIP
+            >>> generate(output_type="codes").flatten()            # (1, T) code indices  # doctest: +SKIP
+        """
+        labels = resolve_class_labels(class_labels, self.model.config.id2label)
+        inputs = [{"class_labels": torch.tensor([label])} for label in labels]
+        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
+        return rows[0] if is_single_label(class_labels) else rows
+
+    def reconstruct(
+        self,
+        image: Any,
+        *,
+        num_levels: int | None = None,
+        output_type: str | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """What remains of images after the tokenizer: pixels → codes → pixels. The prior has no part in it.
+
+        Args:
+            image: An image (PIL, path, URL, array or tensor, see `HQImageProcessor`), or a list or batch of images.
+            num_levels: Decodes the first levels of codes only, coarse to fine; by default all.
+            output_type: As in a call; "codes" gives the `num_levels` levels.
+            batch_size: Images at once; as in a call.
+
+        Returns:
+            One image for one image, a list for several.
+
+        Raises:
+            TypeError: If `image` is neither an image nor a list of images.
+            ValueError: If `num_levels` is not between 1 and the number of levels, or a value is not accepted.
+
+        Example:
+            >>> generate.reconstruct("cat.png").save("again.png")  # doctest: +SKIP
+        """
+        images = list_images("image", image)
+        self._sanitize_parameters(output_type=output_type)
+        output_type = output_type or self._postprocess_params.get("output_type", "pil")
+        size = self._resolve_batch_size(batch_size)
+        layout = self.model.code_layout if num_levels is None else self.model.code_layout.truncate(num_levels)
+        results: list[Any] = []
+        for first in range(0, len(images), size):
+            pixel_values = self.image_processor(images[first : first + size])["pixel_values"].to(self.device)
+            codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
+            if output_type == "codes":
+                results.extend(codes.to("cpu"))
+            else:
+                decoded = self.model.image_tokenizer.decode(codes).cpu()
+                results.extend(self.image_processor.postprocess(decoded, output_type))
+        return results[0] if is_single_image(image) else results
+
+    def variations(
+        self,
+        image: Any,
+        keep_levels: int,
+        num_images: int = 1,
+        *,
+        class_labels: Any = None,
+        seed: int | Sequence[int] | None = None,
+        output_type: str | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation_settings: Any,
+    ) -> Any:
+        """Images that share the coarse levels of given ones: their codes are kept, the prior draws the rest.
+
+        An autoregressive prior sees a kept code only when it comes earlier in its order (group after group, position
+        after position, the levels of a position together): a fine code knows the coarse ones of its own and of earlier
+        positions, and those of all positions only when they are a group of their own. A masked prior sees all.
+
+        Args:
+            image: An image, or a list or batch of images, as in `reconstruct`.
+            keep_levels: How many levels of codes to keep, coarse to fine: 0 keeps nothing, all levels give the
+                reconstruction.
+            num_images: Variations of each image.
+            class_labels: What the images show: one label for all of them or one per image, as in a call.
+            seed: As in a call.
+            output_type: As in a call.
+            batch_size: As in a call.
+            progress: As in a call.
+            generation_config: As in a call.
+            **generation_settings: As in a call.
+
+        Returns:
+            In the shape of a call, with images in the place of labels.
+
+        Raises:
+            TypeError: As a call does, or if `image` is neither an image nor a list of images.
+            ValueError: As a call does, or if `keep_levels` is out of range.
+
+        Example:
+            >>> generate.variations("cat.png", keep_levels=1, num_images=4, seed=0)  # doctest: +SKIP
+        """
+        known = first_levels(keep_levels, self.model.code_layout)
+        images = list_images("image", image)
+        labels = self._labels_of_images(class_labels, len(images))
+        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+
+        def prepare(label: int, given: Any) -> dict[str, torch.Tensor]:
+            return self._known_inputs(label, self.image_processor(given)["pixel_values"], known)
+
+        inputs = [prepare(label, given) for label, given in zip(labels, images, strict=True)]
+        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
+        return rows[0] if is_single_image(image) else rows
+
+    def inpaint(
+        self,
+        image: Any,
+        mask: Any,
+        class_labels: Any = None,
+        num_images: int = 1,
+        *,
+        seed: int | Sequence[int] | None = None,
+        output_type: str | None = None,
+        batch_size: int | None = None,
+        progress: bool | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generation_settings: Any,
+    ) -> Any:
+        """Repaints a part of images.
+
+        The codes of every position whose pixels the mask touches are drawn anew, at all levels; the others are those of
+        the image. Of the decoded image the masked pixels are taken, all others are the given image's, unchanged but for
+        the resizing to the generator's size. An autoregressive prior sees a kept code only when it comes earlier in its
+        order (raster within a group): what is drawn fits what lies above and to the left, and need not fit what lies
+        below. A masked prior sees all. The encoder saw the masked pixels, so that kept codes nearby may hint at them.
+
+        Args:
+            image: An image, or a list or batch of images, as in `reconstruct`.
+            mask: An image of the same height and width (or one per image): True or white is repainted, False or black
+                is kept. Greys count from one half on, also in floating-point masks; in integer arrays from 128 on, or,
+                where nothing is above 1, from 1 on.
+            class_labels: What to paint: one label for all images or one per image, as in a call.
+            num_images: Results for each image.
+            seed: As in a call.
+            output_type: As in a call; "codes" gives the codes before the given pixels are put back.
+            batch_size: As in a call.
+            progress: As in a call.
+            generation_config: As in a call.
+            **generation_settings: As in a call.
+
+        Returns:
+            In the shape of a call, with images in the place of labels.
+
+        Raises:
+            TypeError: As a call does, or if `image` or `mask` is neither an image nor a list of images.
+            ValueError: As a call does, or if there are several masks but not one per image, or a mask has another size
+                than its image.
+
+        Example:
+            >>> generate.inpaint("cat.png", "mask.png", "cat", seed=0).save("other-cat.png")  # doctest: +SKIP
+        """
+        images, masks = list_images("image", image), list_images("mask", mask)
+        if is_single_image(mask):
+            masks = masks * len(images)
+        if len(masks) != len(images):
+            raise ValueError(f"Got {len(masks)} masks for {len(images)} images: give one per image, or one for all.")
+        labels = self._labels_of_images(class_labels, len(images))
+        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+
+        def prepare(label: int, given: Any, marked: Any) -> dict[str, torch.Tensor]:
+            pixel_values, repaint = prepare_image_and_mask(given, marked, self.image_processor)
+            inputs = self._known_inputs(label, pixel_values, untouched_codes(repaint, self.model.code_layout))
+            # The base class joins tensors of four axes into batches only under the name pixel_values.
+            return inputs | {"pixel_values": pixel_values, "repaint": repaint.flatten(1)}
+
+        inputs = [prepare(*given) for given in zip(labels, images, masks, strict=True)]
+        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
+        return rows[0] if is_single_image(image) else rows
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Saves the generator and the image processor; `pipeline("hq-generation", model=save_directory)` loads them.
+
+        Args:
+            save_directory: Directory, created when missing.
+            **kwargs: Arguments of `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
+        """
+        # The base class would also note the pipeline's code in the config, which then could not be loaded without
+        # trust_remote_code although the task is registered.
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory)
+        if __name__.startswith(REMOTE_CODE):
+            custom_object_save(self, save_directory)
+
+    def _sanitize_parameters(
+        self, output_type: str | None = None, generation_config: GenerationConfig | None = None, **settings: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        config = self.model.generation_config if generation_config is None else generation_config
+        config = CodeGenerationConfig.from_generation_config(config)
+        _check_names(settings, config)
+        config.with_overrides(**settings)
+        if output_type is not None and output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
+        forward = dict(settings) if generation_config is None else {"generation_config": generation_config, **settings}
+        return {}, forward, {} if output_type is None else {"output_type": output_type}
+
+    def _sample(
+        self,
+        inputs: Sequence[dict[str, torch.Tensor]],
+        num_images: int,
+        seed: int | Sequence[int] | None,
+        batch_size: int | None,
+        progress: bool | None,
+        settings: dict[str, Any],
+    ) -> list[Any]:
+        """The result for every input: one image, or a list when there are several of an input."""
+        num_images = check_count("num_images", num_images)
+        batch_size = self._resolve_batch_size(batch_size)
+        seeds = image_seeds(seed, len(inputs) * num_images)
+        settings = {name: value for name, value in settings.items() if value is not None}
+        # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and
+        # it takes an empty one, unlike an empty list.
+        requests = ((inputs[index // num_images], seeds[index]) for index in range(len(seeds)))
+        results = super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
+        flat = list(_progress_bar(results, len(seeds), batch_size, progress))
+        return flat if num_images == 1 else [flat[i : i + num_images] for i in range(0, len(flat), num_images)]
+
+    def _resolve_batch_size(self, batch_size: int | None) -> int:
+        return check_count("batch_size", self._batch_size or _DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+
+    def _labels_of_images(self, class_labels: Any, num_images: int) -> list[int]:
+        labels = resolve_class_labels(class_labels, self.model.config.id2label)
+        if is_single_label(class_labels):
+            return labels * num_images
+        if len(labels) != num_images:
+            raise ValueError(
+                f"Got {len(labels)} class_labels for {num_images} images: give one per image, or one for all."
+            )
+        return labels
+
+    def _known_inputs(
+        self, label: int, pixel_values: torch.Tensor, known_mask: Sequence[torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        # One image at a time, so that its codes cannot depend on the batch size through a near tie.
+        codes = self.model.image_tokenizer.encode(pixel_values.to(self.device)).to("cpu")
+        if codes.layout != self.model.code_layout:
+            height, width = pixel_values.shape[-2:]
+            raise ValueError(
+                f"An image of {height}×{width} pixels has codes of the layout {codes.layout}, but the prior models "
+                f"{self.model.code_layout}: let the image processor resize (do_resize=True), or resize before."
+            )
+        mask = torch.cat([kept.flatten(1) for kept in known_mask], dim=1).long()
+        return {"class_labels": torch.tensor([label]), "known_codes": codes.flatten(), "known_mask": mask}
+
+    def preprocess(self, request: tuple[dict[str, torch.Tensor], int], **kwargs: Any) -> dict[str, torch.Tensor]:
+        """An input and a seed as tensors with a leading 1, which the base class joins into batches."""
+        inputs, seed = request
+        return inputs | {"seeds": torch.tensor([seed])}
+
+    def _forward(self, inputs: dict[str, torch.Tensor], **settings: Any) -> dict[str, torch.Tensor]:
+        # One generator per image: a single one would make the images depend on the batch size.
+        generators = [torch.Generator().manual_seed(seed) for seed in inputs["seeds"].tolist()]
+        labels = inputs["class_labels"]
+        known: dict[str, Codes | list[torch.Tensor]] = {}
+        if "known_codes" in inputs:
+            layout = self.model.code_layout
+            known["known_codes"] = layout.unflatten(inputs["known_codes"])
+            known["known_mask"] = [kept.bool() for kept in layout.unflatten(inputs["known_mask"]).groups]
+        output = self.model.generate(labels, generator=generators, batch_size=len(labels), **known, **settings)
+        images = output.images
+        if "repaint" in inputs:
+            pixel_values = inputs["pixel_values"]
+            repaint = inputs["repaint"].unflatten(1, (1, *pixel_values.shape[-2:]))
+            images = torch.where(repaint, images, pixel_values)
+        # The base class splits a batch into images along the first axis of each tensor.
+        return {"images": images, "codes": output.codes.flatten()}
+
+    def postprocess(self, outputs: dict[str, torch.Tensor], output_type: str = "pil", **kwargs: Any) -> Any:
+        """One image of the batch, in the output type asked for."""
+        if output_type == "codes":
+            return self.model.code_layout.unflatten(outputs["codes"])
+        return self.image_processor.postprocess(outputs["images"], output_type)[0]
+
+
+def _check_names(settings: dict[str, Any], config: GenerationConfig) -> None:
+    """Refuses what is no setting of the generation: the base class would swallow it in silence."""
+    known = sorted(
+        name
+        for name, value in vars(config).items()
+        if value is not None and not name.startswith("_") and name not in ("do_sample", "transformers_version")
+    )
+    for name in settings:
+        if name not in known:
+            accepted = [*_CALL_ARGUMENTS, *known]
+            guess = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"; did you mean {guess[0]}?" if guess else "."
+            raise TypeError(f"Unknown argument {name!r}{hint} Accepted are {', '.join(accepted)}.")
+
+
+def _progress_bar(results: Iterable[Any], num_images: int, batch_size: int, progress: bool | None) -> Iterator[Any]:
+    from tqdm.auto import tqdm
+
+    # tqdm's `disable=None` means: unless this is a terminal.
+    disable = (None if num_images > batch_size else True) if progress is None else not progress
+    return iter(tqdm(results, total=num_images, desc="Generating", unit="image", disable=disable))

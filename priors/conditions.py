@@ -1,0 +1,109 @@
+"""What a sample is conditioned on: a class, free-form vectors of an encoder, both, or nothing.
+
+Shape legend: N inputs, B rows, S conditioning vectors, E their width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .class_embedding import NULL_LABEL
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The conditions of B rows.
+
+    Args:
+        labels: LongTensor (B,), `NULL_LABEL` for no class.
+        vectors: (B, S, E), or None for none at all.
+        mask: BoolTensor (B, S), True where a vector is to be seen; a row without any has no vectors. None exactly when
+            `vectors` is None.
+    """
+
+    labels: torch.Tensor
+    vectors: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def hide(self, rows: torch.Tensor) -> Conditions:
+        """Takes everything from the rows where the BoolTensor (B,) is True."""
+        mask = None if self.mask is None else self.mask & ~rows[:, None]
+        return Conditions(self.labels.masked_fill(rows, NULL_LABEL), self.vectors, mask)
+
+    def with_null(self) -> Conditions:
+        """The B rows, then the same rows without any condition: the two branches of guidance."""
+        null = self.hide(torch.ones_like(self.labels, dtype=torch.bool))
+        if self.vectors is None or self.mask is None or null.mask is None:
+            return Conditions(torch.cat([self.labels, null.labels]))
+        return Conditions(
+            torch.cat([self.labels, null.labels]),
+            torch.cat([self.vectors, self.vectors]),
+            torch.cat([self.mask, null.mask]),
+        )
+
+    def repeat(self, num_inputs: int, num_images: int, device: torch.device) -> Conditions:
+        """B = num_inputs · num_images rows, input-major, from num_inputs rows or one for all."""
+
+        def spread(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            if tensor is None:
+                return None
+            return tensor.to(device).expand(num_inputs, *tensor.shape[1:]).repeat_interleave(num_images, dim=0)
+
+        labels = spread(self.labels)
+        assert labels is not None  # there always are labels
+        return Conditions(labels, spread(self.vectors), spread(self.mask))
+
+    def any_given(self) -> bool:
+        """Whether any row has a condition. Reads the values, hence synchronises."""
+        vectors_given = self.mask is not None and bool(self.mask.any())
+        return vectors_given or bool((self.labels != NULL_LABEL).any())
+
+
+def check_vectors(
+    encoder_hidden_states: torch.Tensor | None,
+    encoder_attention_mask: torch.Tensor | None,
+    cross_attention_dim: int | None,
+    num_rows: int | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Checks conditioning vectors and gives them a boolean mask.
+
+    Args:
+        encoder_hidden_states: (B, S, E), or None.
+        encoder_attention_mask: (B, S), True or 1 where a vector counts; None where all do.
+        cross_attention_dim: E of the model; None for one without cross-attention.
+        num_rows: B, where it is fixed.
+
+    Raises:
+        ValueError: If the model takes no vectors, or a shape is wrong.
+    """
+    if encoder_hidden_states is None:
+        if encoder_attention_mask is not None:
+            raise ValueError("encoder_attention_mask needs encoder_hidden_states.")
+        return None, None
+    shape = tuple(encoder_hidden_states.shape)
+    if cross_attention_dim is None:
+        raise ValueError(
+            "encoder_hidden_states need a prior with cross-attention: set cross_attention_dim in its configuration to "
+            f"their width ({shape[-1] if shape else 'E'})."
+        )
+    rows = "batch" if num_rows is None else num_rows
+    fits = len(shape) == 3 and shape[1] >= 1 and shape[2] == cross_attention_dim
+    if not fits or (num_rows is not None and shape[0] != num_rows):
+        raise ValueError(
+            f"encoder_hidden_states must have shape ({rows}, length, {cross_attention_dim}) with a length of at least "
+            f"1, got {shape}."
+        )
+    if encoder_attention_mask is None:
+        mask = torch.ones(shape[:2], dtype=torch.bool, device=encoder_hidden_states.device)
+        return encoder_hidden_states, mask
+    if encoder_attention_mask.shape != shape[:2]:
+        raise ValueError(
+            f"encoder_attention_mask must have shape {shape[:2]}, one value per vector, got "
+            f"{tuple(encoder_attention_mask.shape)}."
+        )
+    return encoder_hidden_states, encoder_attention_mask.bool()

@@ -1,0 +1,208 @@
+"""The one configuration of how codes are sampled from a prior; saved beside it as generation_config.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from transformers import GenerationConfig
+
+from .masking import DECODING_SETTINGS, check_decoding
+from .sampling import GUIDANCE_SCHEDULES, LevelSampling, guidance_scales
+
+CACHE_IMPLEMENTATIONS = ("static", "dynamic")
+_DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "guidance_scale": 1.0,
+    "guidance_schedule": "constant",
+    "guidance_power": 1.0,
+    "guidance_interval": [0.0, 1.0],
+    "num_candidates": 1,
+    "cache_implementation": None,
+    **dict.fromkeys(DECODING_SETTINGS),
+    # Fixed, so that transformers does not call sampling settings useless; temperature 0 is the greedy choice.
+    "do_sample": True,
+}
+_METADATA = ("transformers_version",)
+# Settings that only one kind of prior understands; None leaves the choice to the model.
+_OF_ONE_MODEL = {"cache_implementation": "rq_prior"} | dict.fromkeys(DECODING_SETTINGS, "masked_prior")
+_PER_LEVEL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "temperature": (lambda value: _is_number(value) and value >= 0, "a number of at least 0 (0 = likeliest code)"),
+    "top_k": (lambda value: _is_number(value) and value == int(value) and value >= 0, "an integer ≥ 0 (0 = off)"),
+    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1] (1 = off)"),
+    "min_p": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1) (0 = off)"),
+}
+
+
+class CodeGenerationConfig(GenerationConfig):
+    """How a prior samples codes: one configuration for all priors.
+
+    A setting that only one kind of prior understands is None unless it is given, and refused by the other kind.
+    Everything that is "one or one per level" takes a number, used for every level, or a list with one number for each
+    level of the layout, coarse to fine.
+
+    Args:
+        temperature: Divides the logits, ≥ 0; one or one per level. 1 samples the model's distribution, 0 takes the
+            likeliest code.
+        top_k: Keep the k likeliest codes, 0 keeps all; one or one per level.
+        top_p: Keep the fewest likeliest codes that hold this share of the probability, in (0, 1]; one or one per level.
+        min_p: Drop codes below this share of the likeliest code's probability, in [0, 1); one or one per level.
+        guidance_scale: s in u + s·(c − u), ≥ 0; 1 turns guidance off. Needs a conditional prior.
+        guidance_schedule: "constant", "linear", "power-cosine" or "interval", see `guidance_scales`.
+        guidance_power: Exponent of the power-cosine schedule, > 0.
+        guidance_interval: [first, last] of the interval schedule, fractions of the steps with 0 ≤ first ≤ last ≤ 1.
+        num_candidates: Rejection sampling: candidates drawn for each sample, of which the one with the highest score
+            is kept; 1 turns it off. Time grows in proportion, memory does not.
+        cache_implementation: Autoregressive priors: "static" (allocated once, fastest; the default) or "dynamic"
+            (grows; less memory at first). Both give the same samples.
+        num_steps: Masked priors: steps in which a level's codes are revealed, ≥ 1; one or one per level. Never more
+            than the level has positions are taken.
+        masking_schedule: Masked priors: how many codes remain hidden, see `masking.mask_ratio`.
+        decoding_order: Masked priors: "confidence" reveals the codes first of which the model is surest, "random" any.
+        choice_temperature: Masked priors: strength, ≥ 0, of the noise on the confidences; falls to 0 at the last step.
+            Where one of the last four is not given, the model's scheduler says.
+        **kwargs: Settings inherited from transformers' `GenerationConfig` that mean nothing here are refused unless
+            None.
+
+    Raises:
+        ValueError: Naming the setting, its value and what is accepted.
+    """
+
+    guidance_schedule: str
+    guidance_power: float
+    guidance_interval: list[float]
+    num_candidates: int
+    num_steps: int | list[int] | None
+    masking_schedule: str | None
+    decoding_order: str | None
+    choice_temperature: float | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        # Lists are copied: a default is not shared, and what is saved reads back equal.
+        values = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in (_DEFAULTS | given).items()}
+        super().__init__(**values)
+
+    @classmethod
+    def from_generation_config(cls, config: GenerationConfig) -> CodeGenerationConfig:
+        """Reads a plain `GenerationConfig`, which is what transformers loads generation_config.json into."""
+        if isinstance(config, cls):
+            return config
+        # transformers derives one from the model's config when there is no file; nothing in it was chosen by anyone.
+        return cls() if config._from_model_config else cls(**config.to_dict())
+
+    def with_overrides(self, **overrides: Any) -> CodeGenerationConfig:
+        """A validated copy with some settings replaced; None leaves a setting as it is.
+
+        Raises:
+            ValueError: If a setting is unknown or its value is not accepted.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return type(self)(**self.to_dict() | given) if given else self
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Checks every setting that does not depend on a model; runs when built, updated and saved.
+
+        Raises:
+            ValueError: Naming the setting, its value and what is accepted.
+        """
+        self._refuse_foreign_settings()
+        for name, (accepts, accepted) in _PER_LEVEL.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, list) else [given]:
+                if not accepts(value):
+                    raise ValueError(f"{name} must be {accepted}, or a list of one per level, got {given!r}.")
+        self._check_guidance()
+        if self.cache_implementation not in (None, *CACHE_IMPLEMENTATIONS):
+            raise ValueError(
+                f"cache_implementation must be one of {', '.join(CACHE_IMPLEMENTATIONS)}, "
+                f"got {self.cache_implementation!r}."
+            )
+        check_decoding(**{name: getattr(self, name) for name in DECODING_SETTINGS if getattr(self, name) is not None})
+        if not (_is_number(self.num_candidates) and isinstance(self.num_candidates, int) and self.num_candidates >= 1):
+            raise ValueError(f"num_candidates must be an integer of at least 1 (1 = off), got {self.num_candidates!r}.")
+        super().validate(*args, **kwargs)
+
+    def check_model(self, model_type: str) -> None:
+        """Checks that a kind of prior understands all that is set.
+
+        Raises:
+            ValueError: Naming a setting that the other kind of prior has.
+        """
+        for name, owner in _OF_ONE_MODEL.items():
+            if owner != model_type and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is a setting of {owner} models, this is a {model_type}: leave it "
+                    "out."
+                )
+
+    def level_sampling(self, num_levels: int) -> tuple[LevelSampling, ...]:
+        """The settings of each level.
+
+        Raises:
+            ValueError: If a list does not have one entry per level.
+        """
+        columns = {name: per_level(name, getattr(self, name), num_levels) for name in _PER_LEVEL}
+        return tuple(
+            LevelSampling(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)
+        )
+
+    def guidance_scales(self, num_steps: int) -> tuple[float, ...]:
+        """The guidance scale of each of `num_steps` steps."""
+        return guidance_scales(
+            self.guidance_schedule, self.guidance_scale, num_steps, self.guidance_power, self.guidance_interval
+        )
+
+    def _check_guidance(self) -> None:
+        if not (_is_number(self.guidance_scale) and self.guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must be a number of at least 0 (1 = off), got {self.guidance_scale!r}.")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            raise ValueError(
+                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}, got {self.guidance_schedule!r}."
+            )
+        if not (_is_number(self.guidance_power) and self.guidance_power > 0):
+            raise ValueError(f"guidance_power must be a number above 0, got {self.guidance_power!r}.")
+        bounds = self.guidance_interval
+        if not (
+            isinstance(bounds, list)
+            and len(bounds) == 2
+            and all(map(_is_number, bounds))
+            and 0 <= bounds[0] <= bounds[1] <= 1
+        ):
+            raise ValueError(f"guidance_interval must be [first, last] with 0 ≤ first ≤ last ≤ 1, got {bounds!r}.")
+
+    def _refuse_foreign_settings(self) -> None:
+        for name, value in vars(self).items():
+            if name in _DEFAULTS or name in _METADATA or name.startswith("_") or value is None:
+                continue
+            raise ValueError(
+                f"{name}={value!r} means nothing to a prior over codes; accepted settings are "
+                f"{', '.join(name for name in _DEFAULTS if name != 'do_sample')}."
+            )
+        if self.do_sample is not True:
+            raise ValueError(
+                f"do_sample={self.do_sample!r} is not accepted; use temperature=0 for the likeliest codes."
+            )
+
+
+def per_level(name: str, value: Any, num_levels: int) -> list[Any]:
+    """One value per level, from a list of as many or a single value for all.
+
+    Raises:
+        ValueError: If a list does not have one entry per level.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * num_levels
+    if len(values) != num_levels:
+        raise ValueError(
+            f"{name} lists {len(values)} values ({values}), the layout has {num_levels} levels: give one number per "
+            "level, or a single number for all."
+        )
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,138 @@
+"""Fields that the configurations of all priors over codes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.configuration_utils import check_choice
+
+_DEFAULT_LAYOUT = CodeLayout((CodeGroup(8, 8, (512,)),))
+INPUT_EMBEDDINGS = ("learned", "code_vectors")
+
+
+class CodePriorConfig(PreTrainedConfig):
+    """Fields of every prior over codes.
+
+    Args:
+        code_layout: `CodeLayout.to_dict()` of the codes to model. Default: one 8×8 grid of 512 codes.
+        num_classes: Number of classes; 0 for a prior without classes. Sets `id2label` unless it is given.
+        cross_attention_dim: Width E of the free-form conditioning vectors (`encoder_hidden_states`), which every layer
+            then attends to; None for a prior without them.
+        hidden_size: Width of the transformer, a multiple of `num_attention_heads`.
+        num_hidden_layers: Layers of the transformer that runs over positions.
+        num_attention_heads: Attention heads.
+        intermediate_size: Width inside the SwiGLU feed-forward blocks; default 8/3 of `hidden_size`, rounded up to a
+            multiple of 64, which costs what a classic block of four times the width does.
+        input_embeddings: How codes enter: "learned" tables, or the tokenizer's "code_vectors", which are kept as they
+            are (`set_code_vectors` takes them), summed over depth and projected linearly to `hidden_size`.
+        code_vector_dim: Width of the code vectors, one for all groups or a list of one per group; needed with
+            "code_vectors", None otherwise.
+        dropout: Probability of dropping a value of the embeddings, of the attention weights and of every residual
+            branch, in training.
+        label_dropout: Probability of hiding an image's whole condition (class and conditioning vectors) in training;
+            classifier-free guidance needs it above 0.
+        label_smoothing: Share of the target spread evenly over the codebook, in the training loss only.
+        initializer_range: Standard deviation of the initial weights.
+        rms_norm_eps: Added to the mean square in the norms.
+
+    Raises:
+        ValueError: Naming the field, its value and what is accepted.
+    """
+
+    base_config_key = "prior_config"
+
+    code_layout: dict | None = None
+    num_classes: int = 0
+    cross_attention_dim: int | None = None
+    hidden_size: int = 256
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 4
+    intermediate_size: int | None = None
+    input_embeddings: str = "learned"
+    code_vector_dim: int | list[int] | None = None
+    dropout: float | int = 0.1
+    label_dropout: float | int = 0.1
+    label_smoothing: float | int = 0.0
+    initializer_range: float | int = 0.02
+    rms_norm_eps: float | int = 1e-6
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.code_layout is None:
+            self.code_layout = _DEFAULT_LAYOUT.to_dict()
+        self._check_sizes()
+        self._check_code_vectors()
+        for name in ("dropout", "label_dropout", "label_smoothing"):
+            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
+                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)!r}.")
+        for name in ("initializer_range", "rms_norm_eps"):
+            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        if self.intermediate_size is None:
+            self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
+        if self.id2label is None:
+            kwargs["num_labels"] = self.num_classes
+        elif len(self.id2label) != self.num_classes:
+            raise ValueError(
+                f"id2label names {len(self.id2label)} classes, num_classes is {self.num_classes}: give one name per "
+                "class, or leave id2label out."
+            )
+        super().__post_init__(**kwargs)
+
+    @property
+    def layout(self) -> CodeLayout:
+        """The layout of the codes."""
+        assert self.code_layout is not None  # __post_init__ filled it in
+        return CodeLayout.from_dict(self.code_layout)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there is a condition, classes or vectors, that guidance can pull towards."""
+        return self.num_classes > 0 or self.cross_attention_dim is not None
+
+    @property
+    def code_vector_dims(self) -> tuple[int, ...]:
+        """Width of the code vectors of each group."""
+        dims = self.code_vector_dim
+        return tuple(dims) if isinstance(dims, (list, tuple)) else (dims or 0,) * len(self.layout.groups)
+
+    def _check_sizes(self) -> None:
+        lowest = {"num_classes": 0, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
+        for name in ("intermediate_size", "cross_attention_dim"):
+            if getattr(self, name) is not None:
+                lowest[name] = 1
+        for name, minimum in lowest.items():
+            check_integer(name, getattr(self, name), minimum)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
+                f"each head needs the same width."
+            )
+        # Builds the layout so that a wrong description fails here, not when the first batch arrives.
+        _ = self.layout
+
+    def _check_code_vectors(self) -> None:
+        check_choice("input_embeddings", self.input_embeddings, INPUT_EMBEDDINGS)
+        given, groups = self.code_vector_dim, len(self.layout.groups)
+        if self.input_embeddings == "learned":
+            if given is not None:
+                raise ValueError(f'code_vector_dim={given!r} needs input_embeddings="code_vectors"; leave it out.')
+            return
+        dims = given if isinstance(given, (list, tuple)) else [given] * groups
+        if len(dims) != groups or not all(isinstance(dim, int) and dim >= 1 for dim in dims):
+            raise ValueError(
+                'input_embeddings="code_vectors" needs code_vector_dim, the width of the tokenizer\'s code vectors: an '
+                f"integer of at least 1, or a list of one per group ({groups} here), got {given!r}."
+            )
+
+
+def check_integer(name: str, value: Any, minimum: int) -> None:
+    """Raises a ValueError unless `value` is an integer of at least `minimum`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,37 @@
+"""Configuration of the masked prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hq_tokenizers.configuration_utils import check_choice
+
+from .configuration_code_prior import CodePriorConfig
+from .masking import MASKING_SCHEDULES, check_decoding
+
+
+class MaskedPriorConfig(CodePriorConfig):
+    """Configuration of `MaskedPriorModel`.
+
+    Args:
+        masking_schedule: Distribution of the share of codes that training hides: γ(u) of this schedule, u uniform in
+            [0, 1], see `masking.mask_ratio`. With "linear" the loss is the bound that `log_prob` estimates; "cosine"
+            gives more weight to nearly empty images, from which sampling starts.
+        scheduler_config: Settings of the `MaskedCodeScheduler` that reveals the codes; None for its defaults. Follows
+            `model.scheduler`.
+        **kwargs: The fields of `CodePriorConfig`.
+
+    Raises:
+        ValueError: Naming the field, its value and what is accepted.
+    """
+
+    model_type = "masked_prior"
+
+    masking_schedule: str = "cosine"
+    scheduler_config: dict | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_choice("masking_schedule", self.masking_schedule, MASKING_SCHEDULES)
+        if self.scheduler_config is not None:
+            check_decoding(**self.scheduler_config)
+        super().__post_init__(**kwargs)

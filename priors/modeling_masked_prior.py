@@ -1,0 +1,322 @@
+"""Masked prior: levels coarse to fine, the codes of a level revealed in any order, many at a time.
+
+Levels are taken one after the other, all groups coarse to fine and all depths of a group coarse to fine, as in
+SoundStorm (Borsos et al. 2023, arXiv 2305.09636); within a level codes are hidden and predicted as in MaskGIT (Chang et
+al., CVPR 2022, arXiv 2202.04200). With k_l the codes of level l and V the visible positions of that level:
+
+    p(k) = Π_l p(k_l | k_1, …, k_{l−1}),      p(k_{l,t} | k_{l,V}, k_{<l}) = softmax(W_l h_t)   for every hidden t
+    h = Transformer(x),      x_t = c_t + A Σ_{visible d} e(k_{t,d}) + Σ_{hidden d} m_d
+
+c_t embeds position, group and class, e a code, m a hidden code of each level, and A projects (nothing when embeddings
+are learned). Codes of finer levels are always hidden. A position attends to its own group and the coarser ones. Which
+level is asked for follows from what is hidden, so it needs no embedding of its own.
+
+Shape legend: B batch, P_g positions of group g, D_g its depth, N_l codes of level l, T codes of an image, K codes of a
+level, L levels, H width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput, cached_file
+
+from hq_tokenizers.codes import Codes
+from hq_tokenizers.randomness import GeneratorLike, sample_exponential, sample_generators
+
+from .code_embeddings import PositionEmbedding
+from .conditions import Conditions
+from .configuration_code_generation import CodeGenerationConfig, per_level
+from .configuration_masked_prior import MaskedPriorConfig
+from .groupwise_transformer import GroupwiseTransformer
+from .known_codes import KnownCodes
+from .level_predictor import LevelPredictor
+from .likelihood import code_cross_entropy, level_targets
+from .masked_sampler import MaskedSampler
+from .masking import DECODING_SETTINGS, check_decoding, mask_ratio, ranks
+from .modeling_code_prior import CodePriorModel
+from .progress import OnStep
+
+if TYPE_CHECKING:
+    from .scheduling_masked_codes import MaskedCodeScheduler
+
+_SCHEDULER_FILE = "scheduler_config.json"
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+@dataclass
+class MaskedPriorOutput(ModelOutput):
+    """Output of `MaskedPriorModel.forward`.
+
+    Args:
+        loss: Mean cross-entropy in nats per hidden code of the level drawn for each image, a scalar.
+        logits: One tensor (B, P_g, K) per level, coarse to fine. They mean something where `predicted` is True.
+        predicted: One BoolTensor (B, P_g) per level, True for the codes that were hidden and asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: tuple[torch.Tensor, ...] | None = None
+    predicted: tuple[torch.Tensor, ...] | None = None
+
+
+class MaskedPriorModel(CodePriorModel):
+    """Bidirectional transformer over the codes of any `CodeLayout` that fills in hidden codes.
+
+    Args:
+        config: A `MaskedPriorConfig`.
+    """
+
+    config: MaskedPriorConfig
+    config_class = MaskedPriorConfig
+    spatial_transformer: GroupwiseTransformer
+
+    def __init__(self, config: MaskedPriorConfig) -> None:
+        super().__init__(config)
+        self.position_embedding = PositionEmbedding(self.layout, config.hidden_size)
+        self.mask_embedding = nn.Embedding(self.layout.num_levels, config.hidden_size)
+        self.spatial_transformer = GroupwiseTransformer(
+            config, self.layout, config.num_hidden_layers, has_memory=config.cross_attention_dim is not None
+        )
+        self._scheduler: MaskedCodeScheduler | None = None
+        self.post_init()
+
+    @property
+    def scheduler(self) -> MaskedCodeScheduler:
+        """How codes are revealed; saved beside the model as scheduler_config.json. Assign another one to change it."""
+        if self._scheduler is None:
+            # Imports diffusers, which takes seconds.
+            from .scheduling_masked_codes import MaskedCodeScheduler
+
+            self._scheduler = MaskedCodeScheduler(**self.config.scheduler_config or {})
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: MaskedCodeScheduler) -> None:
+        self._scheduler = value
+        self.config.scheduler_config = {name: value.config[name] for name in DECODING_SETTINGS}
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Saves the model as transformers does, and its scheduler beside it."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            self.scheduler.save_pretrained(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Loads the model as transformers does, with the scheduler_config.json beside it where there is one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        path = None
+        if pretrained_model_name_or_path is not None:
+            path = cached_file(
+                pretrained_model_name_or_path,
+                _SCHEDULER_FILE,
+                **hub_arguments,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        if path is not None:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+            settings = {name: value for name, value in settings.items() if not name.startswith("_")}
+            check_decoding(**settings)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.config.scheduler_config = settings
+        return loaded
+
+    def forward(
+        self,
+        codes: Codes,
+        class_labels: torch.Tensor | None = None,
+        soft_targets: Sequence[torch.Tensor] | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+    ) -> MaskedPriorOutput:
+        """Training pass: draws a level for every image and hides a random part of it, and all finer levels.
+
+        Levels are drawn in proportion to their number of codes, evenly spread over the batch. The draws come from
+        torch's global generator, in evaluation mode too; `log_prob` is the reproducible figure.
+
+        Args:
+            codes: Codes of the config's layout, B images.
+            class_labels: LongTensor (B,) in [0, num_classes), −1 for no class; None gives all images no class.
+            soft_targets: Per level the probabilities (B, P_g, K) that the tokenizer's posterior gives each code; the
+                loss is the cross-entropy with them instead of the codes, which remain the model's input.
+            encoder_hidden_states: Conditioning vectors (B, S, E), E = `config.cross_attention_dim`; None for none. In
+                training the whole condition of an image is hidden with probability `config.label_dropout`.
+            encoder_attention_mask: (B, S), True where a vector counts; a row without any is unconditional.
+
+        Returns:
+            `MaskedPriorOutput`; its loss has label smoothing in training only.
+
+        Raises:
+            TypeError: If `codes` is not a `Codes`.
+            ValueError: If the layout differs from the model's, a shape is wrong, or (checked where reading values does
+                not make a device wait) a value is out of range.
+        """
+        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        targets = level_targets(codes, soft_targets)
+        hidden, predicted = self._draw_hidden(codes.batch_size, codes.device)
+        logits = self._logits(codes, hidden, conditions)
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        # The mean over an image's predicted codes, which are at least one.
+        weights = torch.cat(predicted, dim=1) / torch.cat(predicted, dim=1).sum(dim=1, keepdim=True)
+        losses = [code_cross_entropy(p, q, smoothing) for p, q in zip(logits, targets, strict=True)]
+        loss = (torch.cat(losses, dim=1) * weights).sum(dim=1).mean()
+        return MaskedPriorOutput(loss=loss, logits=logits, predicted=predicted)
+
+    def log_prob_per_level(
+        self,
+        codes: Codes,
+        class_labels: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        num_masks: int = 8,
+        generator: GeneratorLike = None,
+    ) -> torch.Tensor:
+        """Estimates a lower bound of the log-probability of each level's codes, given the coarser ones: (B, L).
+
+        A masked model has one likelihood for each order σ in which a level's codes can be revealed one by one. The
+        bound is their mean, and that of the mixture of all orders, which "random" decoding with a step per position
+        samples (Uria et al., ICML 2014; Hoogeboom et al., ICLR 2022, arXiv 2110.02037), is at least as high:
+
+            log E_σ p_σ(k_l | k_{<l}) ≥ E_σ log p_σ(k_l | k_{<l})
+                                      = N_l · E_n E_{|M| = n} [ 1/n Σ_{t∈M} log p(k_t | k_V) ]
+
+        with n uniform in 1…N_l, M the hidden positions and V the others. The estimate is unbiased; n is spread evenly
+        over its range, and with `num_masks` ≥ N_l each n comes once.
+
+        Args:
+            codes: As in `forward`.
+            class_labels: As in `forward`.
+            encoder_hidden_states: As in `forward`.
+            encoder_attention_mask: As in `forward`.
+            num_masks: Masks per level, hence passes through the model.
+            generator: Noise of the masks, see `sample_generators`. None hides the same positions in every image, so
+                that the value depends on the image only and images can be ranked by it; averages over a data set want
+                a seed.
+
+        Raises:
+            TypeError: As `forward` does.
+            ValueError: As `forward` does, or if `num_masks` is below 1.
+        """
+        if num_masks < 1:
+            raise ValueError(f"num_masks must be at least 1, got {num_masks}.")
+        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        if generator is None:
+            generator = [torch.Generator().manual_seed(0) for _ in range(codes.batch_size)]
+        generators = sample_generators(generator, codes.batch_size)
+        predictor, bounds = LevelPredictor(self, conditions), []
+        for level, (group, depth) in enumerate(self.layout.levels()):
+            values = codes.groups[group].flatten(1, 2)
+            bounds.append(self._level_bound(predictor, level, values, depth, num_masks, generators))
+            if depth == values.shape[-1] - 1:
+                predictor.finish_group(values)
+        return torch.stack(bounds, dim=1)
+
+    def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
+        """The steps of all levels."""
+        return sum(self._steps_per_level(self._scheduler_for(config)))
+
+    def sample(
+        self,
+        conditions: Conditions,
+        generators: Sequence[torch.Generator],
+        config: CodeGenerationConfig,
+        known: KnownCodes | None,
+        on_step: OnStep,
+    ) -> Codes:
+        """Samples level by level, see `MaskedSampler`."""
+        scheduler = self._scheduler_for(config)
+        steps = self._steps_per_level(scheduler)
+        return MaskedSampler(self, scheduler, steps, conditions, generators, config, known, on_step).run()
+
+    def embed_group(self, group: int, codes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """A Σ_{visible} e(k) + Σ_{hidden} m: codes and BoolTensor (B, P_g, D_g) → (B, P_g, H).
+
+        Hidden codes are not read.
+        """
+        first = sum(item.depth for item in self.layout.groups[:group])
+        levels = range(first, first + codes.shape[-1])
+        codes = codes.masked_fill(hidden, 0)
+        embedded = [self.code_embedding.lookup(level, codes[..., level - first]) for level in levels]
+        visible = torch.stack(embedded, dim=2).masked_fill(hidden[..., None], 0).sum(dim=2)
+        masks = hidden.to(self.mask_embedding.weight.dtype) @ self.mask_embedding.weight[first : levels.stop]
+        return self.code_embedding.project(group, visible) + masks
+
+    def _logits(self, codes: Codes, hidden: Sequence[torch.Tensor], conditions: Conditions) -> tuple[torch.Tensor, ...]:
+        """Logits (B, P_g, K) of every level with `hidden`, one BoolTensor (B, P_g, D_g) per group, hidden."""
+        pairs = enumerate(zip(codes.groups, hidden, strict=True))
+        embedded = [self.embed_group(index, values.flatten(1, 2), mask) for index, (values, mask) in pairs]
+        inputs = self.dropout(self.position_context(conditions.labels) + torch.cat(embedded, dim=1))
+        memory = self.encode_conditions(conditions)
+        states = self.spatial_transformer(inputs, len(self.layout.groups), memory)
+        per_group = states.split([group.num_positions for group in self.layout.groups], dim=1)
+        return tuple(head(per_group[g]) for head, (g, _) in zip(self.heads, self.layout.levels(), strict=True))
+
+    def _draw_hidden(
+        self, batch_size: int, device: torch.device
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Training's masks: hidden codes (B, P_g, D_g) per group, and the ones to predict, (B, P_g) per level."""
+        sizes = torch.tensor([self.layout.groups[group].num_positions for group, _ in self.layout.levels()]).to(device)
+        # Systematic sampling: each level gets its share of the batch, up to one image; which images is chance.
+        order = torch.rand(batch_size, device=device).argsort()
+        points = (order + torch.rand(1, device=device)) / batch_size
+        shares = sizes.cumsum(0) / self.layout.num_codes
+        chosen = torch.searchsorted(shares, points, right=True).clamp_max(len(sizes) - 1)
+        ratios = mask_ratio(self.config.masking_schedule, torch.rand(batch_size, device=device))
+        counts = (ratios * sizes[chosen]).ceil().long().clamp_min(1).minimum(sizes[chosen])
+        hidden: list[torch.Tensor] = []
+        predicted: list[torch.Tensor] = []
+        level = 0
+        for group in self.layout.groups:
+            drawn = ranks(torch.rand(batch_size, group.num_positions, device=device)) < counts[:, None]
+            depths = torch.arange(level, level + group.depth, device=device)
+            asked = (depths == chosen[:, None])[:, None] & drawn[..., None]
+            hidden.append(asked | (depths > chosen[:, None])[:, None])
+            predicted += asked.unbind(dim=-1)
+            level += group.depth
+        return tuple(hidden), tuple(predicted)
+
+    def _level_bound(
+        self,
+        predictor: LevelPredictor,
+        level: int,
+        codes: torch.Tensor,
+        depth: int,
+        num_masks: int,
+        generators: Sequence[torch.Generator],
+    ) -> torch.Tensor:
+        """The bound for one level, (B,), from the codes (B, P_g, D_g) of its group."""
+        size, device = codes.shape[1], codes.device
+        num_masks = min(num_masks, size)
+        total = torch.zeros(len(codes), device=device)
+        for index in range(num_masks):
+            noise = sample_exponential((size + 1,), generators, device)
+            # 1 − exp(−E) is uniform: one n from each of equal parts of 1 … N.
+            uniform = -torch.expm1(-noise[:, 0])
+            counts = ((index + uniform) * (size / num_masks)).floor().long().clamp_max(size - 1) + 1
+            hidden = ranks(noise[:, 1:]) < counts[:, None]
+            losses = code_cross_entropy(predictor.logits(level, codes, hidden), codes[..., depth])
+            total = total - (losses * hidden).sum(dim=1) * (size / counts)
+        return total / num_masks
+
+    def _scheduler_for(self, config: CodeGenerationConfig) -> MaskedCodeScheduler:
+        """A scheduler of this call's own: the model's, with the settings that the config has replaced."""
+        given = {name: getattr(config, name) for name in DECODING_SETTINGS if getattr(config, name) is not None}
+        return type(self.scheduler)(**{name: self.scheduler.config[name] for name in DECODING_SETTINGS} | given)
+
+    def _steps_per_level(self, scheduler: MaskedCodeScheduler) -> list[int]:
+        steps = per_level("num_steps", scheduler.config["num_steps"], self.layout.num_levels)
+        return [
+            min(count, self.layout.groups[group].num_positions)
+            for count, (group, _) in zip(steps, self.layout.levels(), strict=True)
+        ]

@@ -1,0 +1,86 @@
+"""Telling the caller how far sampling is, and showing the codes there are so far.
+
+Shape legend: B samples, h_g × w_g grid and D_g depth of group g.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from hq_tokenizers.codes import CodeLayout, Codes
+
+ProgressLike = bool | Callable[[int, int], None] | None
+
+
+@dataclass(frozen=True)
+class PartialCodes:
+    """Codes in the middle of sampling, for previews: `tokenizer.decode(partial.codes, num_levels=…)`.
+
+    Args:
+        codes: B images; 0 where there is no code yet. A masked prior gives its present guess for all codes of the
+            level it works on.
+        final: Per group a BoolTensor (B, h_g, w_g, D_g), True where the code will not change any more.
+        num_finished_levels: Leading levels whose codes are all final.
+        num_preview_levels: Leading levels that have a code, final or guessed, at every position; the levels that a
+            preview can be decoded from.
+    """
+
+    codes: Codes
+    final: tuple[torch.Tensor, ...]
+    num_finished_levels: int
+    num_preview_levels: int
+
+
+StepCallback = Callable[[int, int, PartialCodes], None]
+# Called by a sampler after each step with the number of steps done and a function that gives the codes so far.
+OnStep = Callable[[int, Callable[[], PartialCodes]], None]
+
+
+def partial_codes(
+    layout: CodeLayout, codes: list[torch.Tensor], final: list[torch.Tensor], num_finished: int, num_preview: int
+) -> PartialCodes:
+    """Copies a sampler's state; `codes` and `final` hold one tensor (B, P_g, D_g) per group."""
+
+    def grids(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        pairs = zip(tensors, layout.groups, strict=True)
+        return tuple(tensor.unflatten(1, (group.height, group.width)).clone() for tensor, group in pairs)
+
+    return PartialCodes(Codes(grids(codes), layout), grids(final), num_finished, num_preview)
+
+
+@contextmanager
+def report_progress(
+    progress: ProgressLike, callback: StepCallback | None, total: int
+) -> Iterator[Callable[[int, Callable[[], PartialCodes]], None]]:
+    """Yields a function to call after each step with the number of steps done and a function giving the codes so far.
+
+    Args:
+        progress: True shows a bar; a function is called with (steps done, total); None or False stays silent.
+        callback: Called with (steps done, total, `PartialCodes`).
+        total: Number of steps.
+    """
+    with _show(progress, total) as show:
+
+        def on_step(done: int, partial: Callable[[], PartialCodes]) -> None:
+            show(done)
+            if callback is not None:
+                callback(done, total, partial())
+
+        yield on_step
+
+
+@contextmanager
+def _show(progress: ProgressLike, total: int) -> Iterator[Callable[[int], None]]:
+    if callable(progress):
+        yield lambda done: progress(done, total)
+    elif progress:
+        from tqdm.auto import tqdm
+
+        with tqdm(total=total, desc="Sampling codes", unit="step") as bar:
+            yield lambda done: bar.update(done - bar.n)
+    else:
+        yield lambda done: None

@@ -1,0 +1,55 @@
+"""Rejection sampling: of several candidates for an image, the best-scored one is kept.
+
+Shape legend: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hq_tokenizers.codes import Codes
+from hq_tokenizers.randomness import sample_generators
+
+ScoreFunction = Callable[[Codes, torch.Tensor], torch.Tensor]
+
+
+def best_of(
+    draw: Callable[[Sequence[torch.Generator], int], Codes],
+    score: Callable[[Codes], torch.Tensor],
+    generators: Sequence[torch.Generator],
+    num_candidates: int,
+) -> Codes:
+    """Draws candidates one after the other, which needs no more memory than one, and keeps each sample's best.
+
+    With n candidates this accepts a share of 1/n, the n-th part with the highest scores *of each sample's own*
+    candidates, so that a sample depends on its own generator only.
+
+    Args:
+        draw: Called with one generator per sample and the index of the candidate; gives codes of B images.
+        score: Gives (B,) numbers, higher is better. Of equal scores the first candidate wins.
+        generators: One per sample; each is asked for one seed per candidate.
+        num_candidates: Candidates per sample, at least 1.
+
+    Raises:
+        ValueError: If the scores are not one number per sample.
+    """
+    seeds = [sample_generators(generator, num_candidates) for generator in generators]
+    best = draw([row[0] for row in seeds], 0)
+    best_scores = _checked(score(best), best.batch_size)
+    for index in range(1, num_candidates):
+        codes = draw([row[index] for row in seeds], index)
+        scores = _checked(score(codes), codes.batch_size)
+        better = (scores > best_scores).to(codes.device)
+        pairs = zip(codes.groups, best.groups, strict=True)
+        best = Codes(tuple(torch.where(better[:, None, None, None], new, old) for new, old in pairs), best.layout)
+        best_scores = torch.maximum(scores, best_scores)
+    return best
+
+
+def _checked(scores: torch.Tensor, num_samples: int) -> torch.Tensor:
+    if not isinstance(scores, torch.Tensor) or scores.shape != (num_samples,):
+        given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(f"A score function returns one number per image, a tensor ({num_samples},), got {given}.")
+    return scores

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from transformers import AutoModel, pipeline
+
+from hq_tokenizers import SQVAEModel
+from hq_tokenizers.cli import main
+from hq_tokenizers.cli.commands import COMMANDS
+from hq_tokenizers.cli.generate import save_generator
+from hq_tokenizers.presets import sq_vae
+from hq_tokenizers.priors import RQPriorConfig
+from hq_tokenizers.training.model_section import build_tokenizer_config
+from hq_tokenizers.training.options import describe_options, load_options
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+_PACKAGE = str(EXAMPLES.parent / "hq_tokenizers")
+# The help of a command, from an empty package in the folder that the first argument names.
+_HELP_ALONE = (
+    "import sys, types; package = types.ModuleType('hq_tokenizers'); package.__path__ = [sys.argv[1]]; "
+    "sys.modules['hq_tokenizers'] = package; from hq_tokenizers.cli import main; main(['train-prior', '--help']);"
+)
+
+
+def test_help_names_every_command_and_every_option(capsys):
+    main(["--help"])
+    overview = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in overview
+        assert command.summary in overview
+        main([name, "--help"])
+        text = capsys.readouterr().out
+        for option, default, meaning in describe_options(command.options):
+            assert f"--{option} (default: {default})" in text
+            assert meaning.split()[0] in text
+        assert all(example in text for example in command.examples)
+        assert max(map(len, text.splitlines())) <= 140
+
+
+def test_the_examples_of_the_help_are_valid_options():
+    import shlex
+
+    for name, command in COMMANDS.items():
+        for example in command.examples:
+            program, command_name, *words = shlex.split(example)
+            assert (program, command_name) == ("hq-tokenizers", name)
+            source = EXAMPLES.parent / words.pop(0) if words[0].endswith(".yaml") else None
+            load_options(command.options, source, words)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid_given_a_data_path(path):
+    name = "train-prior" if path.stem.endswith("_prior") else "train-tokenizer"
+    overrides = [] if name == "train-prior" else ["--data.path", "somewhere"]
+    options = load_options(COMMANDS[name].options, path, overrides)
+    assert options.output_dir == f"runs/{path.stem}"
+    if name == "train-tokenizer":
+        from hq_tokenizers.training.model_section import build_tokenizer_config
+
+        size, channels = {"mnist_sq_vae": (28, 1), "cifar10_sq_vae": (32, 3)}[path.stem]
+        config = build_tokenizer_config(options.model, {"image_size": size, "num_channels": channels})
+        parameters = SQVAEModel(config).num_parameters()
+        assert parameters == {"mnist_sq_vae": 240_386, "cifar10_sq_vae": 341_252}[path.stem]
+
+
+def test_the_command_line_itself_needs_no_torch():
+    """What `import hq_tokenizers` costs is another matter: here the package is an empty one in the same folder."""
+    code = f"{_HELP_ALONE} sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, _PACKAGE], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: hq-tokenizers train-prior")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "there is no command 'trian'; the commands are train-tokenizer"),
+        (["encode", "--tokeniser", "x"], "Did you mean tokenizer"),
+        (["train-tokenizer", "none.yaml"], "no configuration file"),
+        (["train-tokenizer", "--data.train_split", "training"], "not one of train"),
+        (["train-prior", "--codes", "nowhere"], "write them with `encode`"),
+    ],
+)
+def test_mistakes_end_in_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as caught:
+        main(words)
+    assert str(caught.value).startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_commands_in_their_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--max_steps", "3", "--batch_size", "20", "--data.train_split", "train[:40]"]
+    main(["train-tokenizer", *small, "--model", "{preset: sq_vae, network: digits, hidden_size: 8, codebook_size: 8}"])
+    main(["encode", "--data.train_split", "train[:40]"])
+    model = "{model_type: rq_prior, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2}"
+    main(["train-prior", "--max_steps", "3", "--batch_size", "20", "--model", model, "--samples", "10"])
+    main(["generate", "--num_images", "2", "--class_labels", "[3, '7']", "--seed", "5"])
+    images = sorted(path.name for path in Path("runs/samples").glob("0*.png"))
+    assert images == ["00000-3.png", "00001-3.png", "00002-7.png", "00003-7.png"]
+    generate = pipeline("hq-generation", model="runs/prior/generator")
+    expected = generate([3, 7], num_images=2, seed=5)
+    with Image.open("runs/samples/00002-7.png") as written:
+        assert written.tobytes() == expected[1][0].tobytes()
+    tokenizer = AutoModel.from_pretrained("runs/tokenizer")
+    generator = AutoModel.from_pretrained("runs/prior/generator")
+    weights = generator.image_tokenizer.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in tokenizer.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("module", "begin"),
+    [
+        ("hq_tokenizers", "usage: hq-tokenizers encode"),
+        ("hq_tokenizers.training.tokenizer", "usage: hq-tokenizers train-tokenizer"),
+        ("hq_tokenizers.priors.training", "usage: hq-tokenizers train-prior"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_python_minus_m(module, begin, monkeypatch, capsys):
+    words = ["encode"] if module == "hq_tokenizers" else []
+    monkeypatch.setattr(sys, "argv", ["python", *words, "--help"])
+    runpy.run_module(module, run_name="__main__")
+    assert capsys.readouterr().out.startswith(begin)
+
+
+@pytest.fixture(scope="module")
+def generator_folder(tmp_path_factory):
+    """An untrained generator of digits, with classes whose names are no file names, and its two parts."""
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = AutoModel.from_config(sq_vae("digits", hidden_size=8, codebook_size=8))
+    tokenizer.save_pretrained(root / "tokenizer")
+    prior = RQPriorConfig(
+        code_layout=tokenizer.code_layout().to_dict(),
+        num_classes=2,
+        id2label={0: "cat/dog", 1: "a b"},
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    AutoModel.from_config(prior).save_pretrained(root / "prior")
+    save_generator(str(root / "tokenizer"), str(root / "prior"), root / "generator")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "--generator", "nowhere"], "error: generator 'nowhere' is neither .*`train-prior` writes one"),
+        (["generate", "--generator", "{}/tokenizer"], "type sq_vae, but a generator is needed"),
+        (["generate", "--generator", "{}/prior"], "type rq_prior, but a generator is needed"),
+        (["encode", "--tokenizer", "nowhere"], "error: tokenizer 'nowhere' is neither"),
+        (["encode", "--tokenizer", "{}/generator"], "type hq_generator, but a tokenizer is needed"),
+    ],
+)
+def test_wrong_models_end_in_one_line(generator_folder, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        main([word.format(generator_folder) for word in words])
+
+
+def test_a_folder_holds_the_images_of_one_call(generator_folder, tmp_path, capsys):
+    words = ["generate", "--generator", str(generator_folder / "generator"), "--num_images", "1"]
+    main([*words, "--output_dir", str(tmp_path)])
+    names = sorted(path.name for path in tmp_path.glob("0*.png"))
+    assert names == ["00000-cat-dog.png", "00001-a-b.png"]
+    pictures = [(tmp_path / name).read_bytes() for name in names]
+    main([*words, "--output_dir", str(tmp_path)])
+    for other in (["--seed", "1"], ["--class_labels", "a b"]):
+        with pytest.raises(SystemExit, match="holds images that another call wrote: choose another output_dir"):
+            main([*words, *other, "--output_dir", str(tmp_path)])
+    assert [(tmp_path / name).read_bytes() for name in names] == pictures
+    assert sorted(path.name for path in tmp_path.glob("0*.png")) == names
+
+
+def test_only_the_main_process_writes(generator_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    main(["generate", "--generator", str(generator_folder / "generator"), "--output_dir", str(tmp_path / "samples")])
+    assert not (tmp_path / "samples").exists()
+
+
+def test_overrides_extend_the_default_model(tmp_path, monkeypatch):
+    """Without a file, `--model.codebook_size` is a field of the default model."""
+    seen = []
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.train_tokenizer", seen.append)
+    main(["train-tokenizer", "--model.codebook_size", "32", "--output_dir", "0010"])
+    assert build_tokenizer_config(seen[0].model, {"image_size": 8, "num_channels": 1}).codebook_size == 32
+    assert seen[0].output_dir == "0010"
+
+
+def test_a_reader_that_has_enough_gets_no_traceback():
+    command = [sys.executable, "-c", _HELP_ALONE, _PACKAGE]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from transformers import pipeline
+
+from hq_tokenizers.hub import create_model_card, export_self_contained
+from hq_tokenizers.hub.source_bundle import bundle_sources
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hq_tokenizers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from transformers import AutoModel, pipeline
+
+def codes(directory):
+    pipe = pipeline("hq-generation", model=directory, trust_remote_code=True)
+    assert type(pipe).__module__.startswith("transformers_modules.")
+    assert type(pipe.image_processor).__module__.startswith("transformers_modules.")
+    image = pipe(["cat", None], num_images=2, batch_size=3, seed=0)[1][1]
+    assert (image.mode, image.size) == ("L", (8, 8))
+    return pipe, [c.flatten().tolist() for c in pipe(["cat", None], seed=0, output_type="codes")]
+
+pipe, first = codes(sys.argv[1])
+pipe.save_pretrained(sys.argv[2])
+_, second = codes(sys.argv[2])
+assert first == second
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True, attn_implementation="eager")
+assert model.prior.config._attn_implementation == "eager"
+try:
+    pipeline("hq-generation", model=sys.argv[1], trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code" in str(error)
+else:
+    raise AssertionError("ran remote code without being trusted")
+print(first)
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(generator, tmp_path_factory):
+    return export_self_contained(generator, tmp_path_factory.mktemp("export") / "cats")
+
+
+def test_every_module_parses_and_imports_only_its_folder(exported):
+    modules = {path.stem for path in exported.glob("*.py")}
+    assert {"codes", "modeling_sq_vae", "modeling_rq_prior", "pipeline_hq_generation", "sub_models"} <= modules
+    for path in exported.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").partition(".")[0] != "hq_tokenizers", path.name
+                assert node.level == 0 or node.module in modules, path.name
+            if isinstance(node, ast.Import):
+                assert all(alias.name.partition(".")[0] != "hq_tokenizers" for alias in node.names), path.name
+
+
+def test_loads_where_the_package_is_absent(generator, exported, tmp_path):
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(exported), str(tmp_path / "again")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    expected = generator.generate(["cat", None], generator=0).codes.flatten().tolist()
+    assert result.stdout.strip().splitlines()[-1] == str([[row] for row in expected])
+
+
+@pytest.mark.parametrize("trust_remote_code", [None, True])
+def test_installed_code_is_used_where_it_is_imported(exported, trust_remote_code):
+    pipe = pipeline("hq-generation", model=str(exported), trust_remote_code=trust_remote_code)
+    assert type(pipe.model).__module__ == "hq_tokenizers.pipelines.modeling_hq_generator"
+    assert type(pipe).__module__ == "hq_tokenizers.pipelines.pipeline_hq_generation"
+    assert type(pipe.image_processor).__module__ == "hq_tokenizers.image_processing_hq"
+
+
+def test_saved_with_installed_code_names_no_code(exported, tmp_path):
+    pipeline("hq-generation", model=str(exported)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert not {"auto_map", "custom_pipelines"} & config.keys()
+    assert pipeline("hq-generation", model=str(tmp_path))("cat").size == (8, 8)
+
+
+def test_card(generator, exported, tmp_path):
+    assert "trust_remote_code=True" in (exported / "README.md").read_text()
+    card = create_model_card(generator, "user/own", license="mit")
+    assert "user/own" in (export_self_contained(generator, tmp_path, card) / "README.md").read_text()
+
+
+class TestBundle:
+    @pytest.fixture
+    def package(self, tmp_path, monkeypatch):
+        import hq_tokenizers
+
+        monkeypatch.setattr(hq_tokenizers, "__path__", [*hq_tokenizers.__path__, str(tmp_path)])
+        for name in ("made_up", "other"):
+            # Finding a submodule imports its package, which must not outlive the test.
+            monkeypatch.setitem(sys.modules, f"hq_tokenizers.{name}", None)
+            monkeypatch.delitem(sys.modules, f"hq_tokenizers.{name}")
+
+        def write(**modules: str) -> None:
+            for name, text in modules.items():
+                path = tmp_path / f"{name.replace('__', '/')}.py"
+                path.parent.mkdir(exist_ok=True)
+                (path.parent / "__init__.py").touch()
+                path.write_text(text)
+
+        return write
+
+    def test_follows_and_rewrites_every_form(self, package):
+        package(
+            made_up__one="import math\nfrom hq_tokenizers.made_up.two import b\n",
+            made_up__two="from typing import Any\n\n\ndef b():\n    from ..other.three import (\n        c,\n    )\n",
+            other__three="c = 'from hq_tokenizers.made_up.two import b'\n",
+        )
+        sources = bundle_sources(["hq_tokenizers.made_up.one"])
+        assert sorted(sources) == ["one.py", "three.py", "two.py"]
+        bodies = {name: text.partition("\n")[2] for name, text in sources.items()}
+        assert bodies["one.py"] == "import math\nfrom .two import b\n"
+        assert "    from .three import (\n" in bodies["two.py"]
+        assert bodies["three.py"] == "c = 'from hq_tokenizers.made_up.two import b'\n"
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("from hq_tokenizers.made_up import two", "not a single-file module"),
+            ("import hq_tokenizers.codes", "line 1: write `from hq_tokenizers.x import y`"),
+            ("from hq_tokenizers.other.one import x", "both become one.py"),
+        ],
+    )
+    def test_refuses_what_cannot_be_flattened(self, package, text, message):
+        package(made_up__one=text, other__one="x = 1")
+        with pytest.raises(ValueError, match=message):
+            bundle_sources(["hq_tokenizers.made_up.one"])

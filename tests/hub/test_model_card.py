@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from transformers import BertConfig, BertModel
+
+from hq_tokenizers.hub import create_model_card
+
+
+def test_generator_header(generator, tmp_path):
+    card = create_model_card(generator, "user/cats", license="apache-2.0", datasets=["user/pets"])
+    card.save(tmp_path / "README.md")
+    header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert header["library_name"] == "hq_tokenizers"
+    assert header["pipeline_tag"] == "unconditional-image-generation"
+    assert header["license"] == "apache-2.0"
+    assert header["datasets"] == ["user/pets"]
+    assert {"hq-generation", "class-conditional", "hq_generator"} <= set(header["tags"])
+    assert ModelCard.load(tmp_path / "README.md").data.license == "apache-2.0"
+
+
+def test_generator_body(generator):
+    text = create_model_card(generator, "user/cats", metrics={"rFID, pets test, 100 images": 12.3456789}).text
+    assert 'pipeline("hq-generation", model="user/cats")' in text
+    assert 'generate("cat", seed=0)' in text
+    assert "| 0 | 4 × 4 | 1 | 16 |" in text
+    assert "16 codes per image, 64 bits" in text
+    for part in (generator.image_tokenizer, generator.prior):
+        assert f"`{type(part).__name__}` | {part.num_parameters():,} |" in text
+    assert "0: cat, 1: dog, 2: frog." in text
+    assert "| rFID, pets test, 100 images | 12.3457 |" in text
+
+
+def test_what_is_not_known_is_not_claimed(generator):
+    card = create_model_card(generator)
+    assert card.data.license is None
+    assert card.data.datasets is None
+    assert "No evaluation has been reported" in card.text
+    assert "Training data: not stated. Licence of the weights: not stated." in card.text
+    assert "trust_remote_code" not in card.text
+
+
+def test_code_of_the_card_works(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    text = create_model_card(generator, str(tmp_path)).text
+    scope: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0], scope)
+    assert scope["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("part", ["image_tokenizer", "prior"])
+def test_cards_of_the_parts_work(generator, tmp_path, part):
+    model = getattr(generator, part)
+    model.save_pretrained(tmp_path)
+    card = create_model_card(model, str(tmp_path))
+    assert card.data.pipeline_tag == {"image_tokenizer": "image-feature-extraction", "prior": None}[part]
+    assert "| 0 | 4 × 4 | 1 | 16 |" in card.text
+    code = card.text.split("```python\n")[1].split("```")[0]
+    if part == "image_tokenizer":
+        from hq_tokenizers import HQImageProcessor
+
+        HQImageProcessor.for_image_size(8, 1).save_pretrained(tmp_path)
+        code = "image = __import__('PIL.Image').Image.new('RGB', (20, 30))\n" + code
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["codes"].layout == generator.code_layout
+
+
+def test_refuses_other_models():
+    sizes = {"hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 4}
+    with torch.device("meta"):
+        model = BertModel(BertConfig(intermediate_size=2, **sizes))
+    with pytest.raises(TypeError, match="got BertModel"):
+        create_model_card(model)

@@ -1,0 +1,77 @@
+"""Reconstruction terms against torch.distributions and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import optimize, stats
+
+from hq_tokenizers.losses.elbo import gaussian_nll, squared_error
+
+X = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
+RECONSTRUCTION = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(2))
+
+
+def reference(log_variance: float) -> float:
+    """−log N(x; x̂, σ² I) of scipy, averaged over the three images."""
+    densities = stats.norm.logpdf(X.double().numpy(), RECONSTRUCTION.double().numpy(), np.exp(log_variance / 2))
+    return float(-densities.sum() / 3)
+
+
+def test_squared_error_sums_pixels_and_averages_images() -> None:
+    images = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])
+    # Errors 4 · 0.5² = 1 and 4 · 1.5² = 9.
+    assert float(squared_error(torch.tensor(-0.5).expand(2, 1, 2, 2), images)) == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("log_variance", [-6.0, -2.3, 0.0, 1.0])
+def test_given_variance(log_variance: float) -> None:
+    actual = gaussian_nll(RECONSTRUCTION, X, torch.tensor(log_variance))
+    assert float(actual) == pytest.approx(reference(log_variance), rel=1e-5)
+
+
+def test_batch_optimum_is_the_smallest_of_all_variances() -> None:
+    best = optimize.minimize_scalar(reference, bounds=(-10, 5), method="bounded", options={"xatol": 1e-8})
+    assert float(gaussian_nll(RECONSTRUCTION, X)) == pytest.approx(best.fun, rel=1e-5)
+
+
+def test_batch_optimum_has_the_gradient_of_the_log_of_the_batch_mean() -> None:
+    reconstruction = RECONSTRUCTION.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(gaussian_nll(reconstruction, X), reconstruction)
+    double = RECONSTRUCTION.double().requires_grad_()
+    released = 40 / 2 * ((double - X.double()).square().sum(dim=(1, 2, 3)).mean()).log()
+    (expected,) = torch.autograd.grad(released, double)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_learned_variance_gradient() -> None:
+    log_variance = torch.tensor(-1.3, requires_grad=True)
+    (actual,) = torch.autograd.grad(gaussian_nll(RECONSTRUCTION, X, log_variance), log_variance)
+    step = 1e-4
+    expected = (reference(-1.3 + step) - reference(-1.3 - step)) / (2 * step)
+    assert float(actual) == pytest.approx(expected, rel=1e-3)
+
+
+def test_perfect_reconstruction_is_finite() -> None:
+    reconstruction = X.clone().requires_grad_()
+    loss = gaussian_nll(reconstruction, X)
+    (gradient,) = torch.autograd.grad(loss, reconstruction)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+def test_values_outside_the_range_are_not_clamped() -> None:
+    outside = torch.full((1, 1, 1, 1), 3.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(gaussian_nll(outside, torch.ones(1, 1, 1, 1), torch.tensor(0.0)), outside)
+    assert float(gradient) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_computed_in_float32(dtype: torch.dtype) -> None:
+    rounded, log_variance = RECONSTRUCTION.to(dtype), torch.tensor(-1.3).to(dtype)
+    for arguments in ((), (log_variance,)):
+        loss = gaussian_nll(rounded, X, *arguments)
+        assert loss.dtype == torch.float32
+        expected = gaussian_nll(rounded.float(), X, *(argument.float() for argument in arguments))
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)

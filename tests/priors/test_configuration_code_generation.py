@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import GenerationConfig
+
+from hq_tokenizers.priors import CodeGenerationConfig
+from hq_tokenizers.priors.sampling import LevelSampling
+
+
+def test_round_trip_through_the_file(tmp_path: Path) -> None:
+    config = CodeGenerationConfig(
+        temperature=(0.9, 1.1),
+        top_k=[0, 50],
+        top_p=0.95,
+        guidance_scale=3,
+        guidance_schedule="interval",
+        num_candidates=4,
+        num_steps=[8, 2],
+        masking_schedule="square",
+        decoding_order="random",
+        choice_temperature=2.0,
+    )
+    config.save_pretrained(tmp_path)
+    assert CodeGenerationConfig.from_pretrained(tmp_path) == config
+    # transformers loads the file into its own class first.
+    plain = GenerationConfig.from_pretrained(tmp_path)
+    assert CodeGenerationConfig.from_generation_config(plain) == config
+    assert config.temperature == [0.9, 1.1]
+
+
+def test_settings_of_each_level() -> None:
+    config = CodeGenerationConfig(temperature=[0.5, 2.0], top_k=7, min_p=[0, 0.1])
+    assert config.level_sampling(2) == (LevelSampling(0.5, 7, 1.0, 0), LevelSampling(2.0, 7, 1.0, 0.1))
+    assert CodeGenerationConfig().level_sampling(3) == (LevelSampling(),) * 3
+    with pytest.raises(ValueError, match=r"temperature lists 2 values .* 3 levels: give one number per level"):
+        config.level_sampling(3)
+
+
+def test_defaults_are_not_shared() -> None:
+    CodeGenerationConfig().guidance_interval[0] = 0.9
+    assert CodeGenerationConfig().guidance_interval == [0.0, 1.0]
+
+
+def test_overrides_leave_the_original_alone() -> None:
+    config = CodeGenerationConfig(top_k=5, guidance_interval=[0.2, 0.8])
+    changed = config.with_overrides(top_k=9, temperature=None)
+    assert (changed.top_k, changed.temperature, changed.guidance_interval) == (9, 1.0, [0.2, 0.8])
+    assert config.top_k == 5
+    with pytest.raises(ValueError, match="top_p must be"):
+        config.with_overrides(top_p=2)
+
+
+def test_settings_of_the_other_kind_of_prior_are_refused() -> None:
+    shared = CodeGenerationConfig(temperature=0.5, guidance_scale=2.0, num_candidates=3)
+    for model_type in ("rq_prior", "masked_prior"):
+        shared.check_model(model_type)
+    for name, value in {"num_steps": 8, "masking_schedule": "linear", "decoding_order": "random"}.items():
+        CodeGenerationConfig(**{name: value}).check_model("masked_prior")
+        with pytest.raises(
+            ValueError, match=f"{name}={value!r} is a setting of masked_prior models, this is a rq_prior"
+        ):
+            CodeGenerationConfig(**{name: value}).check_model("rq_prior")
+    with pytest.raises(ValueError, match="cache_implementation='dynamic' is a setting of rq_prior models"):
+        CodeGenerationConfig(cache_implementation="dynamic").check_model("masked_prior")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, r"temperature must be a number of at least 0 .*got -1"),
+        ({"temperature": [1.0, -0.5]}, r"temperature must be .*\[1.0, -0.5\]"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"temperature": "hot"}, "temperature must be .*'hot'"),
+        ({"top_p": 0}, r"top_p must be a number in \(0, 1\] .*got 0"),
+        ({"top_p": 1.5}, r"top_p .*1.5"),
+        ({"top_k": -3}, "top_k must be an integer ≥ 0 .*got -3"),
+        ({"top_k": 2.5}, "top_k .*2.5"),
+        ({"top_k": True}, "top_k .*True"),
+        ({"min_p": 1.0}, r"min_p must be a number in \[0, 1\)"),
+        ({"guidance_scale": -1}, "guidance_scale must be .*got -1"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule must be one of constant, .*'cosine'"),
+        ({"guidance_power": 0}, "guidance_power must be a number above 0"),
+        ({"guidance_interval": [0.8, 0.2]}, r"guidance_interval must be \[first, last\]"),
+        ({"guidance_interval": 0.5}, "guidance_interval must be"),
+        ({"cache_implementation": "quantized"}, "cache_implementation must be one of static, dynamic"),
+        ({"num_candidates": 0}, r"num_candidates must be an integer of at least 1 \(1 = off\), got 0"),
+        ({"num_candidates": 1.5}, "num_candidates .*1.5"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, or a list of one per level, got 0"),
+        ({"num_steps": [8, -1]}, r"num_steps .*\[8, -1\]"),
+        ({"masking_schedule": "sine"}, "masking_schedule must be one of cosine, linear, .*'sine'"),
+        ({"decoding_order": "raster"}, "decoding_order must be one of confidence, random, got 'raster'"),
+        ({"choice_temperature": -0.1}, "choice_temperature must be a number of at least 0"),
+        ({"num_beams": 4}, "num_beams=4 means nothing to a prior over codes; accepted settings are temperature"),
+        ({"temprature": 1.0}, "temprature=1.0 means nothing"),
+        ({"do_sample": False}, "use temperature=0"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CodeGenerationConfig(**settings)
+
+
+def test_a_setting_spoilt_later_cannot_be_saved(tmp_path: Path) -> None:
+    config = CodeGenerationConfig()
+    config.top_p = 7
+    with pytest.raises(ValueError, match="top_p must be"):
+        config.save_pretrained(tmp_path)

@@ -1,0 +1,92 @@
+"""Sampling, bounds on memory and the divergences of a stochastic codebook."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from hq_tokenizers.quantization.functional import gaussian_logits
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook, categorical_kl
+
+D, K = 3, 5
+
+
+def codebook(max_elements: int = 10**6) -> StochasticCodebook:
+    module = StochasticCodebook(K, D, gaussian_logits, max_elements)
+    torch.nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(3))
+    return module
+
+
+def generators(number: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + index) for index in range(number)]
+
+
+PRECISION = torch.tensor(0.7).reshape(1, 1, 1, 1)
+
+
+def test_sampled_codes_follow_the_posterior() -> None:
+    latents = torch.randn(1, 1, 1, D).expand(300, 100, 1, D)
+    module = codebook()
+    _, indices, _ = module(latents, PRECISION, None, generators(300))
+    probabilities = module.log_probabilities(latents[:1, :1], PRECISION).detach().exp().double().flatten()
+    counts = torch.bincount(indices.flatten(), minlength=K)
+    assert stats.chisquare(counts.numpy(), (30_000 * probabilities / probabilities.sum()).numpy()).pvalue > 1e-3
+
+
+def test_sampled_codes_do_not_depend_on_the_batch() -> None:
+    latents, module = torch.randn(4, 2, 3, D), codebook()
+    together = module(latents, PRECISION, None, generators(4))[1]
+    apart = [module(latents[i : i + 1], PRECISION, None, generators(1, i))[1] for i in range(4)]
+    assert torch.equal(together, torch.cat(apart))
+
+
+def test_sampled_vectors_are_those_of_the_sampled_codes() -> None:
+    module = codebook()
+    quantized, indices, _ = module(torch.randn(4, 2, 3, D), PRECISION, None, generators(4))
+    assert torch.equal(quantized, module.weight[indices])
+
+
+def test_slices_do_not_change_samples() -> None:
+    latents = torch.randn(4, 2, 3, D)
+    whole = codebook()(latents, PRECISION, None, generators(4))
+    sliced = codebook(max_elements=4 * K)(latents, PRECISION, None, generators(4))
+    for a, b in zip(whole, sliced, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("max_elements", [10**6, 4 * K])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (4, 2, 3, 1), (4, 2, 3, D)])
+def test_cross_entropy(shape: tuple[int, ...], max_elements: int) -> None:
+    module = codebook(max_elements)
+    latents, prior = torch.randn(4, 2, 3, D), torch.randn(4, 2, 3, D)
+    precision, prior_precision = torch.rand(shape) + 0.3, torch.rand(shape) + 0.3
+    actual = module.cross_entropy(latents, precision, prior, prior_precision)
+    distance, prior_distance = (
+        ((z.double().unsqueeze(3) - module.weight.double()).square() * w.double().unsqueeze(3)).sum(dim=-1)
+        for z, w in ((latents, precision.expand(4, 2, 3, -1)), (prior, prior_precision.expand(4, 2, 3, -1)))
+    )
+    p, log_q = torch.softmax(-distance / 2, dim=-1), torch.log_softmax(-prior_distance / 2, dim=-1)
+    torch.testing.assert_close(actual.double(), -(p * log_q).sum(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_categorical_kl_is_that_of_torch() -> None:
+    logits = torch.randn(3, 2, 2, K, dtype=torch.float64)
+    p = torch.distributions.Categorical(logits=logits)
+    uniform = torch.distributions.Categorical(logits=torch.zeros(K, dtype=torch.float64))
+    expected = torch.distributions.kl_divergence(p, uniform).sum() / 3
+    assert float(categorical_kl(p.entropy(), K)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_categorical_kl_of_certain_codes_is_their_bits() -> None:
+    assert float(categorical_kl(torch.zeros(4, 5, 6), 8)) == pytest.approx(30 * 3 * math.log(2), rel=1e-6)
+
+
+def test_unit_codebook_has_unit_vectors() -> None:
+    module = UnitCodebook(K, D, gaussian_logits, 10**6)
+    torch.nn.init.normal_(module.weight, std=5)
+    torch.testing.assert_close(module.codes.norm(dim=-1), torch.ones(K))
+    cosine = torch.nn.functional.cosine_similarity(module.codes, module.weight)
+    torch.testing.assert_close(cosine, torch.ones(K))

@@ -1,0 +1,152 @@
+"""Configurations: the hierarchy's grammar, JSON round trips, and errors that name the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hq_tokenizers.configuration_hq_vae import GroupSpec, HQVAEConfig, parse_code_group
+from hq_tokenizers.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.configuration_utils import check_image_size
+
+
+class TestGrammar:
+    @pytest.mark.parametrize(
+        ("text", "stride", "sizes"),
+        [
+            ("stride 4: 512", 4, (512,)),
+            ("stride 4: 512 x 4", 4, (512,) * 4),
+            ("stride 4: 512×2", 4, (512, 512)),
+            ("  stride  8 :  512 , 256 ", 8, (512, 256)),
+            ("stride 2: 8 x 2, 4, 2x3", 2, (8, 8, 4, 2, 2, 2)),
+        ],
+    )
+    def test_lines(self, text: str, stride: int, sizes: tuple[int, ...]) -> None:
+        assert parse_code_group(text) == GroupSpec(stride, sizes)
+
+    @pytest.mark.parametrize(
+        "text", ["", "512", "stride 4", "stride 4:", "stride 4: 512 x", "stride x: 4", "stride 4: 8; 9", "stride -4: 8"]
+    )
+    def test_what_is_not_a_line(self, text: str) -> None:
+        with pytest.raises(ValueError, match="A code group is written 'stride S: K'") as caught:
+            parse_code_group(text)
+        assert repr(text) in str(caught.value)
+
+    @pytest.mark.parametrize("stride", [0, 1, 3, 12])
+    def test_strides_are_powers_of_two(self, stride: int) -> None:
+        with pytest.raises(ValueError, match=rf"power of two of at least 2, got {stride} in"):
+            parse_code_group(f"stride {stride}: 8")
+
+    @pytest.mark.parametrize("levels", ["0", "8 x 0", "8, 0"])
+    def test_empty_levels(self, levels: str) -> None:
+        with pytest.raises(ValueError, match="at least one"):
+            parse_code_group(f"stride 4: {levels}")
+
+
+class TestErrors:
+    @pytest.mark.parametrize("config", [SQVAEConfig, HQVAEConfig])
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"decoder_variance": "fixed"}, "decoder_variance must be one of 'batch', 'learned', got 'fixed'"),
+            ({"codebook_update": "sgd"}, "codebook_update must be one of 'gradient', 'ema', got 'sgd'"),
+            ({"quantizer": "lfq"}, "quantizer must be one of 'gaussian', .*'vq'.*, got 'lfq'"),
+            ({"hidden_size": 1}, "hidden_size must be at least 2, got 1"),
+            ({"codebook_dim": 0}, "codebook_dim must be at least 1, got 0"),
+            ({"num_residual_blocks": 0}, "num_residual_blocks must be at least 1"),
+            ({"gumbel_temperature": 0}, "gumbel_temperature must be above 0, got 0"),
+            ({"data_variance": 0.0}, "data_variance must be above 0"),
+            ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
+            ({"restart_threshold": 1.0}, "restart_threshold needs the counts of codebook_update='ema'"),
+            ({"warmup_epochs": 2}, "reestimation_epochs, which is 0"),
+            ({"image_size": 33}, "instead of 33, use 32 or"),
+            ({"image_size": [32, 30]}, "Images of 32×30 do not fit"),
+            ({"image_size": [32, 32, 3]}, r"image_size must be an integer or \[height, width\]"),
+            ({"hidden_size": "64"}, "hidden_size must be a number, got '64'"),
+            ({"image_size": "32"}, r"image_size must be an integer or \[height, width\], got '32'"),
+        ],
+    )
+    def test_common_fields(self, config: type[SQVAEConfig], fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            config(**fields)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"variance_type": "V"}, "variance_type must be one of 'I', 'II', 'III', 'IV', got 'V'"),
+            ({"variance_parametrization": "sum"}, "variance_parametrization must be one of 'released', 'plain'"),
+            ({"likelihood": "laplace"}, "likelihood must be one of 'gaussian', 'categorical', 'vmf', got 'laplace'"),
+            ({"likelihood": "vmf"}, "num_classes"),
+            ({"num_classes": 3}, "num_classes is for label maps"),
+            ({"num_downsampling": 0}, "num_downsampling must be at least 1, got 0"),
+            ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
+            ({"variance_floor": -1.0}, "variance_floor must be at least 0, got -1.0"),
+        ],
+    )
+    def test_single_layer_fields(self, fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            SQVAEConfig(**fields)
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"code_groups": []}, "at least one group"),
+            ({"code_groups": ["stride 4: 8", "stride 8: 8"]}, "strides of code_groups must fall"),
+            ({"code_groups": ["stride 4: 8", "stride 4: 8"]}, "strides of code_groups must fall"),
+            ({"code_groups": "stride 4: 8"}, r"code_groups is a list with one line per resolution, got 'stride 4: 8'"),
+            (
+                {"code_groups": ["stride 4: 8, 9"], "shared_codebook": True},
+                "shared_codebook needs equal codebook sizes",
+            ),
+            ({"quantizer": "vq", "learned_prior": True}, "learned_prior needs quantizer='gaussian'"),
+            ({"log_variance_range": [3.0, 3.0]}, r"log_variance_range must be \[smallest, largest\]"),
+            ({"initial_log_variance": 9.0}, r"initial_log_variance must lie in log_variance_range"),
+        ],
+    )
+    def test_hierarchical_fields(self, fields: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            HQVAEConfig(**fields)
+
+    def test_nearest_sizes_fit(self) -> None:
+        assert check_image_size((32, 48), 16) == (32, 48)
+        with pytest.raises(ValueError, match="multiples of 16; instead of 40, use 32 or 48"):
+            check_image_size((32, 40), 16)
+        with pytest.raises(ValueError, match="instead of 8, use 16"):
+            check_image_size(8, 16)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SQVAEConfig(image_size=[32, 48], variance_type="III", codebook_size=77, initial_log_variance=-1.5),
+        HQVAEConfig(code_groups=["stride 8: 5 x 2", "stride 2: 7"], progressive=True, log_variance_range=[-3.0, 5.0]),
+    ],
+)
+def test_round_trip_through_a_file(config: SQVAEConfig | HQVAEConfig, tmp_path: Any) -> None:
+    config.save_pretrained(tmp_path)
+    again = type(config).from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert again.stride == config.stride == (4 if config.model_type == "sq_vae" else 8)
+
+
+def test_stride_is_that_of_the_coarsest_grid() -> None:
+    assert SQVAEConfig(num_downsampling=3).stride == 8
+    assert HQVAEConfig(code_groups=["stride 16: 4", "stride 2: 4"]).stride == 16
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "hint"),
+    [
+        (SQVAEConfig, "codebok_size", "did you mean 'codebook_size'"),
+        (HQVAEConfig, "code_group", "did you mean 'code_groups'"),
+        (HQVAEConfig, "codebook_size", "write the sizes into code_groups"),
+    ],
+)
+def test_misspelt_fields_are_refused(config: type, name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        config(**{name: 3})
+
+
+def test_fields_of_transformers_itself_pass() -> None:
+    assert SQVAEConfig(architectures=["SQVAEModel"], custom_pipelines={}, some_new_field=1).codebook_size == 512

@@ -1,0 +1,178 @@
+"""Named constructors: the papers' parameter counts, and every system builds, trains and initialises all it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hq_tokenizers.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.modeling_hq_vae import HQVAEModel
+from hq_tokenizers.modeling_sq_vae import SQVAEModel
+from hq_tokenizers.presets import NETWORKS, PRESETS, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vq_vae
+
+SMALL = {"hidden_size": 8, "codebook_dim": 6}
+IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask"]
+
+
+def build(config: SQVAEConfig | HQVAEConfig) -> SQVAEModel | HQVAEModel:
+    return SQVAEModel(config) if isinstance(config, SQVAEConfig) else HQVAEModel(config)
+
+
+def num_parameters(config: SQVAEConfig | HQVAEConfig) -> int:
+    return sum(parameter.numel() for parameter in build(config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (sq_vae("mnist"), 240_386),
+        (sq_vae("cifar10"), 341_252),
+        (sq_vae("celeba"), 630_532),
+        *((sq_vae("celeba", variance_type=kind), 671_876) for kind in ("II", "III", "IV")),
+        (sq_vae("celebamask"), 354_989),
+    ],
+)
+def test_parameter_counts_of_the_paper(config: SQVAEConfig, parameters: int) -> None:
+    assert num_parameters(config) == parameters
+
+
+@pytest.mark.parametrize("network", IMAGE_NETWORKS)
+def test_rsq_vae_of_one_level_has_the_network_of_sq_vae(network: str) -> None:
+    assert num_parameters(rsq_vae(network, num_levels=1)) == num_parameters(sq_vae(network))
+
+
+@pytest.mark.parametrize("network", IMAGE_NETWORKS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_network_of_every_preset_builds(preset: str, network: str) -> None:
+    config = PRESETS[preset](network, **SMALL)
+    model = build(config).eval()
+    height, width = (config.image_size,) * 2
+    output = model(torch.rand(1, config.num_channels, height, width))
+    assert output.reconstruction is not None
+    assert output.reconstruction.shape == (1, config.num_channels, height, width)
+    if output.codes is not None:
+        assert output.codes.layout == model.code_layout()
+    assert output.loss is not None
+    assert output.terms is not None
+    torch.testing.assert_close(output.loss, torch.stack(list(output.terms.values())).sum())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_receives_a_gradient(preset: str) -> None:
+    model = build(PRESETS[preset]("digits", **SMALL)).train()
+    model.start_epoch(10)
+    model(torch.rand(4, 1, 8, 8)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        # The gradient of a bias before a batch normalisation is zero but for rounding.
+        assert name.endswith("bias") or parameter.grad.any(), name
+
+
+@pytest.fixture
+def _memory_full_of_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sq_vae": {"decoder_variance": "learned", "variance_type": "IV"},
+    "sq_vae_2": {"progressive": True, "learned_prior": True, "decoder_variance": "learned"},
+    "rq_vae": {"reestimation_epochs": 2, "warmup_epochs": 1},
+}
+
+
+@pytest.mark.usefixtures("_memory_full_of_nan")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_is_left_uninitialised(preset: str) -> None:
+    assert torch.empty(3).isnan().all(), "the fixture has no effect"
+    for options in ({}, OPTIONS.get(preset, {})):
+        states = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            states.append(build(PRESETS[preset]("digits", **SMALL, **options)).state_dict())
+        for name, value in states[0].items():
+            assert value.isfinite().all(), name
+            assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.usefixtures("_memory_full_of_nan")
+def test_weights_a_checkpoint_lacks_are_initialised(tmp_path: Any) -> None:
+    config = sq_vae_2("digits", **SMALL)
+    HQVAEModel(config).save_pretrained(tmp_path)
+    more = HQVAEModel.from_pretrained(tmp_path, progressive=True, learned_prior=True, decoder_variance="learned")
+    missing = set(more.state_dict()) - set(HQVAEModel(config).state_dict())
+    assert {"likelihood.log_variance", "quantizer.1.prior_log_variances"} <= missing
+    for name, value in more.state_dict().items():
+        assert value.isfinite().all(), name
+
+
+def test_initial_weights_are_the_papers() -> None:
+    model = SQVAEModel(sq_vae("cifar10"))
+    assert float(model.quantizer.codebook.weight.std()) == pytest.approx(1.0, rel=0.03)
+    assert float(model.encoder.stem[3].weight.std()) == pytest.approx(0.02, rel=0.05)
+    norm = model.encoder.stem[1]
+    assert float(norm.weight.mean()) == pytest.approx(1.0, abs=0.02)
+    assert 0.01 < float(norm.weight.std()) < 0.04
+    assert float(model.quantizer.variance.log_variance.exp()) == pytest.approx(20.0)
+    assert float(SQVAEModel(sq_vae("mnist")).quantizer.variance.log_variance.exp()) == pytest.approx(10.0)
+    torch.testing.assert_close(HQVAEModel(rsq_vae("mnist")).quantizer[0].variances(), torch.full((4,), 60.0))
+
+
+def test_overrides_win() -> None:
+    assert sq_vae("mnist", codebook_size=7, image_size=32).codebook_size == 7
+    assert rsq_vae("mnist", num_levels=3, codebook_size=9).groups[0].codebook_sizes == (9, 9, 9)
+    assert vq_vae("mnist", codebook_update="gradient").codebook_update == "gradient"
+    assert robust_vq_vae("mnist", warmup_epochs=1).warmup_epochs == 1
+    assert rq_vae("mnist", restart_threshold=0.0, shared_codebook=False).shared_codebook is False
+
+
+def test_systems_are_what_they_are_called() -> None:
+    assert vq_vae().quantizer == "vq"
+    assert PRESETS["vae"]().quantizer == "none"
+    robust = robust_vq_vae()
+    assert (robust.quantizer, robust.bottleneck_batch_norm, robust.codebook_learning_rate_factor) == ("vq", True, 10)
+    assert rq_vae().shared_codebook
+    assert rq_vae().restart_threshold == 1.0
+    for name, groups in {"rsq_vae": 1, "rq_vae": 1, "sq_vae_2": 2, "vq_vae_2": 2, "hybrid_vae": 2}.items():
+        config = PRESETS[name]("cifar10")
+        assert isinstance(config, HQVAEConfig)
+        assert len(config.groups) == groups
+    assert [len(group.codebook_sizes) for group in PRESETS["hybrid_vae"]().groups] == [2, 2]
+
+
+def test_unknown_network_names_the_known_ones() -> None:
+    for preset in PRESETS.values():
+        with pytest.raises(ValueError, match=r"network must be one of 'digits', 'mnist'.*, got 'imagenet'"):
+            preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    "preset", ["vq_vae", "robust_vq_vae", "rsq_vae", "rq_vae", "sq_vae_2", "vq_vae_2", "hybrid_vae"]
+)
+def test_systems_without_label_maps_refuse_their_network(preset: str) -> None:
+    with pytest.raises(ValueError, match=r"label maps|network must be one of 'digits'"):
+        PRESETS[preset]("celebamask")
+
+
+def test_a_group_needs_a_level() -> None:
+    with pytest.raises(ValueError, match="num_levels must be at least 1, got 0"):
+        rsq_vae(num_levels=0)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "vae"])
+def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
+    config = PRESETS[preset]("digits", hidden_size=8, codebook_dim=4)
+    model = (SQVAEModel if config.model_type == "sq_vae" else HQVAEModel)(config).eval()
+    codes = model.encode(torch.rand(2, 1, 8, 8))
+    books = model.codebooks()
+    assert [len(book) for book in books] == list(model.code_layout().codebook_sizes)
+    for book, indices, vectors in zip(books, codes.levels(), model.embed(codes), strict=True):
+        assert torch.equal(book[indices], vectors)

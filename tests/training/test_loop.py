@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hq_tokenizers.data.encoded import CodeRows
+from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
+from hq_tokenizers.training.config import LoopConfig
+from hq_tokenizers.training.loop import BEST_WEIGHTS, Stage, TrainingLoop, create_accelerator
+from hq_tokenizers.training.tracking import HISTORY, read_history
+
+ROWS = CodeRows(torch.arange(44).reshape(22, 2))
+
+
+class InterruptionError(Exception):
+    pass
+
+
+class Network(nn.Module):
+    """Has what a resumed run can lose: noise, batch statistics, a counter of steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, inputs):
+        return self.layers(inputs / 44)
+
+
+def _loop(folder: Path, seen: list | None = None, stop_at: int | None = None, **options) -> TrainingLoop:
+    config = LoopConfig(
+        **{"output_dir": str(folder), "batch_size": 4, "epochs": 4, "learning_rate": 0.01, "log_steps": 3, **options}
+    )
+    torch.manual_seed(7)
+    model = Network()
+    losses = []
+
+    def step(wrapped, batch):
+        if seen is not None:
+            seen.append(batch["codes"][:, 0].tolist())
+        loss = (wrapped(batch["codes"].float()) - 1).square().mean()
+        return loss, {"batch_mean": batch["codes"].float().mean(), "levels": torch.tensor([1.0, 3.0])}
+
+    def validate(model):
+        assert not model.training
+        losses.append((model(ROWS.codes.float()) - 1).square().mean().item())
+        return {"loss": losses[-1]}
+
+    def after_step(model):
+        model.steps += 1
+        if model.steps == stop_at:
+            raise InterruptionError
+
+    return TrainingLoop(
+        config,
+        create_accelerator(),
+        model,
+        ROWS,
+        Stage("test", step, validate, [{"params": list(model.parameters())}], after_step=after_step),
+    )
+
+
+def _checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    newest = list_checkpoints(folder)[-1]
+    return {f"{path.name}/{k}": v for path in newest.glob("*.safetensors") for k, v in load_file(path).items()}
+
+
+def _assert_equal_runs(one: Path, other: Path) -> None:
+    """Bit-equal: weights, statistics, average, optimiser, noise; and the schedule."""
+    first, second = _checkpoint(one), _checkpoint(other)
+    assert first.keys() == second.keys()
+    assert any("exp_avg_sq" in name for name in first)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    states = [read_state(list_checkpoints(folder)[-1]) for folder in (one, other)]
+    for key in ("step", "schedule", "best_loss", "optimizer_groups"):
+        assert states[0][key] == states[1][key]
+
+
+OPTIONS = [
+    {"ema_decay": 0.9},
+    {"schedule": "constant", "warmup_steps": 7, "max_grad_norm": 0.1},
+    {"gradient_accumulation": 2, "plateau_patience": 0, "keep_best": True, "optimizer": "adamw", "weight_decay": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_two_epochs_and_two_more_are_four(tmp_path, options):
+    whole: list = []
+    parts: list = []
+    _loop(tmp_path / "whole", whole, **options).run()
+    _loop(tmp_path / "parts", parts, **options, epochs=2).run()
+    _loop(tmp_path / "parts", parts, **options, epochs=4).run()
+    assert parts == whole
+    _assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("options", [{**OPTIONS[0], "schedule": "cosine"}, *OPTIONS[1:]])
+def test_an_interruption_within_an_epoch_changes_nothing(tmp_path, options):
+    options = {**options, "checkpoint_steps": 3}
+    _loop(tmp_path / "whole", **options).run()
+    with pytest.raises(InterruptionError):
+        _loop(tmp_path / "parts", stop_at=8, **options).run()
+    assert read_state(list_checkpoints(tmp_path / "parts")[-1])["step"] == 6
+    _loop(tmp_path / "parts", **options).run()
+    _assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    validations = [
+        [r["loss"] for r in read_history(tmp_path / name) if r["split"] == "validation"] for name in ("whole", "parts")
+    ]
+    assert validations[0] == validations[1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = _loop(tmp_path).run().state_dict()
+    seen: list = []
+    again = _loop(tmp_path, seen).run().state_dict()
+    assert seen == []
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(tmp_path):
+    """Without noise and batch statistics, parts of a batch are as good as the batch."""
+
+    def train(name, **options):
+        loop = _loop(tmp_path / name, max_steps=4, **options)
+        loop.model.layers[1] = nn.Identity()
+        loop.model.layers[2] = nn.Identity()
+        return loop.run().state_dict()
+
+    whole, parts = train("whole"), train("parts", gradient_accumulation=4)
+    for name in ("layers.0.weight", "layers.3.bias"):
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-6)
+
+
+def test_one_adam_step_by_hand(tmp_path):
+    loop = _loop(tmp_path, max_steps=1, ema_decay=None)
+    before = loop.model.layers[3].bias.detach().clone()
+    after = loop.run().layers[3].bias.detach()
+    # Adam's first step is the learning rate times the sign of the gradient.
+    torch.testing.assert_close((after - before).abs(), torch.tensor([0.01]), rtol=1e-3, atol=0)
+
+
+def test_records_average_the_window(tmp_path):
+    seen: list = []
+    _loop(tmp_path, seen, max_steps=6).run()
+    first, second = (r for r in read_history(tmp_path) if r["split"] == "train")
+    means = [sum(a + 0.5 for a in batch) / len(batch) for batch in seen]
+    assert first["batch_mean"] == pytest.approx(sum(means[:3]) / 3)
+    assert second["batch_mean"] == pytest.approx(sum(means[3:]) / 3)
+    assert (first["step"], second["step"], first["levels"]) == (3, 6, [1.0, 3.0])
+    assert second["epoch"] == pytest.approx(6 / 5)
+    assert second["images_per_second"] > 0
+
+
+def test_the_best_weights_are_kept(tmp_path):
+    # A rate this high lets the validation loss jump.
+    loop = _loop(tmp_path, keep_best=True, epochs=3, learning_rate=0.5, schedule="constant")
+    model = loop.run()
+    losses = [r["loss"] for r in read_history(tmp_path) if r["split"] == "validation"]
+    assert losses[-1] != min(losses)
+    assert (model(ROWS.codes.float()) - 1).square().mean().item() == pytest.approx(min(losses))
+    assert (tmp_path / BEST_WEIGHTS).is_file()
+
+
+def test_old_checkpoints_are_deleted_and_no_halves_are_left(tmp_path):
+    _loop(tmp_path, checkpoint_steps=4, keep_checkpoints=3).run()
+    assert [path.name for path in list_checkpoints(tmp_path)] == [f"step-{n:08d}" for n in (12, 16, 20)]
+    assert sorted((tmp_path / "checkpoints").iterdir()) == list_checkpoints(tmp_path)
+
+
+def test_losing_finiteness_is_an_error_that_spares_the_checkpoints(tmp_path):
+    _loop(tmp_path, max_steps=3).run()
+    loop = _loop(tmp_path, max_steps=9, checkpoint_steps=1)
+    broken = loop.stage.step
+    loop.stage = replace(loop.stage, step=lambda m, b: (broken(m, b)[0] * math.nan, {}))
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        loop.run()
+    for value in _checkpoint(tmp_path).values():
+        assert not value.is_floating_point() or value.isfinite().all()
+    assert read_state(list_checkpoints(tmp_path)[-1])["step"] == 3
+
+
+def test_other_options_are_not_mixed_into_a_run(tmp_path):
+    _loop(tmp_path, max_steps=2).run()
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02.*Choose another output_dir"):
+        _loop(tmp_path, max_steps=4, learning_rate=0.02).run()
+    _loop(tmp_path, max_steps=4, log_steps=1).run()
+
+
+def test_bfloat16_autocast_reaches_the_model(tmp_path):
+    loop = _loop(tmp_path, max_steps=1, bf16=True)
+    dtypes = []
+    loop.model.layers[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    loop.run()
+    assert dtypes[0] == torch.bfloat16
+    # Validation is always in float32.
+    assert dtypes[-1] == torch.float32
+
+
+def test_a_cosine_schedule_is_not_stretched(tmp_path):
+    """Its first half in a run of 10 steps has other learning rates than in one of 20."""
+    _loop(tmp_path, schedule="cosine", epochs=2).run()
+    for longer in ({"epochs": 4}, {"max_steps": 11}):
+        with pytest.raises(ValueError, match=r"a run of 10 steps with schedule cosine.*Choose the steps before a run"):
+            _loop(tmp_path, schedule="cosine", **longer).run()
+    # Ten steps said in another way.
+    _loop(tmp_path, schedule="cosine", max_steps=10).run()
+
+
+def test_a_run_that_is_longer_already_says_so(tmp_path, capsys):
+    _loop(tmp_path, max_steps=6).run()
+    capsys.readouterr()
+    loop = _loop(tmp_path, max_steps=2)
+    loop.run()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a run of 6 steps, longer than the 2 asked for: nothing is trained, and the report is of the 6 steps" in said
+    assert loop.step == 6
+
+
+def test_a_line_cut_off_by_an_interruption_does_not_block_the_run(tmp_path):
+    _loop(tmp_path, max_steps=3).run()
+    whole = read_history(tmp_path)
+    with (tmp_path / HISTORY).open("a") as file:
+        file.write('{"step": 3, "epo')
+    assert read_history(tmp_path) == whole
+    _loop(tmp_path, max_steps=6).run()
+    history = read_history(tmp_path)
+    assert history[: len(whole)] == whole
+    assert history[-1]["step"] == 6
+
+
+def test_an_interrupted_rewrite_keeps_the_history(tmp_path, monkeypatch):
+    _loop(tmp_path, max_steps=3).run()
+    whole = read_history(tmp_path)
+
+    def interrupt(*arguments):
+        raise InterruptionError
+
+    monkeypatch.setattr("os.replace", interrupt)
+    with pytest.raises(InterruptionError):
+        _loop(tmp_path, max_steps=6).run()
+    assert read_history(tmp_path) == whole
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    _loop(tmp_path, max_steps=2).run()
+    noise = list_checkpoints(tmp_path)[-1] / "noise-0.safetensors"
+    noise.with_name("noise-1.safetensors").write_bytes(noise.read_bytes())
+    with pytest.raises(ValueError, match="was written by 2 processes, not 1: continue the run with 2"):
+        _loop(tmp_path, max_steps=4).run()

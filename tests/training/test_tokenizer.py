@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.diagnostics import Finding
+from hq_tokenizers.training.checkpoints import list_checkpoints
+from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.loop import TrainingLoop
+from hq_tokenizers.training.tokenizer import flip_at_random, train_tokenizer
+from hq_tokenizers.training.tracking import read_history
+
+MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
+
+
+def _config(folder, **options):
+    data = options.pop("data", DataConfig(train_split="train[:200]", validation_split="test[:50]"))
+    options = {"output_dir": str(folder), "batch_size": 20, "epochs": 2, "log_steps": 5, "model": MODEL, **options}
+    return TokenizerTrainingConfig(data=data, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return folder, train_tokenizer(_config(folder, epochs=4))
+
+
+def test_the_folder_loads_and_does_what_the_report_says(trained):
+    folder, report = trained
+    model = AutoModel.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert model.config.codebook_size == 8
+    assert report["num_parameters"] == sum(p.numel() for p in model.parameters())
+    assert report["bits_per_image"] == 16 * 3
+    from sklearn.datasets import load_digits
+
+    digits = torch.from_numpy(load_digits().images[1500:1550] / 16).float()[:, None]
+    output = model(processor(list(digits[:, 0].numpy()))["pixel_values"])
+    error = (output.reconstruction - digits).square()
+    assert report["test"]["mse"] == pytest.approx(error.mean().item(), rel=1e-4)
+    counts = torch.bincount(output.codes.flatten().flatten(), minlength=8) / 800
+    assert report["test"]["perplexity"][0] == pytest.approx(math.exp(torch.special.entr(counts).sum()), rel=1e-4)
+
+
+def test_pictures_history_and_report(trained):
+    folder, report = trained
+    for name in ("reconstructions.png", "curves.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 100
+    on_disk = json.loads((folder / "report.json").read_text())
+    assert on_disk["test"] == report["test"]
+    assert on_disk["options"]["model"] == MODEL
+    history = read_history(folder)
+    assert [r["step"] for r in history if r["split"] == "train"] == list(range(5, 41, 5))
+    assert [r["step"] for r in history if r["split"] == "validation"] == [10, 20, 30, 40]
+    assert {"loss", "mse", "batch_perplexity", "entropy", "variance", "images_per_second"} <= history[0].keys()
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_it_learns_and_the_schedule_of_the_temperature_advances(trained):
+    folder, _ = trained
+    losses = [r["loss"] for r in read_history(folder) if r["split"] == "validation"]
+    assert losses[-1] < losses[0] - 2
+    assert AutoModel.from_pretrained(folder).training_step.item() == 40
+
+
+@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"data": DataConfig(horizontal_flip=True)}])
+def test_two_epochs_and_two_more_are_four_with_the_real_model(tmp_path, options, monkeypatch):
+    data = options.get("data", DataConfig())
+    data.train_split, data.validation_split = "train[:100]", "test[:20]"
+    options = {**options, "data": data}
+    train_tokenizer(_config(tmp_path / "whole", **options, epochs=4))
+    train_tokenizer(_config(tmp_path / "parts", **options, epochs=2))
+    train_tokenizer(_config(tmp_path / "parts", **options, epochs=4))
+    checkpoints = [list_checkpoints(tmp_path / name)[-1] for name in ("whole", "parts")]
+    for file in sorted(path.name for path in checkpoints[0].glob("*.safetensors")):
+        first, second = (load_file(checkpoint / file) for checkpoint in checkpoints)
+        assert [name for name in first if not torch.equal(first[name], second[name])] == [], file
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_initial_weights_follow_the_seed_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingLoop, "run", lambda loop: loop.model.eval())
+    heads = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(1)
+        train_tokenizer(_config(tmp_path / name, seed=seed))
+        heads.append(load_file(tmp_path / name / "model.safetensors"))
+    codebook = next(name for name in heads[0] if "codebook" in name)
+    assert torch.equal(heads[0][codebook], heads[1][codebook])
+    assert not torch.equal(heads[0][codebook], heads[2][codebook])
+
+
+def test_flips_mirror_whole_images():
+    torch.manual_seed(0)
+    images = torch.rand(64, 3, 4, 5)
+    flipped = flip_at_random(images)
+    same = (flipped == images).flatten(1).all(1)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 16 < same.sum() < 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": {**MODEL, "codebok_size": 3}}, "Did you mean model.codebook_size"),
+        ({"model": {**MODEL, "image_size": 28}}, "model.image_size is 28, but the data say 8"),
+        ({"model": {"preset": "sq_vea"}}, "model.preset 'sq_vea' is unknown. Did you mean sq_vae"),
+        ({"model": {"preset": "sq_vae", "network": "mnits"}}, "Did you mean mnist"),
+        ({"model": {"model_type": "bert"}}, "model.model_type 'bert' is unknown. Accepted: .*sq_vae"),
+        ({"model": {**MODEL, "model_type": "sq_vae"}}, "give one of them"),
+        ({"model": {**MODEL, "num_downsampling": 4}}, "stride 16"),
+        ({"batch_size": 500}, "fewer than batch_size 500"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(_config(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_plain_model_types_and_numbers_in_text(tmp_path):
+    from hq_tokenizers.training.model_section import build_tokenizer_config
+
+    section = {"model_type": "sq_vae", "gumbel_decay": "1e-4", "num_downsampling": 1}
+    config = build_tokenizer_config(section, {"image_size": 8, "num_channels": 1})
+    assert (config.model_type, config.gumbel_decay, config.image_size, config.num_channels) == ("sq_vae", 1e-4, 8, 1)
+
+
+def test_splits_of_different_sizes_are_refused(tmp_path):
+    for split, size in (("train", 8), ("test", 12)):
+        for index in range(2):
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.new("L", (size, size)).save(tmp_path / split / f"{index}.png")
+    data = DataConfig(name="imagefolder", path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data\.validation_split has images of 12×12×1.*set data\.image_size"):
+        train_tokenizer(_config(tmp_path / "run", data=data))
+
+
+@pytest.mark.parametrize(("validation_steps", "warned"), [(4, False), (10, True)])
+def test_no_codebook_is_called_broken_in_its_first_epoch(tmp_path, monkeypatch, capsys, validation_steps, warned):
+    finding = Finding(0, "collapsed", "perplexity 1.0", "youth", "patience")
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
+    train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
+    assert ("warning: Level 0: collapsed" in capsys.readouterr().out) == warned

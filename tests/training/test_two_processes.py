@@ -1,0 +1,68 @@
+"""What torchrun starts on a machine without a GPU: two processes, gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hq_tokenizers import SQVAEModel
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.encoded import EncodedImages
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.training.evaluation import evaluate_tokenizer
+from hq_tokenizers.training.loop import create_accelerator
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    root = str(SCRIPT.parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, str(SCRIPT), str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_weights_and_statistics_are_equal_in_both_processes(folder):
+    for name in ("whole", "first", "parts"):
+        mine, theirs = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
+        assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+def test_a_resumed_run_is_bit_equal(folder):
+    whole, first, parts = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "first", "parts"))
+    assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
+    assert any(not torch.equal(whole[key], first[key]) for key in whole)
+
+
+def test_evaluation_counts_every_image_once(folder):
+    (held_out,) = load_image_splits(DataConfig(), "validation_split")
+    model = SQVAEModel.from_pretrained(folder / "parts").eval()
+    alone = evaluate_tokenizer(model, held_out, 16, create_accelerator())
+    for rank in (0, 1):
+        num_processes, figures, in_training = json.loads((folder / f"figures-{rank}.json").read_text())
+        assert num_processes == 2
+        assert figures["num_images"] == 297
+        for name, value in alone.items():
+            assert figures[name] == pytest.approx(value, rel=1e-6), name
+            assert in_training[name] == figures[name]
+
+
+def test_encoding_keeps_the_order(folder):
+    encoded = EncodedImages.load(folder / "codes")
+    model = SQVAEModel.from_pretrained(folder / "parts").eval()
+    for split, name in (("train_split", "train"), ("validation_split", "validation")):
+        (rows,) = load_image_splits(DataConfig(train_split="train[:64]"), split)
+        (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+        assert torch.equal(encoded.splits[name].codes.long(), model.encode(batch["pixel_values"]).flatten())
+        assert torch.equal(encoded.splits[name].labels, batch["labels"])

@@ -1,0 +1,55 @@
+"""Run by torchrun: trains, resumes, evaluates and encodes in two processes, and writes what each process has."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.training.config import EncodeConfig, TokenizerTrainingConfig
+from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.evaluation import evaluate_tokenizer
+from hq_tokenizers.training.loop import TrainingLoop, create_accelerator
+from hq_tokenizers.training.tokenizer import train_tokenizer
+
+MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
+
+
+def main(folder: Path) -> None:
+    accelerator = create_accelerator()
+    models = []
+    run = TrainingLoop.run
+
+    def run_and_keep(loop):
+        models.append(run(loop))
+        return models[-1]
+
+    TrainingLoop.run = run_and_keep
+    data = DataConfig(train_split="train[:64]")
+
+    def train(name, steps):
+        options = {"max_steps": steps, "ema_decay": 0.5, "gradient_accumulation": 2, "checkpoint_steps": 2}
+        return train_tokenizer(
+            TokenizerTrainingConfig(output_dir=str(folder / name), batch_size=16, model=MODEL, data=data, **options)
+        )
+
+    train("whole", 6)
+    train("parts", 3)
+    report = train("parts", 6)
+    rank = accelerator.process_index
+    for name, model in zip(("whole", "first", "parts"), models, strict=True):
+        save_file(model.state_dict(), folder / f"{name}-{rank}.safetensors")
+    (held_out,) = load_image_splits(DataConfig(), "validation_split")
+    figures = evaluate_tokenizer(models[-1], held_out, 16, accelerator)
+    (folder / f"figures-{rank}.json").write_text(json.dumps([accelerator.num_processes, figures, report["test"]]))
+    encode_images(
+        EncodeConfig(tokenizer=str(folder / "parts"), output_dir=str(folder / "codes"), batch_size=20, data=data)
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
