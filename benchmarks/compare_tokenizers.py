@@ -4,12 +4,15 @@
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --only "SQ-VAE,VQ-VAE (EMA)"
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --report_only true
 
-Every system and seed has its own folder below `output_dir`; what is finished is not done again, and an interrupted run
-continues at its last checkpoint. The report is made from whatever is finished, and says how many seeds that is.
+Every system and seed trains in its own folder below `output_dir` and ends as a small JSON record in `report_dir`/`name`.
+What has a record is not done again, and an interrupted run continues at its last checkpoint, so that a comparison of
+many hours can be made in pieces, in several processes (`--only`), or on several machines. The table and the plots are
+made from whatever records there are; the table shows the error of each seed.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +27,11 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.training.config import TokenizerTrainingConfig
 from hq_tokenizers.training.options import load_options
-from hq_tokenizers.training.reports import REPORT, read_report, write_report
 from hq_tokenizers.training.tokenizer import train_tokenizer
 from hq_tokenizers.training.tracking import read_history
+
+Run = dict[str, Any]
+_FIGURES = ("num_parameters", "code_layout", "codebook_sizes", "bits_per_image", "steps", "images_per_second", "test")
 
 
 @dataclass(kw_only=True)
@@ -41,6 +46,7 @@ class Comparison:
     batch_size: Annotated[int, "images per step"] = 32
     schedule: Annotated[str, "learning rate schedule; a falling rate also slows the variances' annealing"] = "constant"
     learning_rate: Annotated[float, "Adam's learning rate"] = 1e-3
+    ema_decay: Annotated[float | None, "moving average of the weights that is judged; null judges the last ones"] = None
     seeds: Annotated[list[int], "every system is trained once with each"] = field(default_factory=lambda: [0, 1])
     output_dir: Annotated[str, "where the runs go"] = "runs/compare"
     report_dir: Annotated[str, "where the table and the plots go"] = "docs/results"
@@ -67,27 +73,66 @@ def main() -> None:
 
 
 def run_system(config: Comparison, name: str, seed: int) -> None:
-    """Trains one system with one seed, unless that is done."""
-    folder = run_folder(config, name, seed)
-    if (folder / REPORT).is_file() and "partial_mse" in read_report(folder):
+    """Trains one system with one seed, unless there is a record of it, and writes its record."""
+    if read_record(config, name, seed):
         return
     print(f"== {name}, seed {seed}", flush=True)
+    folder = run_folder(config, name, seed)
     report = train_tokenizer(
         TokenizerTrainingConfig(
             output_dir=str(folder),
             seed=seed,
             data=config.data,
             model=config.systems[name],
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            schedule=config.schedule,
             keep_checkpoints=1,
+            **_budget(config),
         )
     )
     (rows,) = load_image_splits(config.data, "test_split" if config.data.test_split else "validation_split")
-    report["partial_mse"] = partial_mse(folder, rows)
-    write_report(folder, report)
+    history = [record for record in read_history(folder) if record["split"] == "validation"]
+    run = {
+        "system": name,
+        "seed": seed,
+        **_description(config, name),
+        **{figure: report[figure] for figure in _FIGURES},
+        "partial_mse": partial_mse(folder, rows),
+        "history": history,
+    }
+    path = record_path(config, name, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def read_record(config: Comparison, name: str, seed: int) -> Run | None:
+    """The record of a finished run, or None.
+
+    Raises:
+        SystemExit: If the record is of another model or budget than the configuration's.
+    """
+    path = record_path(config, name, seed)
+    if not path.is_file():
+        return None
+    run = json.loads(path.read_text(encoding="utf-8"))
+    for key, now in _description(config, name).items():
+        if run[key] != now:
+            raise SystemExit(
+                f"error: {path} is of a run with {key} {run[key]}, the configuration says {now}. Delete the record to "
+                "train anew, or give the comparison another name."
+            )
+    return run
+
+
+def record_path(config: Comparison, name: str, seed: int) -> Path:
+    return Path(config.report_dir) / config.name / f"{_slug(name)}-seed{seed}.json"
+
+
+def _description(config: Comparison, name: str) -> dict[str, Any]:
+    return {"model": config.systems[name], "budget": _budget(config)}
+
+
+def _budget(config: Comparison) -> dict[str, Any]:
+    names = ("epochs", "batch_size", "schedule", "learning_rate", "ema_decay")
+    return {name: getattr(config, name) for name in names}
 
 
 @torch.no_grad()
@@ -107,8 +152,11 @@ def partial_mse(folder: Path, rows: ImageRows) -> list[float]:
 
 
 def run_folder(config: Comparison, name: str, seed: int) -> Path:
-    slug = "".join(character if character.isalnum() else "_" for character in name.lower())
-    return Path(config.output_dir) / slug / f"seed{seed}"
+    return Path(config.output_dir) / _slug(name) / f"seed{seed}"
+
+
+def _slug(name: str) -> str:
+    return "".join(character if character.isalnum() else "_" for character in name.lower())
 
 
 def write_results(config: Comparison) -> None:
@@ -125,16 +173,15 @@ def write_results(config: Comparison) -> None:
     print(table)
     plot_rate_distortion(finished, folder / f"{config.name}_rate_distortion.png")
     plot_usage(finished, folder / f"{config.name}_usage.png")
-    plot_histories(config, finished, folder / f"{config.name}_training.png")
+    plot_histories(finished, folder / f"{config.name}_training.png")
 
 
-def finished_runs(config: Comparison, name: str) -> list[dict[str, Any]]:
-    folders = [run_folder(config, name, seed) for seed in config.seeds]
-    reports = [read_report(folder) for folder in folders if (folder / REPORT).is_file()]
-    return [report for report in reports if "partial_mse" in report]
+def finished_runs(config: Comparison, name: str) -> list[Run]:
+    records = [read_record(config, name, seed) for seed in config.seeds]
+    return [record for record in records if record]
 
 
-def markdown_table(finished: dict[str, list[dict[str, Any]]]) -> str:
+def markdown_table(finished: dict[str, list[Run]]) -> str:
     """One row per system; figures are means over the seeds, errors with the figure of each seed."""
     lines = [
         "| system | parameters | bits/image | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level | usage per level"
@@ -167,7 +214,7 @@ def level_means(rows: list[list[float]]) -> list[float]:
     return [mean(column) for column in zip(*rows, strict=True)]
 
 
-def plot_rate_distortion(finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
     figure, axis = _figure()
     for name, runs in finished.items():
         if runs[0]["bits_per_image"] is not None:
@@ -177,7 +224,7 @@ def plot_rate_distortion(finished: dict[str, list[dict[str, Any]]], path: Path) 
     figure.savefig(path, dpi=110)
 
 
-def plot_usage(finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
     figure, axis = _figure()
     position, ticks, labels = 0.0, [], []
     for name, runs in finished.items():
@@ -194,13 +241,11 @@ def plot_usage(finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_histories(config: Comparison, finished: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
     """Validation error, and the mean entropy of P̂ relative to log K, over the epochs of the first finished seed."""
     figure, axes = _figure(columns=2)
-    for name in finished:
-        folders = [run_folder(config, name, seed) for seed in config.seeds]
-        history = read_history(next(folder for folder in folders if (folder / REPORT).is_file()))
-        records = [record for record in history if record["split"] == "validation"]
+    for name, runs in finished.items():
+        records = runs[0]["history"]
         epochs = [record["epoch"] for record in records]
         axes[0].plot(epochs, [1e3 * record["mse"] for record in records], ".-", label=name)
         if "entropy" in records[0] and any(records[0]["entropy"]):
