@@ -4,10 +4,10 @@
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --only "SQ-VAE,VQ-VAE (EMA)"
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --report_only true
 
-Every system and seed trains in its own folder below `output_dir` and ends as a small JSON record in `report_dir`/`name`.
-What has a record is not done again, and an interrupted run continues at its last checkpoint, so that a comparison of
-many hours can be made in pieces, in several processes (`--only`), or on several machines. The table and the plots are
-made from whatever records there are; the table shows the error of each seed.
+Every system and seed trains in its own folder below `output_dir` and ends as a small JSON record in
+`report_dir`/`name`. What has a record is not done again, and an interrupted run continues at its last checkpoint, so
+that a comparison of many hours can be made in pieces, in several processes (`--only`), or on several machines. The
+table and the plots are made from whatever records there are; the table shows the error of each seed.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         _run(sys.argv[1:] if arguments is None else list(arguments))
+        _leave_process_group()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has read enough. Python would complain once more when it closes the stream.
@@ -53,3 +54,12 @@ def _run(words: list[str]) -> None:
     options: Any = load_options(command.options, source, rest)
     module, _, function = command.runner.partition(":")
     getattr(import_module(module), function)(options)
+
+
+def _leave_process_group() -> None:
+    """Ends the threads of the process group of torchrun, whose work at interpreter shutdown can abort the process."""
+    if "torch" in sys.modules:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()

@@ -49,6 +49,8 @@ def main(folder: Path) -> None:
     encode_images(
         EncodeConfig(tokenizer=str(folder / "parts"), output_dir=str(folder / "codes"), batch_size=20, data=data)
     )
+    # Gloo's threads may still hold tensors: at interpreter shutdown that can abort the process.
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
