@@ -78,6 +78,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
     reservoir_size: int = 20480
     max_quantizer_elements: int = 2**27
 
+    @property
+    def for_label_maps(self) -> bool:
+        """Whether the model's data are label maps, LongTensors (B, H, W), instead of images."""
+        return False
+
     def __post_init__(self, **kwargs: Any) -> None:
         check_choice("decoder_variance", self.decoder_variance, ("batch", "learned"))
         check_choice("codebook_update", self.codebook_update, ("gradient", "ema"))

@@ -95,7 +95,8 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
 
 def _inflated(config: ImageTokenizerConfig, level: int, row: Mapping[str, float], size: int) -> Finding:
     cause = "no reconstruction gradient reaches this level, and the uniform prior then rewards a growing variance"
-    remedy = "train longer if this is the first epoch; a smaller initial_log_variance"
+    start = "a larger initial_log_concentration" if config.quantizer == "vmf" else "a smaller initial_log_variance"
+    remedy = f"train longer if this is the first epoch; {start}"
     if isinstance(config, HQVAEConfig):
         remedy += ", a lower upper end of log_variance_range" + ("" if config.progressive else ", or progressive: true")
     measured = f"entropy of P̂ {row['entropy']:.2f} of at most {math.log(size):.2f} nats, variance {row['variance']:.3g}"

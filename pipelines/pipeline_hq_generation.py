@@ -57,8 +57,13 @@ class HQGenerationPipeline(Pipeline):
                 f"The task hq-generation needs a generator, got {type(model).__name__}: join a tokenizer and a prior "
                 "by HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)."
             )
+        config = model.config.image_tokenizer_config
+        if getattr(config, "for_label_maps", False):
+            raise TypeError(
+                "The task hq-generation is for images; this generator draws label maps: call its generate method, or "
+                "`hq-tokenizers generate`."
+            )
         if kwargs.get("image_processor") is None:
-            config = model.config.image_tokenizer_config
             kwargs["image_processor"] = HQImageProcessor.for_image_size(config.image_size, config.num_channels)
         # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
         kwargs.pop("local_files_only", None)

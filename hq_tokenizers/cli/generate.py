@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from PIL import Image
 from transformers import AutoImageProcessor
 
 from hq_tokenizers.data.encoded import EncodedImages
@@ -36,14 +38,15 @@ def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorM
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     generator.save_pretrained(output_dir)
     config = generator.image_tokenizer.config
-    HQImageProcessor.for_image_size(config.image_size, config.num_channels).save_pretrained(output_dir)
+    if not config.for_label_maps:
+        HQImageProcessor.for_image_size(config.image_size, config.num_channels).save_pretrained(output_dir)
     return generator
 
 
 def generate_images(config: GenerateConfig) -> None:
     """Draws images and writes `samples.png`, one PNG per image, named by its number and class, and `report.json`.
 
-    Of several processes only the main one draws.
+    The PNG of a label map holds its classes as grey levels. Of several processes only the main one draws.
 
     Raises:
         ValueError: If there is no such generator, the folder holds other images, or for an unknown class or sampling
@@ -56,7 +59,6 @@ def generate_images(config: GenerateConfig) -> None:
     _check_folder(output_dir, request)
     generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
     generator = generator.to(accelerator.device)
-    processor = AutoImageProcessor.from_pretrained(config.generator)
     names = generator.config.id2label or {}
     given = config.class_labels if isinstance(config.class_labels, list | None) else [config.class_labels]
     labels: list[Any] = given or [names[index] for index in range(len(names))] or [None]
@@ -72,10 +74,16 @@ def generate_images(config: GenerateConfig) -> None:
     # Before the images, so that an interrupted call can be repeated.
     write_report(output_dir, {"options": request})
     save_png(image_grid(images, columns=config.num_images), output_dir / "samples.png")
-    for index, image in enumerate(processor.postprocess(images)):
+    for index, image in enumerate(_to_pil(images, config.generator)):
         label = labels[index // config.num_images]
         image.save(output_dir / _file_name(index, label))
     print(f"{len(images)} images in {output_dir}.")
+
+
+def _to_pil(images: torch.Tensor, generator: str) -> list[Image.Image]:
+    if not images.is_floating_point():
+        return [Image.fromarray(label_map) for label_map in images.to("cpu", torch.uint8).numpy()]
+    return AutoImageProcessor.from_pretrained(generator).postprocess(images)
 
 
 def _file_name(index: int, label: int | str | None) -> str:

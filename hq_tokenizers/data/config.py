@@ -34,6 +34,9 @@ class DataConfig:
         "resize (shorter side, then centre crop) to this size, an integer or [height, width]; null keeps the size",
     ] = None
     num_channels: Annotated[int | None, "1 converts to grey, 3 to colour; null takes the first image's"] = None
+    label_map_classes: Annotated[
+        int | None, "the images are label maps, whose pixels are that many classes from 0 on; null: they are images"
+    ] = None
     horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
     num_workers: Annotated[int, "processes that decode images when the decoded data set exceeds 2 GB of memory"] = 2
 
@@ -44,8 +47,16 @@ class DataConfig:
             raise ValueError(
                 "data.path is set but data.name is digits, the embedded set: set data.name to imagefolder or parquet."
             )
+        if self.label_map_classes is not None:
+            self._check_label_maps()
         if self.num_channels not in (None, 1, 3):
             raise ValueError(f"data.num_channels must be 1 (grey) or 3 (colour), got {self.num_channels}.")
         sizes = [self.image_size] if isinstance(self.image_size, int) else self.image_size
         if sizes is not None and (len(sizes) not in (1, 2) or min(sizes) < 1):
             raise ValueError(f"data.image_size must be an integer or [height, width], at least 1: {self.image_size}.")
+
+    def _check_label_maps(self) -> None:
+        if not 2 <= self.label_map_classes <= 256:  # type: ignore[operator]
+            raise ValueError(f"data.label_map_classes must lie between 2 and 256, got {self.label_map_classes}.")
+        if self.num_channels is not None:
+            raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")

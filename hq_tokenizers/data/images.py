@@ -67,8 +67,7 @@ class ImageFormat:
             pixels = self._check_array(np.asarray(raw)).astype(np.uint8)
         else:
             with Image.open(io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]) as image:
-                self._check_colour(image)
-                converted = convert_pil(image, self.num_channels)
+                converted = self._convert(image)
                 pixels = np.asarray(self._fit(converted) if self.resize else converted)
         if pixels.shape[:2] != (self.height, self.width):
             raise ValueError(
@@ -76,6 +75,14 @@ class ImageFormat:
                 f"{self.width}: set data.image_size, for example to {self.height}, to resize them."
             )
         return pixels.reshape(self.height, self.width, self.num_channels).transpose(2, 0, 1)
+
+    def to_batch(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Decoded images, uint8 (B, C, H, W), as the model's floats in [0, 1]."""
+        return pixels.float() / self.max_value
+
+    def _convert(self, image: Image.Image) -> Image.Image:
+        self._check_colour(image)
+        return convert_pil(image, self.num_channels)
 
     def _check_array(self, values: np.ndarray) -> np.ndarray:
         if values.dtype.kind not in "bui" or values.min() < 0 or values.max() > self.max_value:
@@ -92,12 +99,12 @@ class ImageFormat:
                 "to read all as colour, or to 1 to make all grey."
             )
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _fit(self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
         scale = max(self.height / image.height, self.width / image.width)
         size = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
         left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
         if size != image.size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
+            image = image.resize(size, resampling)
         return image.crop((left, top, left + self.width, top + self.height))
 
 
@@ -136,11 +143,14 @@ class ImageRows:
         return len(self._lazy)
 
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
-        """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}."""
+        """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}.
+
+        The pixel values of label maps are their classes, long (B, H, W).
+        """
         # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
         labels = None if self.labels is None else self.labels.to(device)
         for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
-            batch = {"pixel_values": pixels.float() / self.image_format.max_value}
+            batch = {"pixel_values": self.image_format.to_batch(pixels)}
             if labels is not None:
                 batch["labels"] = labels[indices.to(device, non_blocking=True)]
             yield batch

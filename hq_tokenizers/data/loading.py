@@ -14,6 +14,7 @@ from hq_tokenizers.image_processing_hq import GREY_MODES
 from .config import DataConfig
 from .digits import MAX_GREY_LEVEL
 from .images import MEMORY_LIMIT, ImageFormat, ImageRows
+from .label_maps import LabelMapFormat
 from .sources import load_source, select_split
 
 if TYPE_CHECKING:
@@ -109,12 +110,14 @@ def _image_format(config: DataConfig, first: Any) -> ImageFormat:
         return _array_format(config, np.asarray(first))
     with Image.open(io.BytesIO(first["bytes"]) if first["bytes"] is not None else first["path"]) as image:
         height, width, mode = image.height, image.width, image.mode
+    resize = config.image_size is not None
     if config.image_size is not None:
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+    if config.label_map_classes is not None:
+        return LabelMapFormat(height, width, 1, resize=resize, num_classes=config.label_map_classes)
     channels = config.num_channels or (1 if mode in GREY_MODES else 3)
-    resize, drop_colour = config.image_size is not None, config.num_channels is not None
-    return ImageFormat(height, width, channels, resize=resize, drop_colour=drop_colour)
+    return ImageFormat(height, width, channels, resize=resize, drop_colour=config.num_channels is not None)
 
 
 def _array_format(config: DataConfig, first: np.ndarray) -> ImageFormat:
@@ -124,5 +127,7 @@ def _array_format(config: DataConfig, first: np.ndarray) -> ImageFormat:
         if given not in (None, accepted, accepted[0] if isinstance(accepted, list) else None):
             raise ValueError(f"data.{name} must be {accepted} or null for images stored as arrays, got {given}.")
     height, width = first.shape[:2]
+    if config.label_map_classes is not None:
+        return LabelMapFormat(height, width, channels, num_classes=config.label_map_classes)
     max_value = 1 if first.dtype == np.bool_ else 255
     return ImageFormat(height, width, channels, MAX_GREY_LEVEL if config.name == "digits" else max_value)

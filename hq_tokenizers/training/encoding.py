@@ -14,6 +14,7 @@ from hq_tokenizers.codes import Codes
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.data.label_maps import LabelMapFormat
 from hq_tokenizers.data.loading import load_image_splits
 
 from .batches import validation_batches
@@ -75,7 +76,13 @@ def _encode_rows(model: PreTrainedModel, rows: ImageRows, batch_size: int, accel
 
 def _check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
     form, channels = rows.image_format, model.config.num_channels
-    if form.num_channels != channels:
+    if model.config.for_label_maps != isinstance(form, LabelMapFormat):
+        classes = model.config.num_classes if model.config.for_label_maps else "null"
+        raise ValueError(
+            f"data.{option} has {form}, but the tokenizer was not trained on such data: set data.label_map_classes to "
+            f"{classes}."
+        )
+    if not model.config.for_label_maps and form.num_channels != channels:
         raise ValueError(
             f"data.{option} has {form.num_channels} channels, the tokenizer wants {channels}: set data.num_channels to "
             f"{channels}."

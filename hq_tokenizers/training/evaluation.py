@@ -7,11 +7,14 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hq_tokenizers.data.images import BatchSource
+from hq_tokenizers.metrics.confusion import Confusion
 from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
 from hq_tokenizers.quantization.usage import code_counts, perplexity
 
 from .batches import validation_batches
 from .tracking import Record
+
+_MAX_CLASSES = 256  # of a label map stored as bytes
 
 
 class RunningSums:
@@ -44,8 +47,9 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         accelerator: Whose processes share the work.
 
     Returns:
-        "loss": negative ELBO per image in nats; "mse": mean squared error per pixel value; "mse_per_image": summed
-        over the pixel values of an image; "psnr": in dB, the mean of the images' own PSNR; and per level: "perplexity",
+        "loss": negative ELBO per image in nats. Of images "mse": mean squared error per pixel value; "mse_per_image":
+        summed over the pixel values of an image; "psnr": in dB, the mean of the images' own PSNR. Of label maps
+        "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per level: "perplexity",
         exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity", the mean over batches;
         "active_codes" that occur in the split; "entropy" of P̂, nats per position; "variance" of the quantiser.
 
@@ -69,15 +73,13 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
     assert output.terms is not None
     assert output.reconstruction is not None
     num_images = pixel_values.shape[0]
-    squared_error = (output.reconstruction - pixel_values).float().square().flatten(1)
-    # A perfect image has no finite PSNR: 100 dB stands for it.
-    psnr = -10 * squared_error.mean(1).clamp_min(1e-10).log10()
     sums.add("num_images", num_images)
     sums.add("num_batches", 1)
     sums.add("loss", output.loss * num_images)
-    sums.add("mse_per_image", squared_error.sum(1).double().sum() if squared_error.is_cpu else squared_error.sum())
-    sums.add("mse", squared_error.mean(1).sum())
-    sums.add("psnr", psnr.sum())
+    if pixel_values.is_floating_point():
+        _add_errors(sums, pixel_values, output.reconstruction)
+    else:
+        sums.add("confusion", confusion_matrix(pixel_values, output.reconstruction))
     for name, value in output.terms.items():
         sums.add(f"term_{name}", value * num_images)
     if output.codes is None or output.diagnostics is None:
@@ -90,10 +92,29 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
         sums.add(f"counts_{level}", code_counts(indices, size))
 
 
+def _add_errors(sums: RunningSums, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> None:
+    squared_error = (reconstruction - pixel_values).float().square().flatten(1)
+    # A perfect image has no finite PSNR: 100 dB stands for it.
+    psnr = -10 * squared_error.mean(1).clamp_min(1e-10).log10()
+    sums.add("mse_per_image", squared_error.sum(1).double().sum() if squared_error.is_cpu else squared_error.sum())
+    sums.add("mse", squared_error.mean(1).sum())
+    sums.add("psnr", psnr.sum())
+
+
+def confusion_matrix(label_maps: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+    """Counts of pixels, long (256, 256): row the class, column the reconstructed one."""
+    pairs = label_maps.flatten() * _MAX_CLASSES + reconstructions.flatten()
+    return torch.bincount(pairs, minlength=_MAX_CLASSES**2).unflatten(0, (_MAX_CLASSES, _MAX_CLASSES))
+
+
 def _figures(sums: dict[str, torch.Tensor]) -> Record:
     num_images, num_batches = sums.pop("num_images"), sums.pop("num_batches")
     counts = [sums.pop(name) for name in [name for name in sums if name.startswith("counts_")]]
     figures: Record = {"num_images": int(num_images)}
+    if "confusion" in sums:
+        confusion = sums.pop("confusion")
+        figures["pixel_accuracy"] = (confusion.trace() / confusion.sum()).item()
+        figures["mean_iou"] = Confusion(confusion).intersection_over_union().nanmean().item()
     for name, total in sums.items():
         mean = total / (num_batches if name == "batch_perplexity" else num_images)
         figures[name.removeprefix("term_")] = mean.tolist()

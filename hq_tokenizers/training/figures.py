@@ -23,12 +23,15 @@ def image_grid(images: torch.Tensor, columns: int) -> np.ndarray:
     """Images as one picture, row by row.
 
     Args:
-        images: (N, C, H, W), floats, clamped to [0, 1]; C is 1 or 3. Small ones are enlarged by a whole factor.
+        images: (N, C, H, W), floats, clamped to [0, 1]; C is 1 or 3. Or label maps (N, H, W), integers, shown in one
+            colour per class. Small ones are enlarged by a whole factor.
         columns: Images per row.
 
     Returns:
         uint8 (height, width, 3).
     """
+    if not images.is_floating_point():
+        images = _coloured(images)
     number, channels, height, width = images.shape
     factor = max(1, _SMALLEST_TILE // min(height, width))
     gap = 2
@@ -49,6 +52,14 @@ def reconstruction_grid(images: torch.Tensor, reconstructions: torch.Tensor, col
     white = images.new_ones(-len(images) % columns, *images.shape[1:])
     padded = [torch.cat([part, white]).split(columns) for part in (images, reconstructions)]
     return image_grid(torch.cat([row for pair in zip(*padded, strict=True) for row in pair]), columns)
+
+
+def _coloured(label_maps: torch.Tensor) -> torch.Tensor:
+    """(N, H, W) classes → (N, 3, H, W) in [0, 1]; the colours of matplotlib's tab20, again from class 20 on."""
+    from matplotlib import colormaps
+
+    palette = torch.tensor(colormaps["tab20"].colors)
+    return palette[label_maps.cpu() % len(palette)].movedim(-1, 1)
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:

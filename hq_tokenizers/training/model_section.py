@@ -74,6 +74,11 @@ def _checked(accepted: dict[str, Any], fields: dict[str, Any], from_data: Mappin
             # YAML reads 1e-3 as a string.
             fields[name] = convert_option(float, value, f"model.{name}")
     for name, value in from_data.items():
+        if name not in accepted:
+            raise ValueError(
+                f"The data need a model with the field {name}, which this one does not have: label maps need the "
+                "preset sq_vae or model_type sq_vae."
+            )
         if fields.setdefault(name, value) not in (value, [value, value]):
             raise ValueError(f"model.{name} is {fields[name]!r}, but the data say {value!r}: leave it out.")
     return fields

@@ -28,6 +28,7 @@ NUM_PICTURES = 32
 _PANELS = {
     "loss (nats per image)": ["loss", "reconstruction", "continuous", "discrete"],
     "MSE per pixel": ["mse"],
+    "label maps": ["pixel_accuracy", "mean_iou"],
     "perplexity": ["perplexity", "batch_perplexity"],
     "entropy of P̂ (nats)": ["entropy"],
     "variance": ["variance"],
@@ -117,8 +118,17 @@ def _load_data(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, I
 
 def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
-    size = height if height == width else [height, width]
-    model_config = build_tokenizer_config(config.model, {"image_size": size, "num_channels": channels})
+    from_data: dict[str, Any] = {"image_size": height if height == width else [height, width]}
+    if config.data.label_map_classes is None:
+        from_data["num_channels"] = channels
+    else:
+        from_data["num_classes"] = config.data.label_map_classes
+    model_config = build_tokenizer_config(config.model, from_data)
+    if model_config.for_label_maps and config.data.label_map_classes is None:
+        raise ValueError(
+            f"The model is one of label maps (likelihood {model_config.likelihood}), but the data are images: set "
+            "data.label_map_classes to the number of classes, or choose a model of images."
+        )
     set_seed(config.seed)
     return AutoModel.from_config(model_config)
 
@@ -135,11 +145,10 @@ def _stage(
         if config.data.horizontal_flip:
             pixel_values = flip_at_random(pixel_values)
         output = wrapped(pixel_values)
-        error = (output.reconstruction.detach().float() - pixel_values).square().mean()
         diagnostics = dict(output.diagnostics or {})
         if "perplexity" in diagnostics:
             diagnostics["batch_perplexity"] = diagnostics.pop("perplexity")
-        return output.loss, {"mse": error, **output.terms, **diagnostics}
+        return output.loss, {**_batch_quality(output.reconstruction, pixel_values), **output.terms, **diagnostics}
 
     def validate(model: PreTrainedModel) -> Record:
         return evaluate_tokenizer(model, validation, config.batch_size, accelerator)
@@ -172,16 +181,23 @@ def _stage(
     )
 
 
+def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> Metrics:
+    if not pixel_values.is_floating_point():
+        return {"pixel_accuracy": (reconstruction == pixel_values).float().mean()}
+    return {"mse": (reconstruction.detach().float() - pixel_values).square().mean()}
+
+
 def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Mirrors about half of the images (B, C, H, W) horizontally, by torch's global noise, which checkpoints keep."""
-    flipped = torch.rand(pixel_values.shape[0], 1, 1, 1, device=pixel_values.device) < 0.5
-    return torch.where(flipped, pixel_values.flip(-1), pixel_values)
+    """Mirrors about half of the images (B, …, H, W) horizontally, by torch's global noise, which checkpoints keep."""
+    flipped = torch.rand(pixel_values.shape[0], device=pixel_values.device) < 0.5
+    return torch.where(flipped.view(-1, *[1] * (pixel_values.ndim - 1)), pixel_values.flip(-1), pixel_values)
 
 
 def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:
     model.save_pretrained(output_dir)
-    processor = HQImageProcessor.for_image_size(model.config.image_size, model.config.num_channels)
-    processor.save_pretrained(output_dir)
+    if not model.config.for_label_maps:
+        processor = HQImageProcessor.for_image_size(model.config.image_size, model.config.num_channels)
+        processor.save_pretrained(output_dir)
     save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")
 
 

@@ -40,6 +40,7 @@ def summary(record: Record) -> str:
     wanted = {
         "loss": "loss {:.4g}",
         "mse": "MSE {:.3g}",
+        "pixel_accuracy": "pixel accuracy {:.4f}",
         "perplexity": "perplexity {}",
         "batch_perplexity": "perplexity {}",
         "bits_per_code": "{:.3f} bits/code",

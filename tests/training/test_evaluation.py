@@ -92,3 +92,21 @@ def test_more_processes_than_batches():
     accelerator = SimpleNamespace(num_processes=2, process_index=1)
     with pytest.raises(ValueError, match="too few for 2 processes"):
         evaluate_tokenizer(None, Images(torch.zeros(3, 1, 4, 4)), 4, accelerator)
+
+
+def test_label_maps_against_scikit_learn():
+    from sklearn.metrics import accuracy_score, jaccard_score
+
+    truth = torch.randint(4, (7, 5, 6))
+    guess = torch.where(torch.rand(7, 5, 6) < 0.7, truth, torch.randint(4, (7, 5, 6)))
+    answers = {tuple(label_map.flatten().tolist()): other for label_map, other in zip(truth, guess, strict=True)}
+
+    def model(label_maps):
+        found = torch.stack([answers[tuple(label_map.flatten().tolist())] for label_map in label_maps])
+        return ImageTokenizerOutput(loss=torch.tensor(1.0), reconstruction=found, terms={})
+
+    figures = evaluate_tokenizer(model, Images(truth), 3, create_accelerator())
+    expected = truth.flatten().numpy(), guess.flatten().numpy()
+    assert figures["pixel_accuracy"] == pytest.approx(accuracy_score(*expected), abs=1e-12)
+    assert figures["mean_iou"] == pytest.approx(jaccard_score(*expected, average="macro"), abs=1e-12)
+    assert "mse" not in figures

@@ -95,3 +95,13 @@ def test_summary_shows_what_matters():
     record = _record(1, loss=-12.345, mse=0.00123, batch_perplexity=[10.4], perplexity=[20.6, 7.0])
     assert summary(record) == "loss -12.35, MSE 0.00123, perplexity 21/7"
     assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
+
+
+def test_label_maps_have_one_colour_per_class():
+    label_map = torch.tensor([[[0, 1], [2, 0]]])
+    grid = image_grid(label_map, columns=1)[2:50, 2:50]
+    corners = [grid[:24, :24], grid[:24, 24:], grid[24:, :24], grid[24:, 24:]]
+    colours = [{tuple(pixel) for pixel in corner.reshape(-1, 3).tolist()} for corner in corners]
+    assert all(len(colour) == 1 for colour in colours)
+    assert colours[0] == colours[3]
+    assert colours[0] != colours[1] != colours[2] != colours[0]
