@@ -17,6 +17,7 @@ from .code_cache import new_cache
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
 from .known_codes import KnownCodes
+from .packed_weights import with_packed_weights
 from .progress import OnStep, PartialCodes, partial_codes
 from .sampling import apply_guidance, sample_codes, sample_gumbel
 
@@ -48,7 +49,6 @@ class AutoregressiveSampler:
         known: KnownCodes | None,
         on_step: OnStep,
     ) -> None:
-        self.model = model
         self.layout = model.layout
         self.generators = generators
         self.known = known
@@ -58,6 +58,7 @@ class AutoregressiveSampler:
         # Without a condition both branches are the same model, and u + s·(u − u) = u.
         self.guided = any(scale != 1 for scale in self.scales) and conditions.any_given()
         rows = conditions.with_null() if self.guided else conditions
+        self.model = with_packed_weights(model, len(rows))
         self.context = model.position_context(rows.labels)
         self.angles = model.position_angles()
         self.memory = model.encode_conditions(rows)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
+from .block_parts import make_norm
 from .configuration_code_prior import CodePriorConfig
 from .transformer_layers import AttentionMemory, make_layers, run_layers
 
@@ -23,7 +24,7 @@ class CausalTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.layers = make_layers(config, num_layers, is_causal=True, has_memory=has_memory)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = make_norm(config)
 
     def forward(
         self,

@@ -10,6 +10,7 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.configuration_utils import check_choice
 
 _DEFAULT_LAYOUT = CodeLayout((CodeGroup(8, 8, (512,)),))
+BLOCK_TYPES = ("llama", "gpt")
 INPUT_EMBEDDINGS = ("learned", "code_vectors")
 
 
@@ -24,8 +25,10 @@ class CodePriorConfig(PreTrainedConfig):
         hidden_size: Width of the transformer, a multiple of `num_attention_heads`.
         num_hidden_layers: Layers of the transformer that runs over positions.
         num_attention_heads: Attention heads.
-        intermediate_size: Width inside the SwiGLU feed-forward blocks; default 8/3 of `hidden_size`, rounded up to a
-            multiple of 64, which costs what a classic block of four times the width does.
+        block_type: What the layers are made of: "llama" is RMSNorm and SwiGLU without biases, "gpt" the classic block
+            of GPT-2 and the RQ-Transformer, LayerNorm and GELU with biases.
+        intermediate_size: Width inside the feed-forward blocks; default 4 · `hidden_size` for "gpt", and for "llama"
+            8/3 of it, rounded up to a multiple of 64, which costs the same.
         input_embeddings: How codes enter: "learned" tables, or the tokenizer's "code_vectors", which are kept as they
             are (`set_code_vectors` takes them), summed over depth and projected linearly to `hidden_size`.
         code_vector_dim: Width of the code vectors, one for all groups or a list of one per group; needed with
@@ -36,7 +39,7 @@ class CodePriorConfig(PreTrainedConfig):
             classifier-free guidance needs it above 0.
         label_smoothing: Share of the target spread evenly over the codebook, in the training loss only.
         initializer_range: Standard deviation of the initial weights.
-        rms_norm_eps: Added to the mean square in the norms.
+        norm_eps: Added to the mean square (RMSNorm) or the variance (LayerNorm) in the norms.
 
     Raises:
         ValueError: Naming the field, its value and what is accepted.
@@ -50,6 +53,7 @@ class CodePriorConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 8
     num_attention_heads: int = 4
+    block_type: str = "llama"
     intermediate_size: int | None = None
     input_embeddings: str = "learned"
     code_vector_dim: int | list[int] | None = None
@@ -57,21 +61,23 @@ class CodePriorConfig(PreTrainedConfig):
     label_dropout: float | int = 0.1
     label_smoothing: float | int = 0.0
     initializer_range: float | int = 0.02
-    rms_norm_eps: float | int = 1e-6
+    norm_eps: float | int = 1e-6
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.code_layout is None:
             self.code_layout = _DEFAULT_LAYOUT.to_dict()
         self._check_sizes()
+        check_choice("block_type", self.block_type, BLOCK_TYPES)
         self._check_code_vectors()
         for name in ("dropout", "label_dropout", "label_smoothing"):
             if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
                 raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)!r}.")
-        for name in ("initializer_range", "rms_norm_eps"):
+        for name in ("initializer_range", "norm_eps"):
             if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
         if self.intermediate_size is None:
-            self.intermediate_size = -(-self.hidden_size * 8 // (3 * 64)) * 64
+            gated = -(-self.hidden_size * 8 // (3 * 64)) * 64
+            self.intermediate_size = 4 * self.hidden_size if self.block_type == "gpt" else gated
         if self.id2label is None:
             kwargs["num_labels"] = self.num_classes
         elif len(self.id2label) != self.num_classes:

@@ -11,6 +11,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from hq_tokenizers.codes import CodeLayout
 
+from .block_parts import make_norm
 from .configuration_code_prior import CodePriorConfig
 from .transformer_layers import AttentionMemory, make_layers, run_layers
 
@@ -26,7 +27,7 @@ class GroupwiseTransformer(nn.Module):
         self.config = config
         self.sizes = [group.num_positions for group in layout.groups]
         self.layers = make_layers(config, num_layers, is_causal=False, has_memory=has_memory)
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = make_norm(config)
 
     def forward(
         self, hidden_states: torch.Tensor, num_groups: int, memory: AttentionMemory | None = None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from hq_tokenizers.codes import Codes
+from hq_tokenizers.codes import CodeLayout, Codes
 
 
 def level_targets(codes: Codes, soft_targets: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
@@ -31,6 +31,31 @@ def level_targets(codes: Codes, soft_targets: Sequence[torch.Tensor] | None) -> 
             f"got {given}."
         )
     return tuple(soft_targets)
+
+
+def dense_soft_targets(
+    layout: CodeLayout, codes: torch.Tensor, probabilities: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Soft targets as the models take them, from the likeliest codes only; every other code gets 0.
+
+    Args:
+        layout: Layout of the codes.
+        codes: LongTensor (B, T, k), T in the order of `Codes.flatten`; a code that comes twice gets both probabilities.
+        probabilities: (B, T, k); scaled here to a sum of 1 over k.
+
+    Returns:
+        One float32 tensor (B, P_g, K) per level, coarse to fine.
+    """
+    probabilities = probabilities.float()
+    probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
+    lengths = [group.num_positions * group.depth for group in layout.groups]
+    dense = []
+    groups = zip(layout.groups, codes.split(lengths, dim=1), probabilities.split(lengths, dim=1), strict=True)
+    for group, group_codes, group_probabilities in groups:
+        for depth, size in enumerate(group.codebook_sizes):
+            indices, values = (tensor[:, depth :: group.depth] for tensor in (group_codes, group_probabilities))
+            dense.append(values.new_zeros(*indices.shape[:2], size).scatter_add(2, indices, values))
+    return tuple(dense)
 
 
 def code_cross_entropy(logits: torch.Tensor, target: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:

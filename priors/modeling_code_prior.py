@@ -332,8 +332,12 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         config, std = self.config, self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             init.normal_(module.weight, std=std)
-        elif isinstance(module, nn.RMSNorm):
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.RMSNorm, nn.LayerNorm)):
             init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
         elif isinstance(module, CodeVectorEmbedding):
             for buffer in module.buffers(recurse=False):
                 init.constant_(buffer, torch.nan)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +32,27 @@ from hq_tokenizers.training.trained_models import load_trained
 
 from .configuration_masked_prior import MaskedPriorConfig
 from .configuration_rq_prior import RQPriorConfig
+from .likelihood import dense_soft_targets
 
 _PANELS = {
     "loss (nats per code)": ["loss"],
     "bits per code, by level": ["bits_per_code_by_level", "unigram_bits_by_level"],
     "learning rate": ["learning_rate"],
+    "samples": ["fid", "frechet_distance"],
 }
 
 
-def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
+def train_prior(
+    config: PriorTrainingConfig, evaluate: Callable[[PreTrainedModel], Record] | None = None
+) -> dict[str, Any]:
     """Trains a prior on a folder of codes, or continues the run in `config.output_dir`, and writes it there.
 
     The folder ends up with config.json, model.safetensors and generation_config.json, which `from_pretrained` loads;
     samples.png when the tokenizer is at hand, curves.png, report.json, metrics.jsonl and the checkpoints.
+
+    Args:
+        config: Options.
+        evaluate: prior → figures of its samples, recorded every `config.evaluation_steps`; called on every process.
 
     Returns:
         The report; its "validation" figures are those of `evaluate_prior`.
@@ -56,7 +66,11 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
     tokenizer = _load_tokenizer(config, encoded, accelerator)
     model = _build_model(config, encoded, tokenizer)
     loop = TrainingLoop(
-        config, accelerator, model, encoded.splits["train"], _stage(config, accelerator, model, encoded, tokenizer)
+        config,
+        accelerator,
+        model,
+        _training_rows(config, encoded),
+        replace(_stage(config, accelerator, model, encoded, tokenizer), evaluate=evaluate),
     )
     model = loop.run()
     report = {
@@ -200,7 +214,10 @@ def _stage(
     tokenizer: PreTrainedModel | None,
 ) -> Stage:
     def step(wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        loss = wrapped(encoded.layout.unflatten(batch["codes"]), _labels(model, batch)).loss
+        soft_targets = None
+        if config.soft_targets:
+            soft_targets = dense_soft_targets(encoded.layout, batch["soft_codes"], batch["soft_probabilities"])
+        loss = wrapped(encoded.layout.unflatten(batch["codes"]), _labels(model, batch), soft_targets).loss
         return loss, {"bits_per_code": loss.detach() / math.log(2)}
 
     def validate(model: PreTrainedModel) -> Record:
@@ -220,9 +237,20 @@ def _stage(
         after_validation=after_validation,
         inputs={
             "tokenizer_sha256": encoded.tokenizer_sha256,
-            "training_codes_sha256": encoded.splits["train"].sha256(),
+            "training_codes_sha256": _training_rows(config, encoded).sha256(),
         },
     )
+
+
+def _training_rows(config: PriorTrainingConfig, encoded: EncodedImages) -> CodeRows:
+    """The training codes, with posterior probabilities exactly when they are asked for."""
+    rows = encoded.splits["train"]
+    if config.soft_targets and rows.soft is None:
+        raise ValueError(
+            f"soft_targets is true, but the codes in {config.codes!r} were stored without the tokenizer's "
+            "probabilities: encode the images again with a stochastic tokenizer and --soft_targets 8."
+        )
+    return rows if config.soft_targets else replace(rows, soft=None)
 
 
 def _labels(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:

@@ -1,4 +1,4 @@
-"""The layer that every transformer here is made of: RMSNorm before each branch, SwiGLU, no biases.
+"""The layer that every transformer here is made of: a norm before each branch, the parts of `config.block_type`.
 
 Queries and keys are not normalised: at the widths of image priors the norm before the branch keeps their scale, and
 single-token decoding is bound by the number of operations.
@@ -21,6 +21,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .block_parts import GELUBlock, SwiGLU, make_feed_forward, make_linear, make_norm
 from .code_embeddings import rotate
 from .configuration_code_prior import CodePriorConfig
 
@@ -97,8 +98,8 @@ class SelfAttention(nn.Module):
         self.is_causal = is_causal
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.qkv_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv_proj = make_linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = make_linear(config, config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -128,9 +129,9 @@ class CrossAttention(nn.Module):
         self.config = config
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.kv_proj = nn.Linear(config.cross_attention_dim, 2 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = make_linear(config, config.hidden_size, config.hidden_size)
+        self.kv_proj = make_linear(config, config.cross_attention_dim, 2 * config.hidden_size)
+        self.o_proj = make_linear(config, config.hidden_size, config.hidden_size)
 
     def project(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, S, d) of conditioning vectors (B, S, E)."""
@@ -145,34 +146,19 @@ class CrossAttention(nn.Module):
         return _attend(self, query, *key_value, attention_mask)
 
 
-class SwiGLU(nn.Module):
-    """Feed-forward block W₂(silu(W₁x) ⊙ V x)."""
-
-    def __init__(self, config: CodePriorConfig) -> None:
-        super().__init__()
-        assert config.intermediate_size is not None  # the config filled it in
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(…, H) → (…, H)."""
-        gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
-
-
 class TransformerLayer(GradientCheckpointingLayer):
-    """x + attention(norm(x)), then x + cross-attention(norm(x)) where there is one, then x + SwiGLU(norm(x))."""
+    """x + attention(norm(x)), then x + cross-attention(norm(x)) where there is one, then x + MLP(norm(x))."""
 
     def __init__(self, config: CodePriorConfig, layer_idx: int, is_causal: bool, has_memory: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention_norm = make_norm(config)
         self.attention = SelfAttention(config, layer_idx, is_causal)
         self.cross_attention: CrossAttention | None = None
         if has_memory:
-            self.cross_attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.cross_attention_norm = make_norm(config)
             self.cross_attention = CrossAttention(config)
-        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp_norm = make_norm(config)
+        self.mlp = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -234,6 +220,7 @@ def init_output_projection(module: nn.Module, std: float, num_branches: int) -> 
 
     The variance of the residual stream shall not grow with the number of branches added to it.
     """
-    last = {SelfAttention: "o_proj", CrossAttention: "o_proj", SwiGLU: "down_proj"}.get(type(module))
+    last_of = {SelfAttention: "o_proj", CrossAttention: "o_proj", SwiGLU: "down_proj", GELUBlock: "down_proj"}
+    last = last_of.get(type(module))
     if last is not None:
         init.normal_(module.get_submodule(last).weight, std=std / math.sqrt(num_branches))

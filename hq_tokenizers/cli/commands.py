@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hq_tokenizers.evaluation.config import EvaluateConfig
 from hq_tokenizers.training.config import (
     DemoConfig,
     EncodeConfig,
@@ -54,7 +55,8 @@ COMMANDS = {
         summary="turn images into codes, the data of stage two",
         explanation=(
             "Encodes the training and validation split (and the test split, where data.test_split is set) with a "
-            "trained tokenizer, as a `datasets` folder with a codes.json beside it."
+            "trained tokenizer, as a `datasets` folder with a codes.json beside it. soft_targets stores the "
+            "tokenizer's probabilities of the training codes as well."
         ),
         examples=("hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",),
         options=EncodeConfig,
@@ -86,6 +88,24 @@ COMMANDS = {
         ),
         options=GenerateConfig,
         runner="hq_tokenizers.cli.generate:generate_images",
+    ),
+    "evaluate": Command(
+        summary="judge a tokenizer, a generator or a folder of images",
+        explanation=(
+            "Judges a tokenizer by its reconstructions (MSE, PSNR, SSIM, LPIPS, rFID, codebook usage, and the decodes "
+            "of the first levels of a hierarchy), a generator by its samples (FID and more), or a folder of images, "
+            "against the split data.test_split, or data.validation_split where that is null. Prints a table and leaves "
+            "report.json, where every figure says how it came about, model_card_row.md, and reconstructions.png with a "
+            "tokenizer's best, median and worst. With several devices: "
+            "torchrun --nproc_per_node 2 -m hq_tokenizers.evaluation CONFIG.yaml."
+        ),
+        examples=(
+            "hq-tokenizers evaluate --tokenizer runs/tokenizer --data.name digits",
+            "hq-tokenizers evaluate --generator runs/prior/generator --num_images 10000 --images_dir runs/drawn",
+            "hq-tokenizers evaluate --images drawn --reference real --pairs true --metrics.features squeezenet",
+        ),
+        options=EvaluateConfig,
+        runner="hq_tokenizers.cli.evaluate:evaluate",
     ),
     "demo": Command(
         summary="the whole path on handwritten digits, in a few minutes on a CPU",

@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hq_tokenizers.data.encoded import EncodedImages
+from hq_tokenizers.data.loading import OVERVIEW
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
@@ -23,11 +24,13 @@ from hq_tokenizers.training.options import options_to_dict
 from hq_tokenizers.training.reports import REPORT, read_report, write_report
 from hq_tokenizers.training.trained_models import load_trained
 
+from .evaluate import prior_evaluation
+
 
 def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
     """`train_prior`, then the generator in `output_dir/generator` when the tokenizer is at hand; returns the report."""
-    report = train_prior(config)
     tokenizer = config.tokenizer or EncodedImages.load(config.codes).tokenizer
+    report = train_prior(config, prior_evaluation(config, tokenizer))
     if PartialState().is_main_process and (config.tokenizer or Path(tokenizer, "config.json").is_file()):
         save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
     return report
@@ -73,7 +76,7 @@ def generate_images(config: GenerateConfig) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     # Before the images, so that an interrupted call can be repeated.
     write_report(output_dir, {"options": request})
-    save_png(image_grid(images, columns=config.num_images), output_dir / "samples.png")
+    save_png(image_grid(images, columns=config.num_images), output_dir / OVERVIEW)
     for index, image in enumerate(_to_pil(images, config.generator)):
         label = labels[index // config.num_images]
         image.save(output_dir / _file_name(index, label))

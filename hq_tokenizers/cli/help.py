@@ -21,7 +21,8 @@ def overview() -> str:
         "",
         *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
         "",
-        "The usual order: train-tokenizer, encode, train-prior, generate; demo does all of it on a small data set.",
+        "The usual order: train-tokenizer, encode, train-prior, generate; evaluate judges what came of it.",
+        "demo does all but the last on a small data set.",
         "`hq-tokenizers COMMAND --help` explains a command and every option of it.",
     ]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from .sources import load_source, select_split
 if TYPE_CHECKING:
     from datasets import Dataset
 
+OVERVIEW = "samples.png"
+
 
 def load_image_splits(
     config: DataConfig, *split_options: str, memory_limit: int = MEMORY_LIMIT
@@ -33,6 +36,34 @@ def load_image_splits(
     source = load_source(config)
     selected = [select_split(source, getattr(config, name), name) for name in split_options]
     return tuple(_load_rows(config, rows, memory_limit) for rows in selected)
+
+
+def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tuple[ImageRows, list[str]]:
+    """All images of a folder and its subfolders, by name, without classes.
+
+    Args:
+        config: Whose image_size and num_channels apply.
+        folder: The folder. The overview samples.png that `generate` puts beside its images is no image of it.
+        option: The option that gave it, to name in errors.
+
+    Returns:
+        The images, and their names: paths in the folder, without the ending.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+    """
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
+
+    root = Path(folder).expanduser()
+    endings = Image.registered_extensions()
+    paths = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in endings and path.name != OVERVIEW]
+    if not paths:
+        problem = "holds no images" if root.is_dir() else "is no folder"
+        raise FileNotFoundError(f"{option} {str(folder)!r} {problem}: set {option} to a folder of image files.")
+    rows = Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", ImageFeature(decode=False))
+    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
+    return ImageRows(rows, "image", _image_format(config, rows[0]["image"]), num_workers=config.num_workers), names
 
 
 def _load_rows(config: DataConfig, rows: Dataset, memory_limit: int) -> ImageRows:

@@ -89,6 +89,12 @@ def create_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
+def metrics_table(metrics: Mapping[str, float | str]) -> str:
+    """The Markdown table of a card's `metrics`: a row for each measure, with its value."""
+    rows = [f"| {name} | {value if isinstance(value, str) else f'{value:.6g}'} |" for name, value in metrics.items()]
+    return "\n".join(["| measure | value |", "|---|---|", *rows])
+
+
 def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout]:
     if model.config.model_type == "hq_generator":
         return "generator", model.code_layout
@@ -158,8 +164,7 @@ def _classes_section(id2label: Mapping[int, str]) -> str:
 def _metrics_section(metrics: Mapping[str, float | str] | None) -> str:
     if not metrics:
         return "## Evaluation\n\nNo evaluation has been reported for this model."
-    rows = [f"| {name} | {value if isinstance(value, str) else f'{value:.6g}'} |" for name, value in metrics.items()]
-    return "\n".join(["## Evaluation", "", "| measure | value |", "|---|---|", *rows])
+    return f"## Evaluation\n\n{metrics_table(metrics)}"
 
 
 def _training_section(license: str | None, datasets: Sequence[str]) -> str:

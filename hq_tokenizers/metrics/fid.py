@@ -92,6 +92,11 @@ class FID(StreamingMetric[StatisticsPair]):
             features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
         )
 
+    @property
+    def num_references(self) -> int:
+        """Number of reference images: those added so far, or those of the reference statistics."""
+        return self._references().identity.num_images
+
     def save_reference(self, path: str | Path) -> None:
         """Writes the statistics of the references added so far as safetensors, with their provenance as header.
 

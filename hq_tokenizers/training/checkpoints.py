@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
+from .noise import load_noise_state, noise_state
+
 FOLDER = "checkpoints"
 
 
@@ -58,7 +60,7 @@ def save_checkpoint(
         content = {"step": step, "optimizer_groups": groups, **state}
         (partial / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     wait_for_everyone()
-    save_file(_noise_state(), partial / f"noise-{process_index}.safetensors")
+    save_file(noise_state(), partial / f"noise-{process_index}.safetensors")
     wait_for_everyone()
     if process_index == 0:
         shutil.rmtree(final, ignore_errors=True)
@@ -95,7 +97,7 @@ def load_checkpoint(
     for name, model in models.items():
         load_model(model, str(checkpoint / f"{name}.safetensors"))
     _load_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer_groups"])
-    _load_noise_state(load_file(checkpoint / f"noise-{process_index}.safetensors"))
+    load_noise_state(load_file(checkpoint / f"noise-{process_index}.safetensors"))
     return state
 
 
@@ -113,16 +115,3 @@ def _load_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _noise_state() -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.accelerator.is_available():
-        state["accelerator"] = torch.get_device_module().get_rng_state()
-    return state
-
-
-def _load_noise_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "accelerator" in state and torch.accelerator.is_available():
-        torch.get_device_module().set_rng_state(state["accelerator"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.evaluation.config import FeatureConfig, MetricConfig
 
 
 @dataclass(kw_only=True)
@@ -41,13 +42,16 @@ class LoopConfig:
     log_steps: Annotated[int, "optimiser steps between log records"] = 50
     validation_steps: Annotated[int | None, "optimiser steps between validations; null is once an epoch"] = None
     checkpoint_steps: Annotated[int | None, "optimiser steps between checkpoints; null is once an epoch"] = None
+    evaluation_steps: Annotated[
+        int | None, "optimiser steps between evaluations with pretrained networks, see `metrics`; null never does"
+    ] = None
     keep_checkpoints: Annotated[int, "newest checkpoints to keep"] = 2
     keep_best: Annotated[bool, "end with the weights of the lowest validation loss instead of the last ones"] = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "gradient_accumulation", "log_steps", "keep_checkpoints"):
             _check_minimum(name, getattr(self, name), 1)
-        for name in ("max_steps", "validation_steps", "checkpoint_steps"):
+        for name in ("max_steps", "validation_steps", "checkpoint_steps", "evaluation_steps"):
             _check_minimum(name, getattr(self, name) or 1, 1)
         for name in ("warmup_steps", "plateau_patience", "weight_decay"):
             _check_minimum(name, getattr(self, name), 0)
@@ -78,6 +82,7 @@ class TokenizerTrainingConfig(LoopConfig):
         "the tokenizer: {preset: sq_vae, network: mnist}, or {model_type: sq_vae}, which it is without a preset; and "
         "any field of its configuration (--model.codebook_size 256); image_size and num_channels come from the data",
     ] = field(default_factory=dict)
+    metrics: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +98,11 @@ class PriorTrainingConfig(LoopConfig):
     codes: Annotated[str, "folder that `encode` wrote"] = "runs/codes"
     tokenizer: Annotated[str | None, "the tokenizer, for sample images; null takes the one that made the codes"] = None
     conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
+    soft_targets: Annotated[
+        bool,
+        "train towards the tokenizer's probabilities of the codes, which encode --soft_targets 8 stores, instead of "
+        "the codes; the validation figures remain those of the codes",
+    ] = False
     model: Annotated[
         dict[str, Any],
         "the prior: model_type, which is rq_prior unless given, and any field of its configuration "
@@ -102,6 +112,13 @@ class PriorTrainingConfig(LoopConfig):
         default_factory=dict
     )
     samples: Annotated[int, "images of the sample grid"] = 64
+    evaluation_reference: Annotated[
+        str | None,
+        "what samples are compared with every evaluation_steps: a folder of images, or a file that evaluate "
+        "--save_reference wrote",
+    ] = None
+    evaluation_images: Annotated[int, "samples to draw for that"] = 5000
+    metrics: FeatureConfig = field(default_factory=FeatureConfig)
     batch_size: Annotated[int, "images per optimiser step, over all processes and accumulation steps"] = 64
     optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adamw"
     learning_rate: Annotated[float, "peak learning rate"] = 5e-4
@@ -117,6 +134,9 @@ class PriorTrainingConfig(LoopConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model = {"model_type": "rq_prior", **self.model}
+        _check_minimum("evaluation_images", self.evaluation_images, 2)
+        if self.evaluation_steps is not None and self.evaluation_reference is None:
+            raise ValueError("evaluation_steps needs evaluation_reference, the images to compare samples with.")
 
 
 @dataclass(kw_only=True)
@@ -126,10 +146,16 @@ class EncodeConfig:
     tokenizer: Annotated[str, "folder or Hub id of a trained tokenizer"] = "runs/tokenizer"
     output_dir: Annotated[str, "folder of the codes to write"] = "runs/codes"
     batch_size: Annotated[int, "images at a time"] = 256
+    soft_targets: Annotated[
+        int,
+        "likeliest codes to store for every code of the training images, with the probabilities that a stochastic "
+        "tokenizer gives them, for train-prior --soft_targets true; 8 take 16 times the space of the codes, 0 none",
+    ] = 0
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         _check_minimum("batch_size", self.batch_size, 1)
+        _check_minimum("soft_targets", self.soft_targets, 0)
 
 
 @dataclass(kw_only=True)

@@ -16,6 +16,7 @@ _SMALLEST_TILE = 48
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"linewidth": 0.8},
     "validation": {"marker": ".", "linestyle": "--"},
+    "evaluation": {"marker": "x", "linestyle": ":"},
 }
 
 
@@ -58,7 +59,7 @@ def _coloured(label_maps: torch.Tensor) -> torch.Tensor:
     """(N, H, W) classes → (N, 3, H, W) in [0, 1]; the colours of matplotlib's tab20, again from class 20 on."""
     from matplotlib import colormaps
 
-    palette = torch.tensor(colormaps["tab20"].colors)
+    palette = torch.tensor(colormaps["tab20"](range(20)), dtype=torch.float32)[:, :3]
     return palette[label_maps.cpu() % len(palette)].movedim(-1, 1)
 
 
@@ -73,7 +74,7 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
     Args:
         history: Records from `read_history`.
         panels: Panels by title, each with the names of figures to draw over the steps. A list-valued figure gives one
-            line per level. Training figures are thin lines, validation figures have dots.
+            line per level. Training figures are thin lines, validation figures have dots, evaluations crosses.
         path: PNG to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -24,6 +24,7 @@ from hq_tokenizers.data.images import Batch, BatchSource
 from .batches import BatchPlan
 from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .config import LoopConfig
+from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
 from .options import options_to_dict
 from .tracking import Record, Tracker
@@ -32,6 +33,7 @@ from .tracking import Record, Tracker
 _FREE_OPTIONS = {
     *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
     *("samples", "tokenizer", "generation"),
+    *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
 BEST_WEIGHTS = "best.safetensors"
 
@@ -51,6 +53,8 @@ class Stage:
         after_step: Called with the bare model after every optimiser step.
         after_validation: Called with the validated model, the tracker, the step and the figures of `validate`, on the
             main process.
+        evaluate: model → further figures, every `evaluation_steps`; None when there are none. Noise that it draws from
+            torch's global generators changes nothing in training.
         inputs: What the run is made from besides its options, by name: hashes, which a continuation must find again.
     """
 
@@ -63,6 +67,7 @@ class Stage:
     after_validation: Callable[[PreTrainedModel, Tracker, int, Record], None] = lambda model, tracker, step, figures: (
         None
     )
+    evaluate: Callable[[PreTrainedModel], Record] | None = None
     inputs: dict[str, str] = field(default_factory=dict)
 
 
@@ -186,6 +191,8 @@ class TrainingLoop:
             self._log(tracker)
         if last or self.step % self.validation_steps == 0:
             self._validate(tracker)
+        if self.config.evaluation_steps and (last or self.step % self.config.evaluation_steps == 0):
+            self._evaluate(tracker)
         if last or self.step % self.checkpoint_steps == 0:
             self._save()
 
@@ -226,6 +233,16 @@ class TrainingLoop:
         self.best_loss = min(self.best_loss, figures["loss"])
         self.model.train()
         # Validation does not count as training time.
+        self._log_time += time.perf_counter() - started
+
+    def _evaluate(self, tracker: Tracker) -> None:
+        if self.stage.evaluate is None:
+            return
+        started = time.perf_counter()
+        with keep_noise(), torch.no_grad():
+            figures = self.stage.evaluate(self._model_to_keep().eval())
+        tracker.record({**self._position("evaluation"), **figures})
+        self.model.train()
         self._log_time += time.perf_counter() - started
 
     def _save(self) -> None:

@@ -192,6 +192,8 @@ def _name_of(hint: Any) -> str:
     names = {type(None): "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}
     if hint in names:
         return names[hint]
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
     return "a list" if typing.get_origin(hint) is list else "a mapping of names to values"
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.diagnostics import diagnose
+from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
+from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 
 from .config import TokenizerTrainingConfig
@@ -28,6 +32,10 @@ NUM_PICTURES = 32
 _PANELS = {
     "loss (nats per image)": ["loss", "reconstruction", "continuous", "discrete"],
     "MSE per pixel": ["mse"],
+    "LPIPS": ["lpips", "lpips_by_levels"],
+    "rFID": ["rfid"],
+    "Fréchet distance (not FID)": ["frechet_distance"],
+    "MSE of the first levels": ["mse_by_levels"],
     "label maps": ["pixel_accuracy", "mean_iou"],
     "perplexity": ["perplexity", "batch_perplexity"],
     "entropy of P̂ (nats)": ["entropy"],
@@ -50,7 +58,9 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     train, validation, test = _load_data(config)
     accelerator = create_accelerator()
     model = _build_model(config, train)
-    loop = TrainingLoop(config, accelerator, model, train, _stage(config, accelerator, model, train, validation))
+    evaluate = _evaluation(config, accelerator, model, validation) if config.evaluation_steps else None
+    stage = _stage(config, accelerator, model, train, validation)
+    loop = TrainingLoop(config, accelerator, model, train, replace(stage, evaluate=evaluate))
     model = loop.run()
     figures = evaluate_tokenizer(model, test, config.batch_size, accelerator)
     findings = diagnose(model.config, codebook_sizes(model), figures)
@@ -179,6 +189,17 @@ def _stage(
         after_step=lambda model: model.advance(),
         after_validation=after_validation,
     )
+
+
+def _evaluation(
+    config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
+) -> Callable[[PreTrainedModel], Record]:
+    """The figures of `evaluate` on the validation split."""
+    identity = data_identity(config.data, "validation_split")
+    metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
+    for name, reason in metrics.notes.items() if accelerator.is_main_process else ():
+        print(f"left out: {name}: {reason}")
+    return lambda model: evaluation_figures(metrics(model, config.batch_size).results)
 
 
 def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> Metrics:

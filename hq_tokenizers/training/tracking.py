@@ -40,6 +40,10 @@ def summary(record: Record) -> str:
     wanted = {
         "loss": "loss {:.4g}",
         "mse": "MSE {:.3g}",
+        "lpips": "LPIPS {:.3g}",
+        "fid": "FID {:.4g}",
+        "rfid": "rFID {:.4g}",
+        "frechet_distance": "Fréchet distance {:.4g}",
         "pixel_accuracy": "pixel accuracy {:.4f}",
         "perplexity": "perplexity {}",
         "batch_perplexity": "perplexity {}",

@@ -124,6 +124,7 @@ def test_all_commands_in_their_order(tmp_path, monkeypatch, capsys):
         ("hq_tokenizers", "usage: hq-tokenizers encode"),
         ("hq_tokenizers.training.tokenizer", "usage: hq-tokenizers train-tokenizer"),
         ("hq_tokenizers.priors.training", "usage: hq-tokenizers train-prior"),
+        ("hq_tokenizers.evaluation", "usage: hq-tokenizers evaluate"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout
-from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages, SoftCodes
 
 
 def _encoded(sizes=(7, 40000), labels=True):
@@ -72,3 +73,49 @@ def test_batches():
     assert torch.equal(first["codes"], rows.codes[[4, 1]].long())
     assert first["labels"].tolist() == [2, 2]
     assert second["codes"].dtype == torch.int64
+
+
+def _with_soft_codes(encoded, k=3):
+    train = encoded.splits["train"]
+    codes = train.codes[:, :, None].repeat(1, 1, k)
+    probabilities = torch.rand(codes.shape).softmax(-1).half()
+    return replace(encoded, splits={**encoded.splits, "train": replace(train, soft=SoftCodes(codes, probabilities))})
+
+
+@pytest.mark.parametrize("sizes", [(7, 9), (7, 40000)])
+def test_soft_codes_are_saved_and_loaded(tmp_path, sizes):
+    encoded = _with_soft_codes(_encoded(sizes))
+    encoded.save(tmp_path)
+    loaded, soft = EncodedImages.load(tmp_path), encoded.splits["train"].soft
+    assert torch.equal(loaded.splits["train"].soft.codes, soft.codes)
+    assert torch.equal(loaded.splits["train"].soft.probabilities, soft.probabilities)
+    assert loaded.splits["validation"].soft is None
+    assert loaded.splits["train"].sha256() == encoded.splits["train"].sha256()
+    hard = replace(encoded.splits["train"], soft=None)
+    assert hard.sha256() != encoded.splits["train"].sha256()
+
+
+def test_batches_of_soft_codes():
+    rows = _with_soft_codes(_encoded((7, 9))).splits["train"]
+    (batch,) = rows.batches([torch.tensor([4, 1])], torch.device("cpu"))
+    assert torch.equal(batch["soft_codes"], rows.soft.codes[[4, 1]].long())
+    assert torch.equal(batch["soft_probabilities"], rows.soft.probabilities[[4, 1]].float())
+    assert {name: column.dtype for name, column in batch.items()} == {
+        "codes": torch.int64,
+        "labels": torch.int64,
+        "soft_codes": torch.int64,
+        "soft_probabilities": torch.float32,
+    }
+
+
+def test_broken_soft_codes_are_refused(tmp_path):
+    encoded = _with_soft_codes(_encoded((7, 9)))
+    encoded.splits["train"].soft.probabilities[0, 0] *= 0.5
+    encoded.save(tmp_path / "sum")
+    with pytest.raises(ValueError, match="soft_probabilities must be at least 0 and sum to 1"):
+        EncodedImages.load(tmp_path / "sum")
+    encoded = _with_soft_codes(_encoded((7, 9)))
+    encoded.splits["train"].soft.codes[0, 0, 2] = 7
+    encoded.save(tmp_path / "range")
+    with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 7\)"):
+        EncodedImages.load(tmp_path / "range")

@@ -16,6 +16,9 @@ NUM_CLASSES = 3
 DATA = ["--data.name", "imagefolder", "--data.train_split", "train[:96]", "--data.validation_split", "train[96:]"]
 CLASSES = ["--data.label_map_classes", str(NUM_CLASSES)]
 MODEL = (
+    "{preset: sq_vae, network: celebamask, hidden_size: 16, codebook_dim: 8, codebook_size: 16, num_downsampling: 2, "
+    "initial_log_concentration: 3}"
+)
     "{preset: sq_vae, network: celebamask, hidden_size: 16, codebook_dim: 8, codebook_size: 16, num_downsampling: 2, initial_log_concentration: 3}"
 )
 

@@ -19,6 +19,7 @@ VARIANTS = {
     "plain": {},
     "code vectors": {"input_embeddings": "code_vectors", "code_vector_dim": 6},
     "rotary": {"position_embedding": "rotary"},
+    "gpt": {"block_type": "gpt"},
 }
 
 
@@ -37,10 +38,12 @@ def record_logits(model: RQPriorModel, **kwargs: object) -> tuple[Codes, list[to
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
+@pytest.mark.parametrize("num_rows", [2, 16])
 def test_cached_logits_equal_teacher_forced_ones(
-    make_prior: Make, layout: CodeLayout, cache: str, variant: dict
+    make_prior: Make, layout: CodeLayout, num_rows: int, cache: str, variant: dict
 ) -> None:
-    model, labels = make_prior(layout, **variant), torch.tensor([0, 2, -1])
+    # Two rows, and enough for packed weights.
+    model, labels = make_prior(layout, **variant), torch.arange(num_rows) % 4 - 1
     codes, logits = record_logits(model, class_labels=labels, generator=0, cache_implementation=cache)
     for cached, forced in zip(logits, model(codes, labels).logits, strict=True):
         torch.testing.assert_close(cached, forced, atol=1e-5, rtol=1e-5)
@@ -121,13 +124,13 @@ def test_samples_do_not_depend_on_the_batch_or_the_cache(
     model, labels = make_prior(layout, **variant), torch.arange(16) % 4 - 1
     whole = model.generate(labels, generator=100, **settings)
     assert len(set(map(tuple, whole.flatten().tolist()))) == 16
-    for size in (1, 3):
+    for size, cache in itertools.product((1, 3, 16), ("static", "dynamic")):
+        options = {"cache_implementation": cache, **settings}
         parts = [
-            model.generate(labels[first : first + size], generator=100 + first, **settings)
+            model.generate(labels[first : first + size], generator=100 + first, **options)
             for first in range(0, 16, size)
         ]
         assert Codes.cat(parts) == whole
-    assert model.generate(labels, generator=100, cache_implementation="dynamic", **settings) == whole
 
 
 def test_images_of_a_label_stand_together(make_prior: Make, mixed_layout: CodeLayout) -> None:

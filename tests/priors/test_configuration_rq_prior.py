@@ -23,6 +23,7 @@ def test_labels_and_widths_follow_from_the_rest() -> None:
     assert config.intermediate_size == 256
     assert RQPriorConfig(num_classes=0).id2label == {}
     assert RQPriorConfig(intermediate_size=100).intermediate_size == 100
+    assert RQPriorConfig(hidden_size=96, block_type="gpt").intermediate_size == 384
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,8 @@ def test_labels_and_widths_follow_from_the_rest() -> None:
         ({"code_layout": {"groups": [{"height": 3}]}}, "A code layout is described as"),
         ({"position_embedding": "sine"}, "position_embedding must be one of 'learned', 'rotary', got 'sine'"),
         ({"position_embedding": "rotary", "hidden_size": 24}, "must be a multiple of 4, got 6"),
+        ({"block_type": "bert"}, "block_type must be one of 'llama', 'gpt', got 'bert'"),
+        ({"norm_eps": 0.0}, "norm_eps must be above 0, got 0.0"),
         ({"input_embeddings": "vectors"}, "input_embeddings must be one of 'learned', 'code_vectors'"),
         ({"input_embeddings": "code_vectors"}, "needs code_vector_dim, .*got None"),
         ({"input_embeddings": "code_vectors", "code_vector_dim": [4, 4]}, r"one per group \(1 here\), got \[4, 4\]"),

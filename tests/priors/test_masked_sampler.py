@@ -17,7 +17,7 @@ TOY = CodeLayout((CodeGroup(1, 2, (2, 3)), CodeGroup(1, 1, (4,))))
 TOY_SIZES = (2, 3, 2, 3, 4)
 # Places in flattened order of each level's positions.
 TOY_PLACES = ((0, 2), (1, 3), (4,))
-NUM_DRAWS = 20_000
+NUM_DRAWS = 50_000
 
 
 def full_pass(model: MaskedPriorModel, codes: Codes, level: int, hidden: torch.Tensor, label: int) -> torch.Tensor:

@@ -17,7 +17,11 @@ from hq_tokenizers.priors.level_predictor import LevelPredictor
 Make = Callable[..., MaskedPriorModel]
 Draw = Callable[..., Codes]
 
-VARIANTS = {"plain": {}, "code vectors": {"input_embeddings": "code_vectors", "code_vector_dim": 6}}
+VARIANTS = {
+    "plain": {},
+    "code vectors": {"input_embeddings": "code_vectors", "code_vector_dim": 6},
+    "gpt": {"block_type": "gpt"},
+}
 TOY = CodeLayout((CodeGroup(1, 3, (3, 2)), CodeGroup(1, 1, (2,))))
 
 

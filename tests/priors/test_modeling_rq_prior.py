@@ -18,6 +18,7 @@ VARIANTS = {
     "plain": {},
     "code vectors": {"input_embeddings": "code_vectors", "code_vector_dim": 6},
     "rotary": {"position_embedding": "rotary"},
+    "gpt": {"block_type": "gpt"},
 }
 
 

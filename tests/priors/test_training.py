@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout
-from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages, SoftCodes
 from hq_tokenizers.presets import sq_vae
 from hq_tokenizers.priors.training import evaluate_prior, train_prior, unigram_entropies
 from hq_tokenizers.training.config import PriorTrainingConfig
@@ -209,3 +210,23 @@ def test_code_vectors_of_the_tokenizer_as_inputs(codes, tmp_path):
     train_prior(_config(folder, tmp_path / "prior", model=model, batch_size=10, max_steps=2, samples=4))
     prior = AutoModel.from_pretrained(tmp_path / "prior")
     torch.testing.assert_close(prior.code_embedding.vectors(0), codebook / codebook.square().mean().sqrt())
+
+
+def test_soft_targets_of_the_tokenizer(codes, tmp_path):
+    """Codes of which a quarter is wrong, and probabilities that know it: the prior learns the probabilities."""
+    kept = torch.tensor([0, 1, 2, 3]).expand(400, LAYOUT.num_codes, 4) % torch.tensor([4, 4, 3, 5, 3, 5])[:, None]
+    shares = torch.tensor([0.5, 0.25, 0.125, 0.125]).half().expand(kept.shape)
+    rows = CodeRows(torch.zeros(400, LAYOUT.num_codes).int(), soft=SoftCodes(kept.int(), shares))
+    folder = tmp_path / "codes"
+    EncodedImages(LAYOUT, {"train": rows, "validation": replace(rows, soft=None)}, "nowhere", "-").save(folder)
+    options = {"max_steps": 60, "model": {**MODEL, "label_smoothing": 0.0}, "learning_rate": 2e-2}
+    for name, soft_targets, bits in (("soft", True, [1.0, 0.678, 1.0]), ("hard", False, [0.0, 0.0, 0.0])):
+        report = train_prior(_config(folder, tmp_path / name, soft_targets=soft_targets, **options))
+        # Validation asks for code 0, to which the probabilities give 1/2, 5/8 (twice, 3 = 0 mod 3) and 1/2.
+        assert report["validation"]["bits_per_code_by_level"] == pytest.approx(bits, abs=0.05)
+
+
+def test_soft_targets_that_were_not_stored_are_asked_for(codes, tmp_path):
+    with pytest.raises(ValueError, match=r"soft_targets is true, but .*encode the images again .*--soft_targets 8"):
+        train_prior(_config(codes, tmp_path / "prior", soft_targets=True))
+    assert not (tmp_path / "prior").exists()

@@ -4,14 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModel
 
+from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.presets import sq_vae
+from hq_tokenizers.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.training.config import EncodeConfig
-from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.encoding import encode_images, soft_codes
 
 
 def _tokenizer(folder, **fields):
@@ -83,3 +86,66 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     sq_vae("digits").save_pretrained(folder)
     with pytest.raises(ValueError, match=r"tokenizer '.*weightless': the tokenizer cannot be loaded"):
         encode_images(replace(config, tokenizer=str(folder)))
+
+
+def _tiny_hierarchy(folder):
+    config = hybrid_vae("digits", hidden_size=8, codebook_dim=4, code_groups=["stride 4: 6", "stride 2: 9, 3"])
+    config.initial_log_variance = 0.0
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_soft_targets_are_the_likeliest_codes_of_the_posterior(tmp_path):
+    tokenizer = _tiny_hierarchy(tmp_path / "tokenizer")
+    config = EncodeConfig(tokenizer=tokenizer, output_dir=str(tmp_path / "codes"), soft_targets=4)
+    encode_images(config)
+    encoded = EncodedImages.load(tmp_path / "codes")
+    train, layout = encoded.splits["train"], encoded.layout
+    assert encoded.splits["validation"].soft is None
+    model = AutoModel.from_pretrained(tokenizer).eval()
+    (rows,) = load_image_splits(config.data, "train_split")
+    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+    # By hand, place after place in flattened order: group, position, depth.
+    posterior = [level.flatten(1, 2).double().exp() for level in model.posterior(batch["pixel_values"])]
+    place, first = 0, 0
+    for group in layout.groups:
+        for position in range(group.num_positions):
+            for depth in range(group.depth):
+                expected = posterior[first + depth][:, position]
+                width = min(4, expected.shape[-1])
+                kept = expected.sort(dim=-1, descending=True).values[:, :width]
+                codes, probabilities = train.soft.codes[:, place].long(), train.soft.probabilities[:, place].double()
+                torch.testing.assert_close(
+                    probabilities[:, :width], kept / kept.sum(-1, keepdim=True), atol=1e-3, rtol=1e-3
+                )
+                torch.testing.assert_close(expected.gather(1, codes[:, :width]), kept, atol=1e-6, rtol=1e-4)
+                assert not probabilities[:, width:].any()
+                # The code itself is the likeliest one.
+                assert torch.equal(codes[:, 0], train.codes[:, place].long())
+                place += 1
+        first += group.depth
+    assert place == layout.num_codes
+
+
+def test_soft_codes_by_hand():
+    layout = CodeLayout((CodeGroup(1, 2, (3, 2)),))
+    coarse = torch.tensor([[[0.5, 0.1, 0.4], [0.2, 0.2, 0.6]]]).log()
+    fine = torch.tensor([[[0.25, 0.75], [1.0, 0.0]]]).log()
+    soft = soft_codes(layout, (coarse[:, None], fine[:, None]), 2)
+    assert soft.codes.tolist() == [[[0, 2], [1, 0], [2, 0], [0, 1]]]
+    expected = torch.tensor([[[5 / 9, 4 / 9], [0.75, 0.25], [0.75, 0.25], [1.0, 0.0]]])
+    torch.testing.assert_close(soft.probabilities.float(), expected, atol=1e-3, rtol=0)
+    # More than there are: as many as the largest codebook has, the smaller one filled up.
+    wide = soft_codes(layout, (coarse[:, None], fine[:, None]), 100)
+    assert wide.codes.shape == (1, 4, 3)
+    assert wide.probabilities[0, 1].tolist() == [0.75, 0.25, 0.0]
+
+
+def test_soft_targets_of_a_deterministic_tokenizer_are_refused(tmp_path, never_encoding):
+    AutoModel.from_config(vq_vae("digits", hidden_size=8, codebook_size=8)).save_pretrained(tmp_path / "vq")
+    config = EncodeConfig(tokenizer=str(tmp_path / "vq"), output_dir=str(tmp_path / "codes"), soft_targets=8)
+    with pytest.raises(ValueError, match=r"soft_targets is 8, but .*quantizer 'vq', which has no posterior"):
+        encode_images(config)
+    with pytest.raises(ValueError, match="soft_targets must be at least 0, got -1"):
+        EncodeConfig(soft_targets=-1)

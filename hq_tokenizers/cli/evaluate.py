@@ -1,0 +1,101 @@
+"""The command `evaluate`: finds the subject, judges it, and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
+from hq_tokenizers.evaluation.generator import compare_samples, evaluate_generator
+from hq_tokenizers.evaluation.images import evaluate_images
+from hq_tokenizers.evaluation.reports import check_output_dir, write_evaluation
+from hq_tokenizers.evaluation.sampling import NumberedSamples
+from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
+from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
+from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+from hq_tokenizers.training.config import PriorTrainingConfig
+from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.training.options import options_to_dict
+from hq_tokenizers.training.tracking import Record
+from hq_tokenizers.training.trained_models import load_trained
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluates a tokenizer, a generator or a folder of images and writes the report to `config.output_dir`.
+
+    Returns:
+        The report: "subject", "results" by metric with their provenance, "left_out" with reasons, and "options".
+
+    Raises:
+        OSError, ValueError: If the subject, the data and the metrics do not fit together, before anything is measured.
+    """
+    output_dir = Path(config.output_dir)
+    check_output_dir(output_dir)
+    _check_packages()
+    accelerator = create_accelerator()
+    if config.tokenizer is not None:
+        report = evaluate_tokenizer_on_data(config, accelerator)
+    elif config.images is not None:
+        report = evaluate_images(config, accelerator)
+    else:
+        report = _evaluate_generator(config, accelerator)
+    report["options"] = options_to_dict(config)
+    if accelerator.is_main_process:
+        write_evaluation(output_dir, report)
+    accelerator.wait_for_everyone()
+    return report
+
+
+def prior_evaluation(config: PriorTrainingConfig, tokenizer_path: str) -> Callable[[PreTrainedModel], Record] | None:
+    """For the training of a prior: compares its samples with `config.evaluation_reference`; None when not asked for.
+
+    Raises:
+        OSError, ValueError: If there is no tokenizer, network or reference, or they do not fit together.
+    """
+    if config.evaluation_steps is None:
+        return None
+    _check_packages()
+    accelerator = create_accelerator()
+    tokenizer = load_trained(tokenizer_path, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    tokenizer = tokenizer.to(accelerator.device)
+    options = EvaluateConfig(
+        generator=config.output_dir,
+        reference=config.evaluation_reference,
+        metrics=MetricConfig(**options_to_dict(config.metrics)),
+        num_images=config.evaluation_images,
+        batch_size=config.batch_size,
+    )
+    comparison = compare_samples(options, tokenizer, accelerator)
+
+    def figures(prior: PreTrainedModel) -> Record:
+        def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+            return tokenizer.decode(prior.generate(torch.tensor(labels), generator=generators))
+
+        samples = NumberedSamples(sample, prior.config.num_classes, config.seed)
+        found = comparison.compare(samples.share(config.evaluation_images, config.batch_size, accelerator))
+        return {name: value for name, value in found.items() if name != "provenance"}
+
+    return figures
+
+
+def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
+    assert config.generator is not None
+    generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
+    settings = CodeGenerationConfig.from_generation_config(generator.generation_config)
+    settings = settings.with_overrides(**config.generation)
+    settings.check_model(generator.prior.config.model_type)
+    described = {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
+    return evaluate_generator(config, generator.to(accelerator.device), described, accelerator)
+
+
+def _check_packages() -> None:
+    missing = [name for name in ("torchmetrics", "torch_fidelity") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"evaluate needs {' and '.join(missing)}: pip install 'hq_tokenizers[metrics]'.")

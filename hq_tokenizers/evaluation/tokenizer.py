@@ -1,0 +1,81 @@
+"""Judging a trained tokenizer by its reconstructions of a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.training.encoding import check_images, weights_sha256
+from hq_tokenizers.training.figures import reconstruction_grid, save_png
+from hq_tokenizers.training.trained_models import load_trained
+
+from .config import EvaluateConfig
+from .reconstructions import ReconstructionMetrics
+from .references import data_identity, evaluated_split
+
+PICTURE = "reconstructions.png"
+_COLUMNS = 8
+
+
+def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Evaluates `config.tokenizer` on the data and writes the picture of its best, median and worst reconstructions.
+
+    Returns:
+        The report but for its options, see `write_evaluation`.
+
+    Raises:
+        OSError, ValueError: If tokenizer, data and metrics do not fit together.
+    """
+    assert config.tokenizer is not None
+    model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    model = model.to(accelerator.device)
+    split = evaluated_split(config.data)
+    (rows,) = load_image_splits(config.data, split)
+    check_images(model, rows, split)
+    metrics = ReconstructionMetrics(config.metrics, model, rows, data_identity(config.data, split), accelerator)
+    found = metrics(model, config.batch_size)
+    if accelerator.is_main_process:
+        output_dir = Path(config.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        chosen = best_median_worst(found.errors, _COLUMNS)
+        save_png(reconstruction_grid(*_pairs(model, rows, chosen, accelerator), _COLUMNS), output_dir / PICTURE)
+    layout = None if model.config.quantizer == "none" else model.code_layout()
+    return {
+        "subject": {
+            "kind": "tokenizer",
+            "path": config.tokenizer,
+            "weights_sha256": weights_sha256(model),
+            "code_layout": None if layout is None else str(layout),
+            "bits_per_image": None if layout is None else layout.bits_per_image,
+        },
+        "results": found.results,
+        "left_out": metrics.notes,
+    }
+
+
+def best_median_worst(errors: torch.Tensor, number: int) -> torch.Tensor:
+    """Indices of the images with the smallest, the middle and the largest errors, `number` each, in ascending order.
+
+    Args:
+        errors: (N,).
+        number: Images of each kind; of fewer than 3 · number images, a third of them each, at least one.
+    """
+    order = errors.argsort(stable=True)
+    number = max(1, min(number, len(order) // 3))
+    middle = (len(order) - number) // 2
+    return torch.cat([order[:number], order[middle : middle + number], order[len(order) - number :]])
+
+
+@torch.no_grad()
+def _pairs(
+    model: PreTrainedModel, rows: ImageRows, indices: torch.Tensor, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (batch,) = rows.batches([indices], accelerator.device)
+    return batch["pixel_values"], model(batch["pixel_values"], return_loss=False).reconstruction

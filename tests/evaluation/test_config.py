@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from hq_tokenizers.evaluation.config import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.training.options import load_options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one of tokenizer, generator and images, got none"),
+        ({"tokenizer": "a", "images": "b"}, "got tokenizer and images"),
+        ({"tokenizer": "a", "kid": True}, "kid is an option for generator and images, not for a tokenizer"),
+        ({"tokenizer": "a", "reference": "b"}, "reference is an option for generator and images"),
+        ({"images": "a", "images_dir": "b"}, "images_dir is an option for generator, not for a images"),
+        ({"generator": "a", "pairs": True}, "pairs is an option for images"),
+        ({"images": "a", "pairs": True}, "pairs needs reference, the folder"),
+        ({"images": "a", "pairs": True, "reference": "b.safetensors"}, "pairs needs reference, the folder"),
+        ({"images": "a", "save_reference": "b.pt"}, "must end in .safetensors, got 'b.pt'"),
+        ({"images": "a", "batch_size": 0}, "batch_size must be at least 1"),
+        ({"generator": "a", "num_images": 0}, "num_images must be at least 1"),
+        ({"images": "a", "metrics": MetricConfig(features=None)}, "nothing to measure"),
+        ({"generator": "a", "metrics": MetricConfig(features=None)}, "judged by a Fréchet distance"),
+        ({"images": "a", "kid": True, "metrics": MetricConfig(features=None)}, "kid needs a feature network"),
+        (
+            {"images": "a", "inception_score": True, "metrics": MetricConfig(features="squeezenet")},
+            "needs class logits",
+        ),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig(**options)
+
+
+def test_weights_without_their_network():
+    with pytest.raises(ValueError, match=r"metrics\.feature_weights is set, but metrics\.features is null"):
+        FeatureConfig(features=None, feature_weights="a.pth")
+    with pytest.raises(ValueError, match=r"metrics\.lpips_weights is set, but metrics\.lpips is null"):
+        MetricConfig(lpips=None, lpips_weights="a.pth")
+
+
+def test_from_the_command_line():
+    words = ["--tokenizer", "a", "--metrics.lpips", "null", "--metrics.features", "squeezenet"]
+    metrics = load_options(EvaluateConfig, None, words).metrics
+    assert (metrics.lpips, metrics.features) == (None, "squeezenet")
+    with pytest.raises(ValueError, match=r"metrics.lpips must be one of auto, squeeze, alex, vgg or null, got 'vgg19'"):
+        load_options(EvaluateConfig, None, ["--tokenizer", "a", "--metrics.lpips", "vgg19"])
