@@ -19,8 +19,6 @@ MODEL = (
     "{preset: sq_vae, network: celebamask, hidden_size: 16, codebook_dim: 8, codebook_size: 16, num_downsampling: 2, "
     "initial_log_concentration: 3}"
 )
-    "{preset: sq_vae, network: celebamask, hidden_size: 16, codebook_dim: 8, codebook_size: 16, num_downsampling: 2, initial_log_concentration: 3}"
-)
 
 
 @pytest.fixture(scope="module")
