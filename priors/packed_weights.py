@@ -17,9 +17,6 @@ from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-# With fewer rows the product waits for the weight to arrive, whatever its layout.
-_MIN_ROWS = 8
-
 
 def with_packed_weights(module: ModuleT, num_rows: int) -> ModuleT:
     """A module to run on many inputs of `num_rows` rows without gradients, with weights that do not change meanwhile.
@@ -30,11 +27,11 @@ def with_packed_weights(module: ModuleT, num_rows: int) -> ModuleT:
 
     Returns:
         A copy whose float32 `nn.Linear` layers on the CPU have packed weights; their results differ from the plain ones
-        by rounding only. The module itself where packing gains nothing: on an accelerator, for few rows, under
-        autocast, or when PyTorch was built without oneDNN.
+        by rounding only. With a single row they also use all threads, which the plain ones do not. The module itself
+        where packing gains nothing: on an accelerator, under autocast, or when PyTorch was built without oneDNN.
     """
     on_cpu = all(parameter.is_cpu for parameter in module.parameters())
-    if num_rows < _MIN_ROWS or not on_cpu or torch.is_autocast_enabled("cpu") or not _has_packed_product():
+    if not on_cpu or torch.is_autocast_enabled("cpu") or not _has_packed_product():
         return module
     return cast(ModuleT, _packed(module, num_rows))
 
