@@ -259,12 +259,17 @@ def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * columns + 3.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    axes = figure.subplots(1, columns)
+    for axis in figure.axes:
+        # More colours than the ten of the default: a system has the same in every plot.
+        axis.set_prop_cycle(color=colormaps["tab20"](range(20)))
+    return figure, axes
 
 
 if __name__ == "__main__":
