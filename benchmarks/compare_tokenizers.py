@@ -219,7 +219,8 @@ def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
     for name, runs in finished.items():
         if runs[0]["bits_per_image"] is not None:
             axis.plot(runs[0]["bits_per_image"], 1e3 * mean(run["test"]["mse"] for run in runs), "o", label=name)
-    axis.set(xlabel="bits per image (uniform prior)", ylabel="MSE × 10³", yscale="log")
+    axis.set(xlabel="bits per image (uniform prior)", ylabel="MSE × 10³")
+    _log_scale(axis)
     axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
@@ -252,10 +253,18 @@ def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
             axes[1].plot(epochs, [mean(record["entropy"]) for record in records], ".-")
         else:
             axes[1].plot([], [])
-    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³", yscale="log")
+    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³")
+    _log_scale(axes[0])
     axes[1].set(xlabel="epoch", ylabel="entropy of P̂, mean over levels (nats)")
     figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(path, dpi=110)
+
+
+def _log_scale(axis: Any) -> None:
+    """A logarithmic vertical axis with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:
