@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -61,6 +61,8 @@ def main() -> None:
         print(__doc__)
         return
     config = load_options(Comparison, words[0], words[1:])
+    if config.data.label_map_classes is not None:
+        raise SystemExit("error: the comparison is of images; data.label_map_classes has to be null.")
     chosen = list(config.systems) if config.only is None else [name.strip() for name in config.only.split(",")]
     unknown = [name for name in chosen if name not in config.systems]
     if unknown:
@@ -100,24 +102,27 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
     }
     path = record_path(config, name, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    # Renamed when it is complete: half a record would stop every later call.
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read_record(config: Comparison, name: str, seed: int) -> Run | None:
     """The record of a finished run, or None.
 
     Raises:
-        SystemExit: If the record is of another model or budget than the configuration's.
+        SystemExit: If the record is of another model, budget or data than the configuration's.
     """
     path = record_path(config, name, seed)
     if not path.is_file():
         return None
     run = json.loads(path.read_text(encoding="utf-8"))
     for key, now in _description(config, name).items():
-        if run[key] != now:
+        if run.get(key) != now:
             raise SystemExit(
-                f"error: {path} is of a run with {key} {run[key]}, the configuration says {now}. Delete the record to "
-                "train anew, or give the comparison another name."
+                f"error: {path} is of a run with {key} {run.get(key)}, the configuration says {now}. Delete the "
+                "record to train anew, or give the comparison another name."
             )
     return run
 
@@ -127,7 +132,10 @@ def record_path(config: Comparison, name: str, seed: int) -> Path:
 
 
 def _description(config: Comparison, name: str) -> dict[str, Any]:
-    return {"model": config.systems[name], "budget": _budget(config)}
+    """What makes two runs comparable; where the data lie and how they are read is no part of it."""
+    usual = asdict(DataConfig()) | {"path": config.data.path, "num_workers": config.data.num_workers}
+    data = {key: value for key, value in asdict(config.data).items() if value != usual[key]}
+    return {"model": config.systems[name], "budget": _budget(config), "data": data}
 
 
 def _budget(config: Comparison) -> dict[str, Any]:

@@ -8,7 +8,6 @@ the plain one serves.
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import TypeVar, cast
 
@@ -26,9 +25,10 @@ def with_packed_weights(module: ModuleT, num_rows: int) -> ModuleT:
         num_rows: Rows of the matrices that its linear layers are given.
 
     Returns:
-        A copy whose float32 `nn.Linear` layers on the CPU have packed weights; their results differ from the plain ones
-        by rounding only. With a single row they also use all threads, which the plain ones do not. The module itself
-        where packing gains nothing: on an accelerator, under autocast, or when PyTorch was built without oneDNN.
+        A copy whose float32 `nn.Linear` layers on the CPU have packed weights, which take as much memory again; their
+        results differ from the plain ones by rounding only. With a single row they also use all threads, which the
+        plain ones do not. The module itself where packing gains nothing: on an accelerator, under autocast, or without
+        oneDNN.
     """
     on_cpu = all(parameter.is_cpu for parameter in module.parameters())
     if not on_cpu or torch.is_autocast_enabled("cpu") or not _has_packed_product():
@@ -37,22 +37,42 @@ def with_packed_weights(module: ModuleT, num_rows: int) -> ModuleT:
 
 
 def _has_packed_product() -> bool:
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )
+    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 
 
 def _packed(module: nn.Module, num_rows: int) -> nn.Module:
-    twin = copy.copy(module)
-    # Layers of another class, or with a forward of their own, do more than a product (adapters, quantisation, offload).
-    if type(module) is nn.Linear and "forward" not in vars(module):
-        weight, bias = module.weight.detach(), module.bias
-        if weight.dtype == torch.float32:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
-            vars(twin)["forward"] = partial(_product, packed, None if bias is None else bias.detach())
-        return twin
-    children = module._modules.items()
-    vars(twin)["_modules"] = {name: None if child is None else _packed(child, num_rows) for name, child in children}
+    """A twin of the module, or the module itself where nothing in it can be packed."""
+    if module._compiled_call_impl is not None:
+        return module
+    if _is_plain_linear(module):
+        weight, bias = cast(torch.Tensor, module.weight).detach(), cast(torch.Tensor | None, module.bias)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+        return _twin(module, forward=partial(_product, packed, None if bias is None else bias.detach()))
+    children = {name: None if child is None else _packed(child, num_rows) for name, child in module._modules.items()}
+    unchanged = all(twin is module._modules[name] for name, twin in children.items())
+    return module if unchanged else _twin(module, _modules=children)
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether it multiplies with its own weight as it is now, and does nothing else.
+
+    Another class or forward may be an adapter, a quantised or an offloaded layer; a weight that is no parameter, or a
+    hook before the forward, may make the weight anew in every pass.
+    """
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and "weight" in module._parameters
+        and not module._forward_pre_hooks
+        and module.weight.dtype == torch.float32
+    )
+
+
+def _twin(module: nn.Module, **replaced: object) -> nn.Module:
+    """Another module with the same attributes, but for those that are replaced."""
+    twin = module.__class__.__new__(module.__class__)
+    vars(twin).update(vars(module) | replaced)
     return twin
 
 

@@ -100,7 +100,9 @@ def _check_folder(output_dir: Path, request: dict[str, Any]) -> None:
     if not any(output_dir.glob("*.png")):
         return
     earlier = read_report(output_dir).get("options", {}) if (output_dir / REPORT).is_file() else {}
-    if {**earlier, "output_dir": None} != {**request, "output_dir": None}:
+    # The images depend on neither.
+    anywhere = {"output_dir": None, "batch_size": None}
+    if earlier | anywhere != request | anywhere:
         raise ValueError(
             f"output_dir {str(output_dir)!r} holds images that another call wrote: choose another output_dir, or "
             "delete them."

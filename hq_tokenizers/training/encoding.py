@@ -146,6 +146,11 @@ def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
             f"data.{option} has {form}, but the tokenizer was not trained on such data: set data.label_map_classes to "
             f"{classes}."
         )
+    if isinstance(form, LabelMapFormat) and form.num_classes != model.config.num_classes:
+        raise ValueError(
+            f"data.{option} has {form}, the tokenizer was trained on {model.config.num_classes}: set "
+            f"data.label_map_classes to {model.config.num_classes}."
+        )
     if not model.config.for_label_maps and form.num_channels != channels:
         raise ValueError(
             f"data.{option} has {form.num_channels} channels, the tokenizer wants {channels}: set data.num_channels to "

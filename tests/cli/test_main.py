@@ -176,7 +176,7 @@ def test_a_folder_holds_the_images_of_one_call(generator_folder, tmp_path, capsy
     names = sorted(path.name for path in tmp_path.glob("0*.png"))
     assert names == ["00000-cat-dog.png", "00001-a-b.png"]
     pictures = [(tmp_path / name).read_bytes() for name in names]
-    main([*words, "--output_dir", str(tmp_path)])
+    main([*words, "--output_dir", str(tmp_path), "--batch_size", "1"])
     for other in (["--seed", "1"], ["--class_labels", "a b"]):
         with pytest.raises(SystemExit, match="holds images that another call wrote: choose another output_dir"):
             main([*words, *other, "--output_dir", str(tmp_path)])

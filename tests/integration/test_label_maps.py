@@ -77,6 +77,10 @@ def test_generated_label_maps_are_png_of_classes(folder, tmp_path):
             ["train-tokenizer", "--model", "{preset: sq_vae, network: cifar10}", *DATA, *CLASSES],
             "set likelihood to 'categorical' or 'vmf'",
         ),
+        (
+            ["encode", "--tokenizer", "{}/tokenizer", *DATA, "--data.label_map_classes", "5"],
+            "16×16 with 5 classes, the tokenizer was trained on 3: set data.label_map_classes to 3",
+        ),
         (["encode", "--tokenizer", "{}/tokenizer", *DATA], "data.train_split has 16×16×1, .*label_map_classes to 3"),
     ],
 )

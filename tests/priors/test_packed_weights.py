@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.priors import RQPriorModel, packed_weights
@@ -80,3 +81,33 @@ def test_sampled_codes_are_those_of_plain_weights(
     packed = model.generate(labels, generator=0, guidance_scale=guidance_scale)
     monkeypatch.setattr(packed_weights, "_has_packed_product", lambda: False)
     assert model.generate(labels, generator=0, guidance_scale=guidance_scale) == packed
+
+
+@needs_onednn
+@torch.no_grad()
+def test_weights_that_are_made_anew_in_every_pass_are_not_packed() -> None:
+    plain, inputs = network(), torch.randn(16, 24)
+    parametrizations.weight_norm(plain[0])
+    prune.l1_unstructured(plain[2][0], "weight", amount=0.5)
+    packed = with_packed_weights(plain, 16)
+    plain[0].parametrizations.weight.original0.mul_(3)
+    plain[2][0].weight_orig.add_(1)
+    assert torch.equal(packed(inputs), plain(inputs))
+
+
+@needs_onednn
+@torch.no_grad()
+def test_compiled_parts_stay_compiled() -> None:
+    plain = network()
+    plain[2].compile(backend="eager")
+    packed = with_packed_weights(plain, 16)
+    assert packed[2] is plain[2]
+    assert packed[0] is not plain[0]
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+def test_who_switches_onednn_off_does_not_get_it() -> None:
+    plain = network()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert with_packed_weights(plain, 16) is plain
