@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
 from hq_tokenizers.evaluation.generator import compare_samples, evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
+from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reports import check_output_dir, write_evaluation
 from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     output_dir = Path(config.output_dir)
     check_output_dir(output_dir)
-    _check_packages()
+    check_packages()
     accelerator = create_accelerator()
     if config.tokenizer is not None:
         report = evaluate_tokenizer_on_data(config, accelerator)
@@ -61,7 +61,7 @@ def prior_evaluation(config: PriorTrainingConfig, tokenizer_path: str) -> Callab
     """
     if config.evaluation_steps is None:
         return None
-    _check_packages()
+    check_packages()
     accelerator = create_accelerator()
     tokenizer = load_trained(tokenizer_path, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
     tokenizer = tokenizer.to(accelerator.device)
@@ -93,9 +93,3 @@ def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dic
     settings.check_model(generator.prior.config.model_type)
     described = {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
     return evaluate_generator(config, generator.to(accelerator.device), described, accelerator)
-
-
-def _check_packages() -> None:
-    missing = [name for name in ("torchmetrics", "torch_fidelity") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"evaluate needs {' and '.join(missing)}: pip install 'hq_tokenizers[metrics]'.")

@@ -59,6 +59,14 @@ class SetComparison:
                 precision_recall=config.precision_recall,
                 **reference.identity,
             )
+        if reference.rows is None and self._metric.reference_size != list(image_size):
+            height, width = image_size
+            size = self._metric.reference_size
+            raise ValueError(
+                f"The reference statistics are of images of size {size}, the images to judge of {list(image_size)}: "
+                f"write statistics of that size, by save_reference with data.image_size "
+                f"{height if height == width else [height, width]}, or choose a folder as reference."
+            )
         num_references = self._metric.num_references if reference.rows is None else len(reference.rows)
         _check_enough(config, num_images, num_references)
 

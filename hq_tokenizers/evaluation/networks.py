@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -82,6 +83,17 @@ def build_fid(config: FeatureConfig, num_images: int, num_references: int | None
                 "with others from as many images, or metrics.features null to leave it out."
             )
     return metric
+
+
+def check_packages() -> None:
+    """Checks that the packages of the extra `metrics` are installed.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    missing = [name for name in ("torchmetrics", "torch_fidelity") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"The evaluation needs {' and '.join(missing)}: pip install 'hq_tokenizers[metrics]'.")
 
 
 def unless_impossible(name: str, automatic: bool, notes: Notes, build: Callable[[], T]) -> T | None:

@@ -97,6 +97,11 @@ class FID(StreamingMetric[StatisticsPair]):
         """Number of reference images: those added so far, or those of the reference statistics."""
         return self._references().identity.num_images
 
+    @property
+    def reference_size(self) -> list[int] | None:
+        """[height, width] of the reference images; None while there are none."""
+        return self._references().identity.image_size
+
     def save_reference(self, path: str | Path) -> None:
         """Writes the statistics of the references added so far as safetensors, with their provenance as header.
 

@@ -26,7 +26,7 @@ from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_che
 from .config import LoopConfig
 from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
-from .options import options_to_dict
+from .options import options_from_dict, options_to_dict
 from .tracking import Record, Tracker
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
@@ -191,10 +191,11 @@ class TrainingLoop:
             self._log(tracker)
         if last or self.step % self.validation_steps == 0:
             self._validate(tracker)
-        if self.config.evaluation_steps and (last or self.step % self.config.evaluation_steps == 0):
-            self._evaluate(tracker)
         if last or self.step % self.checkpoint_steps == 0:
             self._save()
+        # After the checkpoint: an evaluation can take long, or fail.
+        if self.config.evaluation_steps and (last or self.step % self.config.evaluation_steps == 0):
+            self._evaluate(tracker)
 
     def _accumulate(self, metrics: Metrics) -> None:
         """Adds up on the device, so that no step waits for it."""
@@ -279,6 +280,8 @@ class TrainingLoop:
 
     def _check_options(self, earlier: dict[str, Any]) -> None:
         now = options_to_dict(self.config)
+        # Options that did not exist when the checkpoint was written have their defaults.
+        earlier = options_to_dict(options_from_dict(type(self.config), earlier))
         changed = _changes(now, earlier, ignored=_FREE_OPTIONS)
         if changed:
             raise ValueError(

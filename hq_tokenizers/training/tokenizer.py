@@ -15,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.diagnostics import diagnose
+from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.image_processing_hq import HQImageProcessor
@@ -195,6 +196,7 @@ def _evaluation(
     config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
 ) -> Callable[[PreTrainedModel], Record]:
     """The figures of `evaluate` on the validation split."""
+    check_packages()
     identity = data_identity(config.data, "validation_split")
     metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():

@@ -94,3 +94,16 @@ def test_errors_come_before_sampling(six_pixels, generator_dir, tmp_path, monkey
 def test_a_tokenizer_is_no_generator(tokenizer_dir, tmp_path):
     with pytest.raises(ValueError, match="holds a model of type hq_vae, but a generator is needed"):
         _evaluate(tokenizer_dir, tmp_path)
+
+
+def test_statistics_of_another_size_are_refused_before_sampling(six_pixels, generator_dir, tmp_path, monkeypatch):
+    from hq_tokenizers import HQGeneratorModel
+    from hq_tokenizers.evaluation.networks import inception_network
+    from hq_tokenizers.metrics import FID
+
+    reference = FID(feature_network=inception_network(), allow_few_images=True)
+    reference.add_batch(references=torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8))
+    reference.save_reference(tmp_path / "large.safetensors")
+    monkeypatch.setattr(HQGeneratorModel, "generate", lambda *arguments, **options: pytest.fail("sampled"))
+    with pytest.raises(ValueError, match=r"of images of size \[16, 16\], the images to judge of \[8, 8\]: .* 8, or"):
+        _evaluate(generator_dir, tmp_path / "out", reference=str(tmp_path / "large.safetensors"))

@@ -11,6 +11,7 @@ from hq_tokenizers.cli import main
 from hq_tokenizers.cli.evaluate import evaluate
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.evaluation.config import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
 from hq_tokenizers.training.config import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.tokenizer import train_tokenizer
@@ -143,3 +144,22 @@ def test_a_prior_needs_a_distance_to_be_judged(tmp_path):
     with pytest.raises(ValueError, match="tokenizer 'gone' is neither the folder of a tokenizer"):
         prior_evaluation(config, "gone")
     assert prior_evaluation(PriorTrainingConfig(metrics=FeatureConfig(features=None)), "gone") is None
+
+
+def test_a_failing_evaluation_costs_no_training(tmp_path, six_pixels, monkeypatch):
+    from hq_tokenizers.training import tokenizer
+
+    def fail(*arguments):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(tokenizer, "evaluation_figures", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        _train(tmp_path, evaluation_steps=5, checkpoint_steps=5)
+    assert read_state(list_checkpoints(tmp_path)[-1])["step"] == 5
+
+
+def test_missing_packages_are_named_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("hq_tokenizers.evaluation.networks.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"torchmetrics and torch_fidelity: pip install 'hq_tokenizers\[metrics\]'"):
+        _train(tmp_path / "run", evaluation_steps=5)
+    assert not (tmp_path / "run").exists()

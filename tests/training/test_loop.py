@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,17 @@ def test_an_interruption_within_an_epoch_changes_nothing(tmp_path, options):
         [r["loss"] for r in read_history(tmp_path / name) if r["split"] == "validation"] for name in ("whole", "parts")
     ]
     assert validations[0] == validations[1]
+
+
+def test_options_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
+    _loop(tmp_path, max_steps=3, checkpoint_steps=3).run()
+    path = list_checkpoints(tmp_path)[-1] / "state.json"
+    state = json.loads(path.read_text())
+    del state["options"]["adam_betas"], state["options"]["bf16"]
+    path.write_text(json.dumps(state))
+    assert _loop(tmp_path, max_steps=4, checkpoint_steps=3).run() is not None
+    with pytest.raises(ValueError, match=r"adam_betas was \[0.9, 0.999\], is \[0.8, 0.9\]"):
+        _loop(tmp_path, max_steps=5, adam_betas=[0.8, 0.9]).run()
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
