@@ -37,7 +37,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         OSError, ValueError: If the subject, the data and the metrics do not fit together, before anything is measured.
     """
     output_dir = Path(config.output_dir)
-    check_output_dir(output_dir)
+    subjects = {"tokenizer": config.tokenizer, "generator": config.generator, "images": config.images}
+    check_output_dir(output_dir, {name: path for name, path in subjects.items() if path is not None})
     check_packages()
     accelerator = create_accelerator()
     if config.tokenizer is not None:

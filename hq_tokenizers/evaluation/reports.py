@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,23 @@ _LABELS = {
 Row = tuple[str, str, str]
 
 
-def check_output_dir(output_dir: Path) -> None:
-    """Checks that no report of another command would be overwritten.
+def check_output_dir(output_dir: Path, subject: Mapping[str, str]) -> None:
+    """Checks that no report of another command or subject would be overwritten.
+
+    Args:
+        output_dir: Where the report will go.
+        subject: The option that names the subject, with its value: {"tokenizer": "runs/tokenizer"}.
 
     Raises:
         ValueError: If one would.
     """
-    if (output_dir / REPORT).is_file() and "subject" not in read_report(output_dir):
+    if not (output_dir / REPORT).is_file():
+        return
+    earlier = read_report(output_dir)
+    if "subject" not in earlier or any(earlier["options"].get(name) != value for name, value in subject.items()):
         raise ValueError(
-            f"output_dir {str(output_dir)!r} holds the report of another command, which would be lost: choose another."
+            f"output_dir {str(output_dir)!r} holds the report of another command or subject, which would be lost: "
+            "choose another."
         )
 
 

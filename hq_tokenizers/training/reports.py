@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,23 @@ REPORT = "report.json"
 
 
 def write_report(output_dir: Path, report: dict[str, Any]) -> None:
-    """Writes `report.json` with the versions that made it."""
+    """Writes `report.json` with the versions that made it; a figure that is not finite becomes text, as in "inf"."""
     versions = {name: version(name) for name in ("torch", "transformers", "datasets")}
     content = {
         **report,
         "versions": {"hq_tokenizers": __version__, "python": platform.python_version(), **versions},
     }
-    (output_dir / REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(_as_json(content), indent=2, allow_nan=False)
+    (output_dir / REPORT).write_text(text + "\n", encoding="utf-8")
+
+
+def _as_json(value: Any) -> Any:
+    """Figures that are not finite as text: JSON has no numbers for them."""
+    if isinstance(value, dict):
+        return {name: _as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_report(output_dir: Path) -> dict[str, Any]:

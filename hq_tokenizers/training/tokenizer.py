@@ -197,6 +197,10 @@ def _evaluation(
 ) -> Callable[[PreTrainedModel], Record]:
     """The figures of `evaluate` on the validation split."""
     check_packages()
+    if model.config.for_label_maps:
+        raise ValueError(
+            "evaluation_steps is for images; of label maps every validation reports pixel accuracy and mean IoU."
+        )
     identity = data_identity(config.data, "validation_split")
     metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():

@@ -191,3 +191,14 @@ def test_label_maps(tmp_path, write_images):
     assert results["segmentation"]["pixel_accuracy"] == pytest.approx(accuracy_score(*pair))
     assert results["segmentation"]["mean_iou"] == pytest.approx(jaccard_score(*pair, average="macro"))
     assert (tmp_path / "out" / "reconstructions.png").is_file()
+
+
+def test_a_folder_keeps_the_report_of_one_subject(six_pixels, tokenizer_dir, tmp_path):
+    data = DataConfig(validation_split="test[:40]")
+    options = {"output_dir": str(tmp_path / "out"), "data": data, "metrics": MetricConfig(lpips=None)}
+    for _ in range(2):
+        evaluate(EvaluateConfig(tokenizer=str(tokenizer_dir), **options))
+    report = (tmp_path / "out" / "report.json").read_bytes()
+    with pytest.raises(ValueError, match="holds the report of another command or subject"):
+        evaluate(EvaluateConfig(tokenizer=str(tmp_path / "another"), **options))
+    assert (tmp_path / "out" / "report.json").read_bytes() == report

@@ -49,7 +49,9 @@ def test_the_reports_are_those_of_one_process(alone):
         for metric, figures in one["results"].items():
             for name, value in figures.items():
                 if name not in ("provenance",):
-                    assert two["results"][metric][name] == pytest.approx(value, rel=1e-6), name
+                    # The PSNR of equal images is infinite, which is text in a report.
+                    expected = value if isinstance(value, str) else pytest.approx(value, rel=1e-6)
+                    assert two["results"][metric][name] == expected, name
             if "provenance" in figures and subject != "images":
                 assert two["results"][metric]["provenance"] == figures["provenance"]
 

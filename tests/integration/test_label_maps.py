@@ -70,6 +70,10 @@ def test_generated_label_maps_are_png_of_classes(folder, tmp_path):
     [
         (["train-tokenizer", "--model", MODEL, *DATA], "The model is one of label maps .* set data.label_map_classes"),
         (
+            ["train-tokenizer", "--model", MODEL, *DATA, *CLASSES, "--evaluation_steps", "5"],
+            "evaluation_steps is for images",
+        ),
+        (
             ["train-tokenizer", "--model", "{preset: rsq_vae, network: cifar10}", *DATA, *CLASSES],
             "label maps need the preset sq_vae",
         ),
