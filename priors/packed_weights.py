@@ -37,8 +37,9 @@ def with_packed_weights(module: ModuleT, num_rows: int) -> ModuleT:
 
 
 def _has_packed_product() -> bool:
-    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return enabled and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    return all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
 
 
 def _packed(module: nn.Module, num_rows: int) -> nn.Module:
