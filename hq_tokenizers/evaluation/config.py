@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from hq_tokenizers.configuration_utils import check_minimum
@@ -120,9 +120,19 @@ class EvaluateConfig:
         }
         for name, accepted in owners.items():
             if getattr(self, name) and subject not in accepted:
-                raise ValueError(
-                    f"{name} is an option for {' and '.join(accepted)}, not for a {subject}: leave it out."
-                )
+                _refuse(name, f"an option of {' and '.join(accepted)}, not of {subject}")
+        usual = {field.name: field.default for field in fields(self)}
+        for name in ("num_images", "seed"):
+            if getattr(self, name) != usual[name] and subject != "generator":
+                _refuse(name, f"an option of generator, not of {subject}")
+        if self.kid_subset_size != usual["kid_subset_size"] and not self.kid:
+            _refuse("kid_subset_size", "an option of kid, which is false")
+        if self.metrics.lpips not in ("auto", None) and not (self.pairs or subject == "tokenizer"):
+            _refuse("metrics.lpips", "for reconstructions: a tokenizer's, or those of images with pairs true")
+        if self.data.label_map_classes is not None:
+            for name in ("features", "lpips"):
+                if getattr(self.metrics, name) not in ("auto", None):
+                    _refuse(f"metrics.{name}", "for images, but data.label_map_classes says that these are label maps")
         if self.pairs and (self.reference is None or self.reference.endswith(".safetensors")):
             raise ValueError("pairs needs reference, the folder of the images with the same names.")
         if self.save_reference is not None and not self.save_reference.endswith(".safetensors"):
@@ -142,6 +152,28 @@ class EvaluateConfig:
             raise ValueError(
                 "inception_score needs class logits, which squeezenet lacks: set metrics.features inception."
             )
+
+
+def check_unused_in_training(metrics: FeatureConfig, evaluation_reference: str | None = None) -> None:
+    """Checks that training without `evaluation_steps` is given nothing for evaluations.
+
+    Not a check of the options by themselves: a run that was evaluated may be continued without.
+
+    Raises:
+        ValueError: If it is.
+    """
+    usual = type(metrics)()
+    changed = [f"metrics.{name}" for name, value in vars(metrics).items() if value != getattr(usual, name)]
+    changed += [] if evaluation_reference is None else ["evaluation_reference"]
+    if changed:
+        raise ValueError(
+            f"{', '.join(changed)}: only evaluations need that, and evaluation_steps is null. Set evaluation_steps, or "
+            "leave it out."
+        )
+
+
+def _refuse(name: str, reason: str) -> None:
+    raise ValueError(f"{name} is {reason}: leave it out.")
 
 
 def _check_weights(config: FeatureConfig, network: str, weights: str) -> None:

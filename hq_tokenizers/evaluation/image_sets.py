@@ -44,7 +44,7 @@ class SetComparison:
         image_size: tuple[int, int],
         accelerator: Accelerator,
     ) -> None:
-        self._config, self._reference, self._accelerator = config, reference, accelerator
+        self._config, self._unread, self._accelerator = config, reference.rows, accelerator
         if reference.rows is not None:
             check_sizes(image_size, reference.rows)
         with accelerator.local_main_process_first():
@@ -64,7 +64,7 @@ class SetComparison:
             size = self._metric.reference_size
             raise ValueError(
                 f"The reference statistics are of images of size {size}, the images to judge of {list(image_size)}: "
-                f"write statistics of that size, by save_reference with data.image_size "
+                f"write statistics of that size, by evaluate --save_reference with --data.image_size "
                 f"{height if height == width else [height, width]}, or choose a folder as reference."
             )
         num_references = self._metric.num_references if reference.rows is None else len(reference.rows)
@@ -76,19 +76,20 @@ class SetComparison:
         Returns:
             The figures of `FID` and their provenance, on every process.
         """
-        if self._reference.rows is not None:
-            for images in share_of_images(
-                self._reference.rows, self._config.batch_size, self._accelerator, "reference"
-            ):
-                self._metric.add_batch(references=as_rgb(images))
+        if self._unread is not None:
+            self._read_reference(self._unread)
+            self._unread = None
         for images in batches:
             self._metric.add_batch(predictions=as_rgb(images.to(self._accelerator.device)))
-        if self._config.save_reference is not None:
-            self._metric.gather()
-            if self._accelerator.is_main_process:
-                self._metric.save_reference(self._config.save_reference)
-            return self._metric.compute()
         return finish(self._metric)
+
+    def _read_reference(self, rows: ImageRows) -> None:
+        for images in share_of_images(rows, self._config.batch_size, self._accelerator, "reference"):
+            self._metric.add_batch(references=as_rgb(images))
+        self._metric.gather()
+        if self._config.save_reference is not None and self._accelerator.is_main_process:
+            self._metric.save_reference(self._config.save_reference)
+        self._metric.keep_references()
 
 
 def share_of_images(rows: ImageRows, batch_size: int, accelerator: Accelerator, title: str) -> Iterable[torch.Tensor]:

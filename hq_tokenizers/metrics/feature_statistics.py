@@ -15,6 +15,7 @@ from hq_tokenizers.metrics.running_gaussian import RunningGaussian
 from hq_tokenizers.metrics.running_inception_score import RunningInceptionScore
 from hq_tokenizers.metrics.set_identity import SetIdentity
 
+_WRITERS = "evaluate --save_reference, or FID.save_reference, writes them"
 _FORMAT = "hq_tokenizers feature statistics 1"
 
 
@@ -107,15 +108,15 @@ def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatist
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There are no reference statistics at {path}; FID.save_reference writes them.")
+        raise FileNotFoundError(f"There are no reference statistics at {path}; {_WRITERS}.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); FID.save_reference writes them.") from error
+        raise ValueError(f"{path} is no safetensors file ({error}); {_WRITERS}.") from error
     if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; FID.save_reference writes them.")
+        raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; {_WRITERS}.")
     num_images = int(metadata["num_images"])
     statistics = FeatureStatistics(
         "references",

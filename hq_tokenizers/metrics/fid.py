@@ -113,6 +113,17 @@ class FID(StreamingMetric[StatisticsPair]):
             raise ValueError("There are no references to save: call add_batch(references=…) first.")
         save_statistics(path, references, self._describe(references))
 
+    def keep_references(self) -> None:
+        """Makes the references added so far those of every later result, as if they came from a file; starts afresh.
+
+        Raises:
+            ValueError: If no references were added.
+        """
+        if not self._state.references.identity.num_images:
+            raise ValueError("There are no references to keep: call add_batch(references=…) first.")
+        self._reference = self._state.references
+        self.reset()
+
     def _new_state(self) -> StatisticsPair:
         return StatisticsPair(
             FeatureStatistics(
@@ -178,6 +189,11 @@ class FID(StreamingMetric[StatisticsPair]):
         theirs = {key: header["feature_network"].get(key) for key in network}
         check_equal({"feature_network": network}, {"feature_network": theirs}, what)
         if self._max_features is not None:
+            if header["max_features"] is None:
+                raise ValueError(
+                    f"{what} hold no features of single images, which kid and precision_recall need: write them again "
+                    "with kid or precision_recall."
+                )
             check_equal({"max_features": self._max_features}, {"max_features": header["max_features"]}, what)
         adopted = {
             "reference_name": header["reference"]["name"],

@@ -11,6 +11,7 @@ import torch
 
 from hq_tokenizers.metrics.image_inputs import as_pixels, check_pair, quantize, to_unit_range
 from hq_tokenizers.metrics.pair_sums import PairSums
+from hq_tokenizers.metrics.psnr import psnr
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 
 _SSIM_CONVENTION = (
@@ -27,8 +28,8 @@ class Reconstruction(StreamingMetric[PairSums]):
 
     Result, with e the difference of two pixel values and N images:
         * `mse`: mean of e² over all values; `rmse`: its square root.
-        * `psnr`: mean over images of −10 log10(image's MSE), in dB, as scikit-image's averaged; infinite as soon as one
-          image is reproduced exactly. `psnr_of_mse`: −10 log10(`mse`), as torchmetrics' default.
+        * `psnr`: mean over images of −10 log10(image's MSE), in dB, as scikit-image's averaged; an image that is
+          reproduced exactly counts as 100 dB. `psnr_of_mse`: −10 log10(`mse`), as torchmetrics' default.
         * `ssim`: mean over images, in torchmetrics' convention (reflected borders). scikit-image leaves out a border of
           5 pixels instead.
         * `provenance`.
@@ -58,7 +59,7 @@ class Reconstruction(StreamingMetric[PairSums]):
         self._state.references.check_shape(tuple(references.shape[1:]), "references")
         x, y = (to_unit_range(pixels.cpu(), torch.float64) for pixels in (predictions, references))
         squared_error = (x - y).square().flatten(1).mean(dim=1)
-        values = {"mse": squared_error, "psnr": -10 * squared_error.log10(), "ssim": _ssim(x, y)}
+        values = {"mse": squared_error, "psnr": psnr(squared_error), "ssim": _ssim(x, y)}
         self._state.update(quantize(references), values)
 
     def _result(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Reconstruction(StreamingMetric[PairSums]):
             "mse": mse,
             "rmse": math.sqrt(mse),
             "psnr": self._state.mean("psnr"),
-            "psnr_of_mse": -10 * math.log10(mse) if mse else math.inf,
+            "psnr_of_mse": psnr(torch.tensor(mse, dtype=torch.float64)).item(),
             "ssim": self._state.mean("ssim"),
             "provenance": self._provenance(self._state.references),
         }

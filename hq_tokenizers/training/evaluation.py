@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from hq_tokenizers.data.images import BatchSource
 from hq_tokenizers.metrics.confusion import Confusion
+from hq_tokenizers.metrics.psnr import psnr
 from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
 from hq_tokenizers.quantization.usage import code_counts, perplexity
 
@@ -94,11 +95,9 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
 
 def _add_errors(sums: RunningSums, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> None:
     squared_error = (reconstruction - pixel_values).float().square().flatten(1)
-    # A perfect image has no finite PSNR: 100 dB stands for it.
-    psnr = -10 * squared_error.mean(1).clamp_min(1e-10).log10()
     sums.add("mse_per_image", squared_error.sum(1).double().sum() if squared_error.is_cpu else squared_error.sum())
     sums.add("mse", squared_error.mean(1).sum())
-    sums.add("psnr", psnr.sum())
+    sums.add("psnr", psnr(squared_error.mean(1)).sum())
 
 
 def confusion_matrix(label_maps: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from .config import LoopConfig
 from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
 from .options import options_from_dict, options_to_dict
-from .tracking import Record, Tracker
+from .tracking import Record, Tracker, read_history
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 _FREE_OPTIONS = {
@@ -138,6 +138,8 @@ class TrainingLoop:
         wrapped = self.accelerator.prepare_model(self.model)
         set_seed(self.config.seed, device_specific=True)
         self._resume()
+        evaluation_missed = self._evaluation_missed()
+        self.accelerator.wait_for_everyone()
         with self._tracker() as tracker:
             if 0 < self.step < self.total_steps:
                 tracker.say(f"Continuing {self.output_dir} at step {self.step} of {self.total_steps}.")
@@ -147,6 +149,8 @@ class TrainingLoop:
                     f"for: nothing is trained, and the report is of the {self.step} steps. For a shorter run choose "
                     "another output_dir."
                 )
+            if evaluation_missed:
+                self._evaluate(tracker)
             self._train(wrapped, tracker)
         return self._final_model()
 
@@ -194,7 +198,7 @@ class TrainingLoop:
         if last or self.step % self.checkpoint_steps == 0:
             self._save()
         # After the checkpoint: an evaluation can take long, or fail.
-        if self.config.evaluation_steps and (last or self.step % self.config.evaluation_steps == 0):
+        if self._evaluation_due():
             self._evaluate(tracker)
 
     def _accumulate(self, metrics: Metrics) -> None:
@@ -235,6 +239,15 @@ class TrainingLoop:
         self.model.train()
         # Validation does not count as training time.
         self._log_time += time.perf_counter() - started
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.evaluation_steps
+        return every is not None and (self.step == self.total_steps or self.step % every == 0)
+
+    def _evaluation_missed(self) -> bool:
+        """Whether an earlier attempt ended between a checkpoint and the evaluation of the same step."""
+        done = [record["step"] for record in read_history(self.output_dir) if record["split"] == "evaluation"]
+        return self.step > 0 and self._evaluation_due() and self.step not in done
 
     def _evaluate(self, tracker: Tracker) -> None:
         if self.stage.evaluate is None:

@@ -15,6 +15,7 @@ from transformers import AutoModel, PreTrainedModel, set_seed
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.diagnostics import diagnose
+from hq_tokenizers.evaluation.config import check_unused_in_training
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
@@ -59,7 +60,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     train, validation, test = _load_data(config)
     accelerator = create_accelerator()
     model = _build_model(config, train)
-    evaluate = _evaluation(config, accelerator, model, validation) if config.evaluation_steps else None
+    evaluate = _evaluation(config, accelerator, model, validation)
     stage = _stage(config, accelerator, model, train, validation)
     loop = TrainingLoop(config, accelerator, model, train, replace(stage, evaluate=evaluate))
     model = loop.run()
@@ -194,8 +195,11 @@ def _stage(
 
 def _evaluation(
     config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
-) -> Callable[[PreTrainedModel], Record]:
-    """The figures of `evaluate` on the validation split."""
+) -> Callable[[PreTrainedModel], Record] | None:
+    """The figures of `evaluate` on the validation split; None when not asked for."""
+    if config.evaluation_steps is None:
+        check_unused_in_training(config.metrics)
+        return None
     check_packages()
     if model.config.for_label_maps:
         raise ValueError(

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.evaluation.config import EvaluateConfig, FeatureConfig, MetricConfig
 from hq_tokenizers.training.options import load_options
+
+LABEL_MAPS = {"tokenizer": "a", "data": DataConfig(label_map_classes=12)}
 
 
 @pytest.mark.parametrize(
@@ -11,10 +14,17 @@ from hq_tokenizers.training.options import load_options
     [
         ({}, "exactly one of tokenizer, generator and images, got none"),
         ({"tokenizer": "a", "images": "b"}, "got tokenizer and images"),
-        ({"tokenizer": "a", "kid": True}, "kid is an option for generator and images, not for a tokenizer"),
-        ({"tokenizer": "a", "reference": "b"}, "reference is an option for generator and images"),
-        ({"images": "a", "images_dir": "b"}, "images_dir is an option for generator, not for a images"),
-        ({"generator": "a", "pairs": True}, "pairs is an option for images"),
+        ({"tokenizer": "a", "kid": True}, "kid is an option of generator and images, not of tokenizer"),
+        ({"tokenizer": "a", "reference": "b"}, "reference is an option of generator and images"),
+        ({"images": "a", "images_dir": "b"}, "images_dir is an option of generator, not of images"),
+        ({"generator": "a", "pairs": True}, "pairs is an option of images"),
+        ({"tokenizer": "a", "num_images": 9}, "num_images is an option of generator, not of tokenizer: leave it out"),
+        ({"images": "a", "seed": 1}, "seed is an option of generator, not of images"),
+        ({"images": "a", "kid_subset_size": 10}, "kid_subset_size is an option of kid, which is false"),
+        ({"generator": "a", "metrics": MetricConfig(lpips="vgg")}, "metrics.lpips is for reconstructions"),
+        ({"images": "a", "metrics": MetricConfig(lpips="vgg")}, "metrics.lpips is for reconstructions"),
+        ({**LABEL_MAPS, "metrics": MetricConfig(features="squeezenet")}, "metrics.features is for images, but data"),
+        ({**LABEL_MAPS, "metrics": MetricConfig(lpips="alex")}, "metrics.lpips is for images, but data"),
         ({"images": "a", "pairs": True}, "pairs needs reference, the folder"),
         ({"images": "a", "pairs": True, "reference": "b.safetensors"}, "pairs needs reference, the folder"),
         ({"images": "a", "save_reference": "b.pt"}, "must end in .safetensors, got 'b.pt'"),
@@ -32,6 +42,13 @@ from hq_tokenizers.training.options import load_options
 def test_what_does_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(**options)
+
+
+def test_what_goes_together():
+    for options in ({"images": "a", "pairs": True, "reference": "b"}, {"tokenizer": "a"}):
+        EvaluateConfig(**options, metrics=MetricConfig(lpips="vgg"))
+    EvaluateConfig(generator="a", kid=True, kid_subset_size=10, num_images=5, seed=3)
+    EvaluateConfig(**LABEL_MAPS, metrics=MetricConfig(lpips=None, features=None))
 
 
 def test_weights_without_their_network():

@@ -22,7 +22,8 @@ MODEL = {"preset": "hybrid_vae", "network": "digits", "hidden_size": 8, "codeboo
 
 def _train(folder, **options):
     data = DataConfig(train_split="train[:200]", validation_split="test[:40]", horizontal_flip=True)
-    options = {"batch_size": 20, "max_steps": 12, "metrics": MetricConfig(lpips=None), "data": data, **options}
+    metrics = MetricConfig(lpips=None) if "evaluation_steps" in options else MetricConfig()
+    options = {"batch_size": 20, "max_steps": 12, "metrics": metrics, "data": data, **options}
     train_tokenizer(TokenizerTrainingConfig(output_dir=str(folder), model=MODEL, **options))
     return [record for record in read_history(folder) if record["split"] == "evaluation"]
 
@@ -143,7 +144,35 @@ def test_a_prior_needs_a_distance_to_be_judged(tmp_path):
     config = PriorTrainingConfig(evaluation_steps=3, evaluation_reference="nowhere")
     with pytest.raises(ValueError, match="tokenizer 'gone' is neither the folder of a tokenizer"):
         prior_evaluation(config, "gone")
-    assert prior_evaluation(PriorTrainingConfig(metrics=FeatureConfig(features=None)), "gone") is None
+    assert prior_evaluation(PriorTrainingConfig(), "gone") is None
+
+
+def test_options_for_evaluations_that_are_never_made(tmp_path):
+    from hq_tokenizers.cli.evaluate import prior_evaluation
+
+    with pytest.raises(ValueError, match=r"metrics\.lpips: only evaluations need that, and evaluation_steps is null"):
+        _train(tmp_path / "run", metrics=MetricConfig(lpips=None))
+    assert not (tmp_path / "run").exists()
+    config = PriorTrainingConfig(evaluation_reference="real", metrics=FeatureConfig(features="squeezenet"))
+    with pytest.raises(ValueError, match=r"metrics\.features, evaluation_reference: only evaluations need that"):
+        prior_evaluation(config, "gone")
+
+
+def test_an_evaluation_that_an_interruption_took_is_made_up_once(tmp_path, six_pixels, monkeypatch):
+    from hq_tokenizers.training import tokenizer
+
+    whole = _train(tmp_path / "whole", evaluation_steps=5)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "evaluation_figures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path / "parts", evaluation_steps=5, checkpoint_steps=5)
+    assert _train(tmp_path / "parts", evaluation_steps=5, checkpoint_steps=5) == whole
+    assert [record["step"] for record in whole] == [5, 10, 12]
+    assert _train(tmp_path / "parts", evaluation_steps=5, checkpoint_steps=5) == whole
 
 
 def test_a_failing_evaluation_costs_no_training(tmp_path, six_pixels, monkeypatch):

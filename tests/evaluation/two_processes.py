@@ -49,7 +49,7 @@ def train(folder: Path, name: str, evaluation_steps: int | None) -> None:
             output_dir=str(folder / name),
             model={**model, "warmup_epochs": 1, "reestimation_epochs": 2},
             data=DataConfig(train_split="train[:64]", validation_split="test[:40]"),
-            metrics=MetricConfig(lpips=None),
+            metrics=MetricConfig(lpips=None) if evaluation_steps else MetricConfig(),
             batch_size=16,
             epochs=3,
             evaluation_steps=evaluation_steps,

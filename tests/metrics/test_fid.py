@@ -283,7 +283,7 @@ class TestReferenceStatistics:
         metric = FID(feature_network=pixel_network)
         metric.add_batch(references=images)
         metric.save_reference(tmp_path / "plain.safetensors")
-        with pytest.raises(ValueError, match="max_features is None there and 10000 here"):
+        with pytest.raises(ValueError, match="no features of single images, which kid and precision_recall need"):
             FID(feature_network=pixel_network, reference=tmp_path / "plain.safetensors", kid=True)
 
     def test_say_what_a_wrong_file_is(self, tmp_path: Path, pixel_network: FeatureNetwork) -> None:
