@@ -13,7 +13,6 @@ table and the plots are made from whatever records there are; the table shows th
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -22,11 +21,11 @@ from typing import Annotated, Any
 import torch
 from transformers import AutoModel
 
+from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.training.config import TokenizerTrainingConfig
-from hq_tokenizers.training.options import load_options
 from hq_tokenizers.training.tokenizer import train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 
@@ -56,11 +55,9 @@ class Comparison:
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
-    config = load_options(Comparison, words[0], words[1:])
+    config = script_options(Comparison, __doc__)
+    if not config.systems:
+        raise SystemExit("error: there are no systems to compare; benchmarks/cifar10.yaml is an example of a list.")
     if config.data.label_map_classes is not None:
         raise SystemExit("error: the comparison is of images; data.label_map_classes has to be null.")
     chosen = list(config.systems) if config.only is None else [name.strip() for name in config.only.split(",")]
@@ -229,7 +226,8 @@ def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
             axis.plot(runs[0]["bits_per_image"], 1e3 * mean(run["test"]["mse"] for run in runs), "o", label=name)
     axis.set(xlabel="bits per image (uniform prior)", ylabel="MSE × 10³")
     _log_scale(axis)
-    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if axis.lines:
+        axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 

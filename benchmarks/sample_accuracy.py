@@ -9,7 +9,6 @@ The classifier is a small convolutional network; its accuracy on the held-out re
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm.auto import trange
 
+from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.training.figures import image_grid, save_png
-from hq_tokenizers.training.options import load_options
 
 
 @dataclass(kw_only=True)
@@ -79,10 +78,7 @@ def real_accuracy(model: Classifier, rows: ImageRows) -> float:
 
 
 def main() -> None:
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__)
-        return
-    options = load_options(Options, None, sys.argv[1:])
+    options = script_options(Options, __doc__)
     train, test = load_image_splits(options.data, "train_split", "validation_split")
     if train.labels is None or test.labels is None:
         raise SystemExit("error: the data have no classes; set data.label_column.")

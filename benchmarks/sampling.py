@@ -21,7 +21,6 @@ Options:
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,9 +32,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
-from hq_tokenizers.training.options import describe_options, load_options
 
 LAYOUT = CodeLayout((CodeGroup(8, 8, (512,) * 4),))
 COPY_BYTES = 2**28
@@ -53,12 +52,7 @@ class Options:
 
 
 def main() -> None:
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__)
-        for name, default, meaning in describe_options(Options):
-            print(f"  --{name} (default: {default})\n        {meaning}")
-        return
-    options = load_options(Options, None, sys.argv[1:])
+    options = script_options(Options, __doc__)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = RQPriorModel(RQPriorConfig(code_layout=LAYOUT.to_dict())).eval()

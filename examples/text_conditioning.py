@@ -11,7 +11,6 @@ many samples a classifier, fitted on the real training digits, reads as the digi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from hq_tokenizers.cli.demo import judge_samples, tokenizer_recipe
+from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
@@ -30,7 +30,6 @@ from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
 from hq_tokenizers.training.config import EncodeConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.figures import image_grid, save_png
-from hq_tokenizers.training.options import describe_options, load_options
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -85,12 +84,7 @@ def train(encoded: EncodedImages, epochs: int, batch_size: int = 50) -> tuple[Te
 
 def main() -> None:
     """Runs the example."""
-    if any(word in ("-h", "--help") for word in sys.argv[1:]):
-        print(__doc__)
-        for name, default, meaning in describe_options(Options):
-            print(f"  --{name} (default: {default})\n        {meaning}")
-        return
-    options = load_options(Options, None, sys.argv[1:])
+    options = script_options(Options, __doc__)
     folder = Path(options.output_dir)
     # Tensors this small gain nothing from several threads.
     torch.set_num_threads(1)

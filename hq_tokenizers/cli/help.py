@@ -39,8 +39,15 @@ def command_help(name: str, command: Command) -> str:
         *(f"  {example}" for example in command.examples),
         "",
         "options, in the YAML file (dots are sections) or after it; options given after it win:",
+        *option_lines(command.options),
     ]
-    for option, default, meaning in describe_options(command.options):
+    return "\n".join(lines)
+
+
+def option_lines(options: type) -> list[str]:
+    """Every option of a dataclass with its default and meaning."""
+    lines = []
+    for option, default, meaning in describe_options(options):
         lines.append(f"  --{option} (default: {default})")
         lines += textwrap.wrap(meaning, _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return "\n".join(lines)
+    return lines
