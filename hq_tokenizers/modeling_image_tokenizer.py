@@ -64,6 +64,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
 
     base_model_prefix = "image_tokenizer"
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
     _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)"]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012

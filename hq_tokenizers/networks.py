@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .checkpointed_layers import CheckpointedSequential
+
 
 class ResidualBlock(nn.Module):
     """x + BN(Conv1×1(ReLU(BN(Conv3×3(ReLU x))))).
@@ -18,7 +20,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.layers = nn.Sequential(
+        self.layers = CheckpointedSequential(
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
@@ -65,7 +67,7 @@ def downsampling_stem(
         in_channels = channels
     if final_convolution:
         layers += [nn.Conv2d(hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size)]
-    return nn.Sequential(*(layers if final_norm else layers[:-2]))
+    return CheckpointedSequential(*(layers if final_norm else layers[:-2]))
 
 
 def upsampling_head(hidden_size: int, out_channels: int, num_stages: int, first_convolution: bool) -> nn.Sequential:
@@ -84,7 +86,7 @@ def upsampling_head(hidden_size: int, out_channels: int, num_stages: int, first_
     for channels in [*reversed(stage_channels(hidden_size, num_stages)[:-1]), out_channels]:
         layers += [nn.ConvTranspose2d(in_channels, channels, 4, stride=2, padding=1), *norm_relu(channels)]
         in_channels = channels
-    return nn.Sequential(*layers[:-2])
+    return CheckpointedSequential(*layers[:-2])
 
 
 def latent_head(hidden_size: int, code_dim: int) -> nn.Module:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .checkpointed_layers import CheckpointedSequential
 from .networks import downsampling_stem, latent_head, norm_relu, residual_stack
 
 
@@ -102,7 +103,9 @@ class InjectedBlock(nn.Module):
         for _ in range(upsampling.bit_length() - 1):
             layers += [nn.ConvTranspose2d(hidden_size, hidden_size, 4, stride=2, padding=1), *norm_relu(hidden_size)]
         self.upsample = nn.Sequential(*layers)
-        self.merge = nn.Sequential(nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size))
+        self.merge = CheckpointedSequential(
+            nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size)
+        )
         self.latent_head = latent_head(hidden_size, code_dim)
         self.fill_head = latent_head(hidden_size, code_dim) if with_fill else None
         self.state = nn.Conv2d(hidden_size + code_dim, hidden_size, 1)

@@ -39,6 +39,9 @@ class LoopConfig:
     max_grad_norm: Annotated[float | None, "clip the gradient's norm to this; null does not clip"] = None
     ema_decay: Annotated[float | None, "keep an exponential moving average of the weights, and end with it"] = None
     bf16: Annotated[bool, "bfloat16 autocast (the quantiser stays in float32)"] = False
+    gradient_checkpointing: Annotated[
+        bool, "compute activations again in the backward pass instead of keeping them: slower, in less memory"
+    ] = False
     log_steps: Annotated[int, "optimiser steps between log records"] = 50
     validation_steps: Annotated[int | None, "optimiser steps between validations; null is once an epoch"] = None
     checkpoint_steps: Annotated[int | None, "optimiser steps between checkpoints; null is once an epoch"] = None

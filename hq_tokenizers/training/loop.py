@@ -19,6 +19,7 @@ from accelerate.utils import broadcast, set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
+from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.data.images import Batch, BatchSource
 
 from .batches import BatchPlan
@@ -32,7 +33,7 @@ from .tracking import Record, Tracker, read_history
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 _FREE_OPTIONS = {
     *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
-    *("samples", "tokenizer", "generation"),
+    *("samples", "tokenizer", "generation", "gradient_checkpointing"),
     *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
 BEST_WEIGHTS = "best.safetensors"
@@ -114,6 +115,8 @@ class TrainingLoop:
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
         self.model = model.to(accelerator.device)
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
         self.average = None if config.ema_decay is None else MovingAverage(model, config.ema_decay)
         self.optimizer = build_optimizer(config, stage.parameter_groups)
         self.schedule = Schedule(config, self.optimizer, self.total_steps)

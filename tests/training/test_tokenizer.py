@@ -87,6 +87,15 @@ def test_two_epochs_and_two_more_are_four_with_the_real_model(tmp_path, options,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_gradient_checkpointing_saves_memory_only_and_may_change_within_a_run(tmp_path):
+    data = DataConfig(train_split="train[:100]", validation_split="test[:20]")
+    train_tokenizer(_config(tmp_path / "plain", data=data, epochs=2))
+    train_tokenizer(_config(tmp_path / "other", data=data, epochs=1))
+    train_tokenizer(_config(tmp_path / "other", data=data, epochs=2, gradient_checkpointing=True))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "other")]
+    assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
+
+
 def test_initial_weights_follow_the_seed_only(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "run", lambda loop: loop.model.eval())
     heads = []
