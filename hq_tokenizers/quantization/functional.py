@@ -69,28 +69,35 @@ class _RelaxedSample(torch.autograd.Function):
         logits: torch.Tensor, codebook: torch.Tensor, perturbed: torch.Tensor, temperature: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         log_probabilities = F.log_softmax(logits, dim=-1)
-        entropy = -torch.linalg.vecdot(log_probabilities.exp(), log_probabilities)
+        probabilities = log_probabilities.exp()
+        weighted = log_probabilities.mul_(probabilities)
+        entropy = -weighted.sum(dim=-1)
+        # ∂H/∂a_k = −p_k (log p_k + H), with a the logits
+        entropy_gradient = weighted.addcmul_(probabilities, entropy.unsqueeze(-1)).neg_()
         assignment = torch.softmax(perturbed, dim=-1)
-        return assignment @ codebook, entropy, log_probabilities, assignment
+        return assignment @ codebook, entropy, entropy_gradient, assignment
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: tuple) -> None:  # type: ignore[no-untyped-def]
         _, codebook, _, temperature = inputs
-        quantized, entropy, log_probabilities, assignment = output
-        ctx.mark_non_differentiable(log_probabilities, assignment)
-        ctx.save_for_backward(codebook, temperature, quantized, entropy, log_probabilities, assignment)
+        quantized, _, entropy_gradient, assignment = output
+        ctx.mark_non_differentiable(entropy_gradient, assignment)
+        # Zeros for the outputs without gradient would be two more (M, K) tensors.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(codebook, temperature, quantized, entropy_gradient, assignment)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_quantized, grad_entropy, *_unused):  # type: ignore[no-untyped-def]
-        codebook, temperature, quantized, entropy, log_probabilities, assignment = ctx.saved_tensors
-        # With a the logits and z_q = Σ_k y_k b_k:  ∂z_q/∂a_k = y_k (b_k − z_q) / τ
+        codebook, temperature, quantized, entropy_gradient, assignment = ctx.saved_tensors
+        if grad_quantized is None:
+            return (None if grad_entropy is None else entropy_gradient * grad_entropy.unsqueeze(-1)), None, None, None
+        # With z_q = Σ_k y_k b_k:  ∂z_q/∂a_k = y_k (b_k − z_q) / τ
         scaled = grad_quantized / temperature
         mean = torch.linalg.vecdot(scaled, quantized).unsqueeze(-1)
         grad_logits = (scaled @ codebook.T).sub_(mean).mul_(assignment)
-        # ∂H/∂a_k = −p_k (log p_k + H)
-        weighted = log_probabilities.exp().mul_(grad_entropy.unsqueeze(-1))
-        grad_logits.addcmul_(weighted, log_probabilities + entropy.unsqueeze(-1), value=-1)
+        if grad_entropy is not None:
+            grad_logits.addcmul_(entropy_gradient, grad_entropy.unsqueeze(-1))
         return grad_logits, assignment.T @ grad_quantized, None, None
 
 
