@@ -12,13 +12,13 @@ table and the plots are made from whatever records there are; the table shows th
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
 import torch
+from records import read_record, slug, write_record
 from transformers import AutoModel
 
 from hq_tokenizers.cli.scripts import script_options
@@ -72,8 +72,12 @@ def main() -> None:
 
 
 def run_system(config: Comparison, name: str, seed: int) -> None:
-    """Trains one system with one seed, unless there is a record of it, and writes its record."""
-    if read_record(config, name, seed):
+    """Trains one system with one seed, unless there is a record of it, and writes its record.
+
+    Raises:
+        SystemExit: If the record is of another model, budget or data than the configuration's.
+    """
+    if finished_run(config, name, seed):
         return
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
@@ -97,35 +101,15 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
         "partial_mse": partial_mse(folder, rows),
         "history": history,
     }
-    path = record_path(config, name, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is complete: half a record would stop every later call.
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_record(record_path(config, name, seed), run)
 
 
-def read_record(config: Comparison, name: str, seed: int) -> Run | None:
-    """The record of a finished run, or None.
-
-    Raises:
-        SystemExit: If the record is of another model, budget or data than the configuration's.
-    """
-    path = record_path(config, name, seed)
-    if not path.is_file():
-        return None
-    run = json.loads(path.read_text(encoding="utf-8"))
-    for key, now in _description(config, name).items():
-        if run.get(key) != now:
-            raise SystemExit(
-                f"error: {path} is of a run with {key} {run.get(key)}, the configuration says {now}. Delete the "
-                "record to train anew, or give the comparison another name."
-            )
-    return run
+def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
+    return read_record(record_path(config, name, seed), _description(config, name))
 
 
 def record_path(config: Comparison, name: str, seed: int) -> Path:
-    return Path(config.report_dir) / config.name / f"{_slug(name)}-seed{seed}.json"
+    return Path(config.report_dir) / config.name / f"{slug(name)}-seed{seed}.json"
 
 
 def _description(config: Comparison, name: str) -> dict[str, Any]:
@@ -157,11 +141,7 @@ def partial_mse(folder: Path, rows: ImageRows) -> list[float]:
 
 
 def run_folder(config: Comparison, name: str, seed: int) -> Path:
-    return Path(config.output_dir) / _slug(name) / f"seed{seed}"
-
-
-def _slug(name: str) -> str:
-    return "".join(character if character.isalnum() else "_" for character in name.lower())
+    return Path(config.output_dir) / slug(name) / f"seed{seed}"
 
 
 def write_results(config: Comparison) -> None:
@@ -182,7 +162,7 @@ def write_results(config: Comparison) -> None:
 
 
 def finished_runs(config: Comparison, name: str) -> list[Run]:
-    records = [read_record(config, name, seed) for seed in config.seeds]
+    records = [finished_run(config, name, seed) for seed in config.seeds]
     return [record for record in records if record]
 
 

@@ -1,19 +1,14 @@
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModel
 
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "compare_tokenizers.py"
 SMALL = {"network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 SYSTEMS = {
     "RSQ-VAE L=3": {"preset": "rsq_vae", "num_levels": 3, **SMALL},
@@ -23,17 +18,13 @@ DATA = {"train_split": "train[:128]", "validation_split": "test[:50]"}
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(load_script):
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("compare_tokenizers", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("compare_tokenizers")
 
 
 @pytest.fixture
-def compare(script, tmp_path, monkeypatch):
+def compare(script, run_script, tmp_path):
     """Runs the script on a small comparison in `tmp_path`."""
 
     def run(*words, **changes):
@@ -46,9 +37,7 @@ def compare(script, tmp_path, monkeypatch):
             "data": DATA,
             "systems": SYSTEMS,
         }
-        (tmp_path / "small.yaml").write_text(yaml.safe_dump(options | changes))
-        monkeypatch.setattr("sys.argv", ["compare_tokenizers.py", str(tmp_path / "small.yaml"), *words])
-        script.main()
+        run_script(script, options | changes, *words)
 
     return run
 

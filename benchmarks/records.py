@@ -1,0 +1,45 @@
+"""JSON records of finished runs, which make a comparison of many hours resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def slug(name: str) -> str:
+    """A name as that of a file."""
+    return "".join(character if character.isalnum() else "_" for character in name.lower())
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record, whole or not at all: half a record would stop every later call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_record(path: Path, description: Mapping[str, Any]) -> Record | None:
+    """The record of a finished run, or None.
+
+    Args:
+        path: Its file.
+        description: What the record has to be of.
+
+    Raises:
+        SystemExit: If the record is of something else.
+    """
+    if not path.is_file():
+        return None
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    for key, now in description.items():
+        if record.get(key) != now:
+            raise SystemExit(
+                f"error: {path} is of a run with {key} {record.get(key)}, the configuration says {now}. Delete the "
+                "record to train anew, or give the comparison another name."
+            )
+    return record

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.tokenizer import train_tokenizer
+
+DATA = {"train_split": "train[:200]", "validation_split": "test[:60]"}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+class FourPixels(torch.nn.Module):
+    def forward(self, images):
+        return images[:, 0, 2:4, 3:5].flatten(1).float()
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """Folder of a tokenizer with hierarchical codes."""
+    model = {"preset": "hybrid_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
+    config = TokenizerTrainingConfig(
+        output_dir=str(tmp_path / "tokenizers" / "first"), max_steps=8, data=DataConfig(**DATA), model=model
+    )
+    train_tokenizer(config)
+    return tmp_path / "tokenizers" / "first"
+
+
+@pytest.fixture
+def script(load_script, monkeypatch):
+    network = FeatureNetwork.from_module(FourPixels(), name="four pixels", resize_filter="none")
+    monkeypatch.setattr("hq_tokenizers.evaluation.networks.squeezenet_network", lambda weights: network)
+    return load_script("compare_priors")
+
+
+@pytest.fixture
+def options(tmp_path, tokenizer):
+    return {
+        "name": "small",
+        "tokenizers": {"first one": "first"},
+        "tokenizer_dir": str(tokenizer.parent),
+        "output_dir": str(tmp_path / "runs"),
+        "report_dir": str(tmp_path / "report"),
+        "training": {"max_steps": 4, "warmup_steps": 0, "samples": 0},
+        "priors": {"RQ": {"model_type": "rq_prior", **SMALL}, "masked": {"model_type": "masked_prior", **SMALL}},
+        "sampling": {"default": {}, "cold": {"temperature": 0.5}},
+        "num_samples": 130,
+        "classifier_epochs": 1,
+        "data": DATA,
+    }
+
+
+def test_records_grids_and_table(script, run_script, options, tmp_path, monkeypatch):
+    run_script(script, options, "--only", "masked")
+    run_script(script, options)
+    folder = tmp_path / "report" / "small"
+    record = json.loads((folder / "first_one-rq.json").read_text())
+    assert record["samples"].keys() == {"default", "cold"}
+    assert len(record["validation"]["bits_per_code_by_level"]) == len(record["validation"]["unigram_bits_by_level"])
+    for figures in record["samples"].values():
+        assert figures["provenance"]["num_images"] == 130
+        assert figures["provenance"]["feature_network"]["name"] == "four pixels"
+        assert figures["provenance"]["reference"]["num_images"] == 60
+        assert 0 <= figures["class_accuracy"] <= 1
+    assert len(list(folder.glob("*.png"))) == 5
+    _, _, *rows = (tmp_path / "report" / "small.md").read_text().splitlines()
+    assert [row.split(" | ")[1] for row in rows] == ["unigram", "RQ", "RQ", "masked", "masked"]
+    distance = record["samples"]["cold"]["frechet_distance"]
+    assert f" | cold | {distance:.2f} | " in rows[2]
+
+    def train(config):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(script, "train_prior_and_save_generator", train)
+    run_script(script, options)
+    run_script(script, options, "--report_only", "true")
+    with pytest.raises(SystemExit, match=r"first_one-unigram.json is of a run with num_samples 130.* says 140"):
+        run_script(script, options, "--num_samples", "140")
+
+
+def test_the_unigram_sampler_draws_from_the_histogram_of_each_level(script):
+    layout = CodeLayout((CodeGroup(2, 2, (3, 5)), CodeGroup(2, 3, (4,))))
+    level_of_code = layout.level_of_code()
+    sizes = torch.tensor(layout.codebook_sizes)[level_of_code]
+    # Powers make the codes uneven.
+    codes = (torch.rand(50, layout.num_codes, generator=torch.Generator().manual_seed(0)) ** 2 * sizes).to(torch.int32)
+    encoded = SimpleNamespace(layout=layout, splits={"train": SimpleNamespace(codes=codes)})
+    drawn = []
+
+    class Decoder:
+        def decode(self, codes):
+            drawn.append(codes.flatten())
+            return torch.zeros(len(codes), 1, 8, 8)
+
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
+    script.unigram_sampler(encoded, Decoder())([-1] * 4000, generators)
+    (sampled,) = drawn
+    for level, size in enumerate(layout.codebook_sizes):
+        places = level_of_code == level
+        expected = np.bincount(codes[:, places].flatten(), minlength=size) / codes[:, places].numel()
+        counts = np.bincount(sampled[:, places].flatten(), minlength=size)
+        deviation = np.sqrt(expected * (1 - expected) / counts.sum())
+        assert (np.abs(counts / counts.sum() - expected) <= 4.5 * deviation).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [({"priors": {}}, [], "tokenizers or priors is empty"), ({}, ["--only", "RQQ"], r"\['RQQ'\]; the priors are RQ")],
+)
+def test_what_is_refused(script, run_script, options, changes, words, message):
+    with pytest.raises(SystemExit, match=message):
+        run_script(script, options | changes, *words)
