@@ -12,6 +12,7 @@ table and the plots are made from whatever records there are; the table shows th
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -167,11 +168,14 @@ def finished_runs(config: Comparison, name: str) -> list[Run]:
 
 
 def markdown_table(finished: dict[str, list[Run]]) -> str:
-    """One row per system; figures are means over the seeds, errors with the figure of each seed."""
+    """One row per system; figures are means over the seeds, errors with the figure of each seed.
+
+    The KL is what the bound is charged for the codes: N log K less the entropy of P̂, of bits/image at most.
+    """
     lines = [
-        "| system | parameters | bits/image | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level | usage per level"
-        " | MSE ×10³ of partial decodes | images/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| system | parameters | bits/image | KL (bits) | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level |"
+        " usage per level | MSE ×10³ of partial decodes | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in finished.items():
         tests = [run["test"] for run in runs]
@@ -184,6 +188,7 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
             name,
             f"{runs[0]['num_parameters']:,}",
             "–" if bits is None else f"{bits:.0f}",
+            f"{mean(test['discrete'] for test in tests) / math.log(2):.0f}" if "discrete" in tests[0] else "–",
             f"{mean(errors):.2f} ({', '.join(f'{error:.2f}' for error in errors)})",
             f"{mean(test['psnr'] for test in tests):.2f}",
             " / ".join(f"{value:.0f}" for value in perplexities) or "–",

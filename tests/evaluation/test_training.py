@@ -147,6 +147,15 @@ def test_a_prior_needs_a_distance_to_be_judged(tmp_path):
     assert prior_evaluation(PriorTrainingConfig(), "gone") is None
 
 
+def test_samples_of_another_size_than_the_reference_are_refused(tmp_path, six_pixels, tokenizer_dir, write_images):
+    from hq_tokenizers.cli.evaluate import prior_evaluation
+
+    write_images(tmp_path / "real", torch.zeros(9, 1, 16, 16, dtype=torch.uint8))
+    config = PriorTrainingConfig(evaluation_steps=3, evaluation_reference=str(tmp_path / "real"), evaluation_images=9)
+    with pytest.raises(ValueError, match=r"images have 8×8 pixels, those to compare with 16×16: set data\.image_size"):
+        prior_evaluation(config, str(tokenizer_dir))
+
+
 def test_options_for_evaluations_that_are_never_made(tmp_path):
     from hq_tokenizers.cli.evaluate import prior_evaluation
 
