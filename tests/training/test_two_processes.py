@@ -66,3 +66,16 @@ def test_encoding_keeps_the_order(folder):
         (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
         assert torch.equal(encoded.splits[name].codes.long(), model.encode(batch["pixel_values"]).flatten())
         assert torch.equal(encoded.splits[name].labels, batch["labels"])
+    assert encoded.splits["validation"].soft is None
+
+
+def test_soft_targets_keep_the_order(folder):
+    soft = EncodedImages.load(folder / "codes").splits["train"].soft
+    model = SQVAEModel.from_pretrained(folder / "parts").eval()
+    (rows,) = load_image_splits(DataConfig(train_split="train[:64]"), "train_split")
+    (batch,) = rows.batches([torch.arange(64)], torch.device("cpu"))
+    (log_posterior,) = model.posterior(batch["pixel_values"])
+    kept = log_posterior.flatten(1, 2).topk(3)
+    expected = kept.values.exp() / kept.values.exp().sum(-1, keepdim=True)
+    assert torch.equal(soft.codes.long(), kept.indices)
+    torch.testing.assert_close(soft.probabilities.float(), expected, rtol=2e-3, atol=1e-4)

@@ -47,7 +47,13 @@ def main(folder: Path) -> None:
     figures = evaluate_tokenizer(models[-1], held_out, 16, accelerator)
     (folder / f"figures-{rank}.json").write_text(json.dumps([accelerator.num_processes, figures, report["test"]]))
     encode_images(
-        EncodeConfig(tokenizer=str(folder / "parts"), output_dir=str(folder / "codes"), batch_size=20, data=data)
+        EncodeConfig(
+            tokenizer=str(folder / "parts"),
+            output_dir=str(folder / "codes"),
+            batch_size=20,
+            soft_targets=3,
+            data=data,
+        )
     )
     # Gloo's threads may still hold tensors: at interpreter shutdown that can abort the process.
     accelerator.end_training()
