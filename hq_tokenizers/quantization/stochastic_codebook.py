@@ -64,6 +64,9 @@ class StochasticCodebook(nn.Module):
         """
         batch, height, width, dim = latents.shape
         codes = self.codes
+        num_images = max(1, self.max_elements // (height * width * len(codes)))
+        if generators is not None and num_images < batch:
+            return self._sample_in_parts(latents, precision, generators, num_images)
         noise = None
         if generators is not None:
             noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
@@ -85,6 +88,18 @@ class StochasticCodebook(nn.Module):
         )
         grid = (batch, height, width)
         return quantized.reshape(*grid, dim), indices.reshape(grid), entropy.reshape(grid)
+
+    def _sample_in_parts(
+        self, latents: torch.Tensor, precision: torch.Tensor, generators: Sequence[torch.Generator], num_images: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`forward` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
+        parts = []
+        for start in range(0, len(latents), num_images):
+            part = slice(start, start + num_images)
+            own_precision = precision[part] if len(precision) > 1 else precision
+            parts.append(self(latents[part], own_precision, None, generators[part]))
+        quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        return quantized, indices, entropy
 
     def cross_entropy(
         self,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 
+from hq_tokenizers.quantization import stochastic_codebook
 from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook, categorical_kl
+from hq_tokenizers.randomness import sample_exponential
 
 D, K = 3, 5
 
@@ -49,12 +52,25 @@ def test_sampled_vectors_are_those_of_the_sampled_codes() -> None:
     assert torch.equal(quantized, module.weight[indices])
 
 
-def test_slices_do_not_change_samples() -> None:
-    latents = torch.randn(4, 2, 3, D)
-    whole = codebook()(latents, PRECISION, None, generators(4))
-    sliced = codebook(max_elements=4 * K)(latents, PRECISION, None, generators(4))
-    for a, b in zip(whole, sliced, strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("shared_precision", [True, False])
+def test_slices_do_not_change_samples_and_bound_their_noise(
+    shared_precision: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.randn(5, 2, 2, D)
+    precision = PRECISION if shared_precision else torch.rand(5, 2, 2, 1) + 0.5
+    whole = codebook()(latents, precision, None, generators(5))
+    drawn = []
+
+    def record(shape: tuple[int, ...], *others: Any) -> torch.Tensor:
+        noise = sample_exponential(shape, *others)
+        drawn.append(noise.numel())
+        return noise
+
+    monkeypatch.setattr(stochastic_codebook, "sample_exponential", record)
+    sliced = codebook(max_elements=2 * 4 * K + 1)(latents, precision, None, generators(5))
+    assert drawn == [2 * 4 * K, 2 * 4 * K, 4 * K]
+    for one, other in zip(whole, sliced, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("max_elements", [10**6, 4 * K])
