@@ -1,6 +1,7 @@
 """Trains priors on the codes of trained tokenizers under one budget, and judges what they sample.
 
-    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --only "RSQ-VAE L=4,SQ-VAE-2"
+    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --seeds "[0]" \
+        --only "RSQ-VAE L=4,SQ-VAE-2"
     python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER
     python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER --report_only true
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from records import Record, read_record, slug, write_record
+from records import Record, check_names, data_description, read_record, slug, write_record
 from sample_accuracy import Classifier, real_accuracy, train_classifier
 from transformers import AutoModel, PreTrainedModel
 
@@ -38,7 +39,7 @@ from hq_tokenizers.evaluation.references import evaluated_split
 from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.training.config import EncodeConfig, PriorTrainingConfig
-from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.encoding import encode_images, weights_sha256
 from hq_tokenizers.training.figures import image_grid, save_png
 from hq_tokenizers.training.loop import create_accelerator
 
@@ -74,12 +75,15 @@ def main() -> None:
     config = script_options(Comparison, __doc__ or "")
     if not config.tokenizers or not config.priors:
         raise SystemExit("error: tokenizers or priors is empty; benchmarks/mnist_priors.yaml is an example.")
+    check_names(config.tokenizers, (UNIGRAM, "codes", *config.priors), config.sampling)
     chosen = list(config.priors) if config.only is None else [name.strip() for name in config.only.split(",")]
     unknown = [name for name in chosen if name not in config.priors]
     if unknown:
         raise SystemExit(f"error: --only names {unknown}; the priors are {', '.join(config.priors)}.")
     if not config.report_only:
         judge = Judge(config)
+        if judge.accelerator.num_processes > 1:
+            raise SystemExit("error: one process trains and judges; start another with --only for other priors.")
         for tokenizer in config.tokenizers:
             for prior in (UNIGRAM, *chosen):
                 run_pair(config, judge, tokenizer, prior)
@@ -137,44 +141,57 @@ class Judge:
             labels = torch.arange(index, index + len(images)) % num_classes
             index += len(images)
             with torch.no_grad():
-                hits.append(classifier(images.float() / 255).argmax(1) == labels)
+                hits.append(classifier(images.cpu().float() / 255).argmax(1) == labels)
             yield images
 
 
 def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: str) -> None:
-    """Trains one prior on one tokenizer's codes, unless there is a record of it, and writes record and grids."""
+    """Trains one prior on one tokenizer's codes, unless there is a record of it, and writes record and grids.
+
+    Raises:
+        SystemExit: If the record is of something else, or the codes are of another tokenizer or other data.
+    """
     if finished_pair(config, tokenizer_name, prior_name):
         return
     print(f"== {prior_name} on {tokenizer_name}", flush=True)
     source = Path(config.tokenizer_dir) / config.tokenizers[tokenizer_name]
     folder = Path(config.output_dir) / slug(tokenizer_name)
     encoded = _codes(config, source, folder / "codes")
-    record: Record = {"tokenizer": tokenizer_name, "prior": prior_name, **_description(config, prior_name)}
+    record: Record = {"prior": prior_name, **_description(config, tokenizer_name, prior_name)}
+    record["tokenizer_sha256"] = encoded.tokenizer_sha256
     if prior_name == UNIGRAM:
-        tokenizer = AutoModel.from_pretrained(source).eval()
+        tokenizer = AutoModel.from_pretrained(source).eval().to(judge.accelerator.device)
         samples = {"default": (unigram_sampler(encoded, tokenizer), 0)}
     else:
         report = _train(config, prior_name, folder)
         generator = HQGeneratorModel.from_pretrained(folder / slug(prior_name) / "generator").eval()
+        generator = generator.to(judge.accelerator.device)
         tokenizer = generator.image_tokenizer
         num_classes = len(generator.config.id2label or {})
         samples = {name: (prior_sampler(generator, way), num_classes) for name, way in config.sampling.items()}
         record |= {key: report[key] for key in ("num_parameters", "code_layout", "steps", "validation")}
+    path = record_path(config, tokenizer_name, prior_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
     record["samples"] = {}
     for name, (sample, num_classes) in samples.items():
         record["samples"][name] = judge(sample, num_classes, tokenizer)
-        path = record_path(config, tokenizer_name, prior_name).with_suffix(f".{name}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
         grid = NumberedSamples(sample, num_classes, config.seed).draw(range(60))
-        save_png(image_grid(grid.float() / 255, columns=10), path)
+        save_png(image_grid(grid.float() / 255, columns=10), path.with_name(f"{path.stem}-{slug(name)}.png"))
     if config.classifier_epochs:
         record["classifier_accuracy_on_held_out_images"] = judge.real_accuracy()
-    write_record(record_path(config, tokenizer_name, prior_name), record)
+    write_record(path, record)
 
 
 def _codes(config: Comparison, tokenizer: Path, folder: Path) -> EncodedImages:
-    if not (folder / "codes.json").is_file():
+    """The codes of a tokenizer, encoded unless they are there.
+
+    Raises:
+        SystemExit: If those that are there are of another tokenizer or of other data.
+    """
+    now = {"tokenizer_sha256": weights_sha256(AutoModel.from_pretrained(tokenizer)), **data_description(config.data)}
+    if read_record(folder / "made_from.json", now) is None:
         encode_images(EncodeConfig(tokenizer=str(tokenizer), output_dir=str(folder), data=config.data))
+        write_record(folder / "made_from.json", now)
     return EncodedImages.load(str(folder))
 
 
@@ -220,25 +237,33 @@ def unigram_sampler(encoded: EncodedImages, tokenizer: PreTrainedModel) -> Sampl
 
 
 def finished_pair(config: Comparison, tokenizer_name: str, prior_name: str) -> Record | None:
-    return read_record(record_path(config, tokenizer_name, prior_name), _description(config, prior_name))
+    return read_record(
+        record_path(config, tokenizer_name, prior_name), _description(config, tokenizer_name, prior_name)
+    )
 
 
 def record_path(config: Comparison, tokenizer_name: str, prior_name: str) -> Path:
     return Path(config.report_dir) / config.name / f"{slug(tokenizer_name)}-{slug(prior_name)}.json"
 
 
-def _description(config: Comparison, prior_name: str) -> Record:
-    """What makes two records comparable; where the data lie and how they are read is no part of it."""
-    if prior_name == UNIGRAM:
-        return {"num_samples": config.num_samples, "seed": config.seed}
-    names = ("training", "sampling", "num_samples", "seed", "classifier_epochs")
-    return {"model": config.priors[prior_name], **{name: getattr(config, name) for name in names}}
+def _description(config: Comparison, tokenizer_name: str, prior_name: str) -> Record:
+    """What makes two records comparable; for codes from the histogram no training and only one way to sample."""
+    names = ("num_samples", "seed", "classifier_epochs")
+    names += () if prior_name == UNIGRAM else ("training", "sampling")
+    return {
+        "tokenizer": tokenizer_name,
+        "tokenizer_folder": config.tokenizers[tokenizer_name],
+        "model": None if prior_name == UNIGRAM else config.priors[prior_name],
+        "data": data_description(config.data),
+        "metrics": {key: value for key, value in asdict(config.metrics).items() if key != "feature_weights"},
+        **{name: getattr(config, name) for name in names},
+    }
 
 
 def write_table(config: Comparison) -> None:
     """The table of all finished pairs."""
     lines = [
-        "| codes | prior | parameters | bits per code, by level | histogram | samples | Fréchet distance (not FID) |"
+        "| codes | prior | parameters | bits per code, by level | histogram | samples | Fréchet distance |"
         " read as asked |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -263,8 +288,8 @@ def _rows(record: Record) -> list[str]:
     rows = []
     for way, figures in record["samples"].items():
         accuracy = f"{figures['class_accuracy']:.1%}" if "class_accuracy" in figures else "–"
-        distance = figures.get("frechet_distance", figures.get("fid"))
-        cells = [record["tokenizer"], record["prior"], size, per_level, unigram, way, f"{distance:.2f}", accuracy]
+        distance = f"{figures['fid']:.2f} (FID)" if "fid" in figures else f"{figures['frechet_distance']:.2f} (not FID)"
+        cells = [record["tokenizer"], record["prior"], size, per_level, unigram, way, distance, accuracy]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

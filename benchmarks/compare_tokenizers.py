@@ -13,13 +13,13 @@ table and the plots are made from whatever records there are; the table shows th
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
 import torch
-from records import read_record, slug, write_record
+from records import check_names, data_description, read_record, slug, write_record
 from transformers import AutoModel
 
 from hq_tokenizers.cli.scripts import script_options
@@ -59,6 +59,7 @@ def main() -> None:
     config = script_options(Comparison, __doc__)
     if not config.systems:
         raise SystemExit("error: there are no systems to compare; benchmarks/cifar10.yaml is an example of a list.")
+    check_names(config.systems)
     if config.data.label_map_classes is not None:
         raise SystemExit("error: the comparison is of images; data.label_map_classes has to be null.")
     chosen = list(config.systems) if config.only is None else [name.strip() for name in config.only.split(",")]
@@ -114,10 +115,8 @@ def record_path(config: Comparison, name: str, seed: int) -> Path:
 
 
 def _description(config: Comparison, name: str) -> dict[str, Any]:
-    """What makes two runs comparable; where the data lie and how they are read is no part of it."""
-    usual = asdict(DataConfig()) | {"path": config.data.path, "num_workers": config.data.num_workers}
-    data = {key: value for key, value in asdict(config.data).items() if value != usual[key]}
-    return {"model": config.systems[name], "budget": _budget(config), "data": data}
+    """What makes two runs comparable."""
+    return {"model": config.systems[name], "budget": _budget(config), "data": data_description(config.data)}
 
 
 def _budget(config: Comparison) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from hq_tokenizers.data.config import DataConfig
 
 Record = dict[str, Any]
 
@@ -13,6 +16,27 @@ Record = dict[str, Any]
 def slug(name: str) -> str:
     """A name as that of a file."""
     return "".join(character if character.isalnum() else "_" for character in name.lower())
+
+
+def check_names(*groups: Iterable[str]) -> None:
+    """Checks that different names become different files.
+
+    Raises:
+        SystemExit: If two names of a group do not.
+    """
+    for names in groups:
+        seen: dict[str, str] = {}
+        for name in names:
+            if slug(name) in seen:
+                other = seen[slug(name)]
+                raise SystemExit(f"error: {other!r} and {name!r} would both be the file {slug(name)!r}: rename one.")
+            seen[slug(name)] = name
+
+
+def data_description(data: DataConfig) -> Record:
+    """What of the data makes two runs comparable; where they lie and how they are read is no part of it."""
+    usual = asdict(DataConfig()) | {"path": data.path, "num_workers": data.num_workers}
+    return {key: value for key, value in asdict(data).items() if value != usual[key]}
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -14,8 +14,6 @@ The model has random weights: 8 spatial and 2 depth layers of width 256 with 4 h
 * where the time goes: the parts of the model, measured by hooks, and the operators, measured by torch.profiler.
 
 Numbers of a machine that does other work too mean little; ratios within one run mean more.
-
-Options:
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -20,29 +22,46 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
 class CheckpointedSequential(nn.Sequential):
     """A `Sequential` that `model.gradient_checkpointing_enable()` reaches: only its input is kept for the backward.
 
-    Its batch norms see every batch once: the second computation leaves their running statistics alone.
+    Its batch norms see every batch once: the second computation leaves their running statistics alone. Under
+    `torch.compile` everything is kept; the compiler has its own ways to save memory.
     """
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., torch.Tensor] = staticmethod(checkpoint)
+    _gradient_checkpointing_func: Callable[..., torch.Tensor] = staticmethod(partial(checkpoint, use_reentrant=False))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(…) → (…), as the layers in a row."""
-        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+        """(…) → (…), as the layers in a row.
+
+        Raises:
+            ValueError: If checkpointing was enabled with use_reentrant=True.
+        """
+        wanted = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        if not wanted or torch.compiler.is_compiling():
             return super().forward(input)
+        if getattr(self._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "The image tokenizers' gradient checkpointing needs use_reentrant=False, which is the default of "
+                "gradient_checkpointing_kwargs: with True, batch norms would see every batch twice."
+            )
         return self._gradient_checkpointing_func(super().forward, input, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self._with_frozen_statistics()
+        return nullcontext(), _FrozenStatistics([m for m in self.modules() if isinstance(m, _BatchNorm)])
 
-    @contextmanager
-    def _with_frozen_statistics(self) -> Iterator[None]:
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        usual = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
-        try:
-            yield
-        finally:
-            for norm, (momentum, num_batches_tracked) in zip(norms, usual, strict=True):
-                norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+
+class _FrozenStatistics(AbstractContextManager[None]):
+    """Keeps batch norms from changing their running statistics and counters; entered once for every backward."""
+
+    def __init__(self, norms: list[_BatchNorm]) -> None:
+        self._norms = norms
+
+    def __enter__(self) -> None:
+        self._usual = [(norm.momentum, norm.num_batches_tracked) for norm in self._norms]
+        for norm in self._norms:
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, num_batches_tracked) in zip(self._norms, self._usual, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked

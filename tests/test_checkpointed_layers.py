@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
 from hq_tokenizers.checkpointed_layers import CheckpointedSequential, enable_gradient_checkpointing
@@ -76,3 +79,29 @@ def test_nothing_is_computed_twice_without_gradients() -> None:
         layers(images)
     layers.eval()(images)
     assert layers[1].num_batches_tracked == 1
+
+
+def _gradients(checkpointing: bool, compiled: bool = False) -> list[torch.Tensor]:
+    """Gradients of two backward passes through one graph, and the batch statistics."""
+    torch.manual_seed(0)
+    layers = CheckpointedSequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    layers.gradient_checkpointing = checkpointing
+    run = torch.compile(layers, backend="eager") if compiled else layers
+    loss = run(torch.rand(3, 1, 4, 4)).square().sum()
+    first = torch.autograd.grad(loss, list(layers.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(layers.parameters()))
+    return [*first, *second, *layers.buffers()]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_graph_may_be_used_twice_and_compiled(compiled: bool) -> None:
+    for plain, checkpointed in zip(_gradients(False), _gradients(True, compiled), strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_reentrant_checkpointing_is_refused() -> None:
+    layers = CheckpointedSequential(nn.Conv2d(1, 1, 1))
+    layers.gradient_checkpointing = True
+    layers._gradient_checkpointing_func = partial(checkpoint, use_reentrant=True)
+    with pytest.raises(ValueError, match="needs use_reentrant=False"):
+        layers(torch.rand(1, 1, 2, 2))

@@ -33,6 +33,8 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         _check_weights(self, "features", "feature_weights")
+        if self.allow_few_images and self.features is None:
+            raise ValueError("metrics.allow_few_images is true, but metrics.features is null: leave one of them out.")
 
 
 @dataclass(kw_only=True)
@@ -127,11 +129,12 @@ class EvaluateConfig:
                 _refuse(name, f"an option of generator, not of {subject}")
         if self.kid_subset_size != usual["kid_subset_size"] and not self.kid:
             _refuse("kid_subset_size", "an option of kid, which is false")
-        if self.metrics.lpips not in ("auto", None) and not (self.pairs or subject == "tokenizer"):
-            _refuse("metrics.lpips", "for reconstructions: a tokenizer's, or those of images with pairs true")
+        for name in ("lpips", "lpips_weights"):
+            if getattr(self.metrics, name) not in ("auto", None) and not (self.pairs or subject == "tokenizer"):
+                _refuse(f"metrics.{name}", "for reconstructions: a tokenizer's, or those of images with pairs true")
         if self.data.label_map_classes is not None:
-            for name in ("features", "lpips"):
-                if getattr(self.metrics, name) not in ("auto", None):
+            for name, value in vars(self.metrics).items():
+                if value not in ("auto", None, False):
                     _refuse(f"metrics.{name}", "for images, but data.label_map_classes says that these are label maps")
         if self.pairs and (self.reference is None or self.reference.endswith(".safetensors")):
             raise ValueError("pairs needs reference, the folder of the images with the same names.")
@@ -167,8 +170,8 @@ def check_unused_in_training(metrics: FeatureConfig, evaluation_reference: str |
     changed += [] if evaluation_reference is None else ["evaluation_reference"]
     if changed:
         raise ValueError(
-            f"{', '.join(changed)}: only evaluations need that, and evaluation_steps is null. Set evaluation_steps, or "
-            "leave it out."
+            f"Only evaluations need {', '.join(changed)}, and evaluation_steps is null: set evaluation_steps, or leave "
+            "the others out, too."
         )
 
 

@@ -79,11 +79,13 @@ class SetComparison:
         if self._unread is not None:
             self._read_reference(self._unread)
             self._unread = None
+        self._metric.reset()
         for images in batches:
             self._metric.add_batch(predictions=as_rgb(images.to(self._accelerator.device)))
         return finish(self._metric)
 
     def _read_reference(self, rows: ImageRows) -> None:
+        self._metric.reset()
         for images in share_of_images(rows, self._config.batch_size, self._accelerator, "reference"):
             self._metric.add_batch(references=as_rgb(images))
         self._metric.gather()

@@ -103,18 +103,20 @@ class FID(StreamingMetric[StatisticsPair]):
         return self._references().identity.image_size
 
     def save_reference(self, path: str | Path) -> None:
-        """Writes the statistics of the references added so far as safetensors, with their provenance as header.
+        """Writes the statistics of the references added or kept so far as safetensors, with their provenance as header.
 
         Raises:
-            ValueError: If no references were added.
+            ValueError: If there are none.
         """
-        references = self._state.references
+        references = self._references()
         if not references.identity.num_images:
             raise ValueError("There are no references to save: call add_batch(references=…) first.")
         save_statistics(path, references, self._describe(references))
 
     def keep_references(self) -> None:
         """Makes the references added so far those of every later result, as if they came from a file; starts afresh.
+
+        With several processes, call `gather()` first: each keeps what it has.
 
         Raises:
             ValueError: If no references were added.

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
@@ -142,7 +142,6 @@ class TrainingLoop:
         set_seed(self.config.seed, device_specific=True)
         self._resume()
         evaluation_missed = self._evaluation_missed()
-        self.accelerator.wait_for_everyone()
         with self._tracker() as tracker:
             if 0 < self.step < self.total_steps:
                 tracker.say(f"Continuing {self.output_dir} at step {self.step} of {self.total_steps}.")
@@ -250,7 +249,9 @@ class TrainingLoop:
     def _evaluation_missed(self) -> bool:
         """Whether an earlier attempt ended between a checkpoint and the evaluation of the same step."""
         done = [record["step"] for record in read_history(self.output_dir) if record["split"] == "evaluation"]
-        return self.step > 0 and self._evaluation_due() and self.step not in done
+        missed = [self.step > 0 and self._evaluation_due() and self.step not in done]
+        # The main process decides: others may see its file later.
+        return bool(broadcast_object_list(missed)[0])
 
     def _evaluate(self, tracker: Tracker) -> None:
         if self.stage.evaluate is None:

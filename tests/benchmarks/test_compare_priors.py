@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from hq_tokenizers import HQVAEModel
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork
 from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.options import options_from_dict
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 DATA = {"train_split": "train[:200]", "validation_split": "test[:60]"}
@@ -26,10 +28,16 @@ class FourPixels(torch.nn.Module):
 def tokenizer(tmp_path):
     """Folder of a tokenizer with hierarchical codes."""
     model = {"preset": "hybrid_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
-    config = TokenizerTrainingConfig(
-        output_dir=str(tmp_path / "tokenizers" / "first"), max_steps=8, data=DataConfig(**DATA), model=model
-    )
-    train_tokenizer(config)
+    for seed, name in enumerate(("first", "second")):
+        config = TokenizerTrainingConfig(
+            output_dir=str(tmp_path / "tokenizers" / name),
+            max_steps=40,
+            learning_rate=0.01,
+            seed=seed,
+            data=DataConfig(**DATA),
+            model=model,
+        )
+        train_tokenizer(config)
     return tmp_path / "tokenizers" / "first"
 
 
@@ -63,7 +71,8 @@ def test_records_grids_and_table(script, run_script, options, tmp_path, monkeypa
     folder = tmp_path / "report" / "small"
     record = json.loads((folder / "first_one-rq.json").read_text())
     assert record["samples"].keys() == {"default", "cold"}
-    assert len(record["validation"]["bits_per_code_by_level"]) == len(record["validation"]["unigram_bits_by_level"])
+    assert len(record["validation"]["bits_per_code_by_level"]) == 4
+    assert min(record["validation"]["unigram_bits_by_level"]) > 0.1
     for figures in record["samples"].values():
         assert figures["provenance"]["num_images"] == 130
         assert figures["provenance"]["feature_network"]["name"] == "four pixels"
@@ -73,7 +82,7 @@ def test_records_grids_and_table(script, run_script, options, tmp_path, monkeypa
     _, _, *rows = (tmp_path / "report" / "small.md").read_text().splitlines()
     assert [row.split(" | ")[1] for row in rows] == ["unigram", "RQ", "RQ", "masked", "masked"]
     distance = record["samples"]["cold"]["frechet_distance"]
-    assert f" | cold | {distance:.2f} | " in rows[2]
+    assert f" | cold | {distance:.2f} (not FID) | " in rows[2]
 
     def train(config):
         raise AssertionError("trained again")
@@ -81,8 +90,40 @@ def test_records_grids_and_table(script, run_script, options, tmp_path, monkeypa
     monkeypatch.setattr(script, "train_prior_and_save_generator", train)
     run_script(script, options)
     run_script(script, options, "--report_only", "true")
-    with pytest.raises(SystemExit, match=r"first_one-unigram.json is of a run with num_samples 130.* says 140"):
-        run_script(script, options, "--num_samples", "140")
+    other_data = DATA | {"validation_split": "test[:50]"}
+    for change, message in (
+        ({"num_samples": 140}, r"first_one-unigram.json is of a run with num_samples 130.* says 140"),
+        ({"classifier_epochs": 0}, "is of a run with classifier_epochs 1"),
+        ({"data": other_data}, r"is of a run with data .*test\[:60\].* says .*test\[:50\]"),
+        ({"metrics": {"features": "inception"}}, "is of a run with metrics .*squeezenet.* says .*inception"),
+        ({"tokenizers": {"first one": "second"}}, "is of a run with tokenizer_folder first, .* says second"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_script(script, options | change)
+    for path in folder.glob("*.json"):
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"made_from\.json is of a run with tokenizer_sha256"):
+        run_script(script, options | {"tokenizers": {"first one": "second"}})
+    with pytest.raises(SystemExit, match=r"made_from\.json is of a run with validation_split"):
+        run_script(script, options | {"data": other_data})
+
+
+class ReadsThePixel(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.one_hot((255 * images[:, 0, 0, 0]).round().long(), 10)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_class_accuracy_counts_the_samples_read_as_asked(script, tokenizer, options, monkeypatch, offset):
+    monkeypatch.setattr(script, "train_classifier", lambda rows, epochs, seed: ReadsThePixel())
+    config = options_from_dict(script.Comparison, options | {"num_samples": 250})
+
+    def paint(labels, generators):
+        values = torch.tensor([(label + offset * (label < 3)) / 255 for label in labels])
+        return values.view(-1, 1, 1, 1) + torch.zeros(len(labels), 1, 8, 8)
+
+    figures = script.Judge(config)(paint, 10, HQVAEModel.from_pretrained(tokenizer))
+    assert figures["class_accuracy"] == pytest.approx(1 - 0.3 * offset)
 
 
 def test_the_unigram_sampler_draws_from_the_histogram_of_each_level(script):
@@ -112,7 +153,12 @@ def test_the_unigram_sampler_draws_from_the_histogram_of_each_level(script):
 
 @pytest.mark.parametrize(
     ("changes", "words", "message"),
-    [({"priors": {}}, [], "tokenizers or priors is empty"), ({}, ["--only", "RQQ"], r"\['RQQ'\]; the priors are RQ")],
+    [
+        ({"priors": {"codes": {}}}, [], "'codes' and"),
+        ({"priors": {"A 1": {}, "a-1": {}}}, [], "'A 1' and 'a-1' would both be the file 'a_1'"),
+        ({"priors": {}}, [], "tokenizers or priors is empty"),
+        ({}, ["--only", "RQQ"], r"\['RQQ'\]; the priors are RQ"),
+    ],
 )
 def test_what_is_refused(script, run_script, options, changes, words, message):
     with pytest.raises(SystemExit, match=message):

@@ -24,6 +24,12 @@ LABEL_MAPS = {"tokenizer": "a", "data": DataConfig(label_map_classes=12)}
         ({"generator": "a", "metrics": MetricConfig(lpips="vgg")}, "metrics.lpips is for reconstructions"),
         ({"images": "a", "metrics": MetricConfig(lpips="vgg")}, "metrics.lpips is for reconstructions"),
         ({**LABEL_MAPS, "metrics": MetricConfig(features="squeezenet")}, "metrics.features is for images, but data"),
+        (
+            {"generator": "a", "metrics": MetricConfig(lpips_weights="b")},
+            "metrics.lpips_weights is for reconstructions",
+        ),
+        ({**LABEL_MAPS, "metrics": MetricConfig(feature_weights="b")}, "metrics.feature_weights is for images, but"),
+        ({**LABEL_MAPS, "metrics": MetricConfig(allow_few_images=True)}, "metrics.allow_few_images is for images, but"),
         ({**LABEL_MAPS, "metrics": MetricConfig(lpips="alex")}, "metrics.lpips is for images, but data"),
         ({"images": "a", "pairs": True}, "pairs needs reference, the folder"),
         ({"images": "a", "pairs": True, "reference": "b.safetensors"}, "pairs needs reference, the folder"),
@@ -56,6 +62,11 @@ def test_weights_without_their_network():
         FeatureConfig(features=None, feature_weights="a.pth")
     with pytest.raises(ValueError, match=r"metrics\.lpips_weights is set, but metrics\.lpips is null"):
         MetricConfig(lpips=None, lpips_weights="a.pth")
+
+
+def test_few_images_of_no_network():
+    with pytest.raises(ValueError, match=r"metrics\.allow_few_images is true, but metrics\.features is null"):
+        FeatureConfig(features=None, allow_few_images=True)
 
 
 def test_from_the_command_line():

@@ -159,11 +159,11 @@ def test_samples_of_another_size_than_the_reference_are_refused(tmp_path, six_pi
 def test_options_for_evaluations_that_are_never_made(tmp_path):
     from hq_tokenizers.cli.evaluate import prior_evaluation
 
-    with pytest.raises(ValueError, match=r"metrics\.lpips: only evaluations need that, and evaluation_steps is null"):
+    with pytest.raises(ValueError, match=r"Only evaluations need metrics\.lpips, and evaluation_steps is null"):
         _train(tmp_path / "run", metrics=MetricConfig(lpips=None))
     assert not (tmp_path / "run").exists()
     config = PriorTrainingConfig(evaluation_reference="real", metrics=FeatureConfig(features="squeezenet"))
-    with pytest.raises(ValueError, match=r"metrics\.features, evaluation_reference: only evaluations need that"):
+    with pytest.raises(ValueError, match=r"Only evaluations need metrics\.features, evaluation_reference, and"):
         prior_evaluation(config, "gone")
 
 

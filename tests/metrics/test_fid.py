@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch.utils.data import Dataset
 
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network, squeezenet_network
+from hq_tokenizers.metrics.feature_statistics import load_statistics
 from hq_tokenizers.metrics.fid import FID
 
 
@@ -285,6 +286,28 @@ class TestReferenceStatistics:
         metric.save_reference(tmp_path / "plain.safetensors")
         with pytest.raises(ValueError, match="no features of single images, which kid and precision_recall need"):
             FID(feature_network=pixel_network, reference=tmp_path / "plain.safetensors", kid=True)
+
+    def test_may_be_kept_for_several_results(
+        self, tmp_path: Path, pixel_network: FeatureNetwork, images: torch.Tensor
+    ) -> None:
+        options = {"feature_network": pixel_network, "kid": True, "kid_subset_size": 5, "precision_recall": True}
+        kept = FID(**options)
+        with pytest.raises(ValueError, match="no references to keep"):
+            kept.keep_references()
+        kept.add_batch(references=images)
+        kept.save_reference(tmp_path / "before.safetensors")
+        kept.keep_references()
+        kept.save_reference(tmp_path / "after.safetensors")
+        (before, header), (after, same) = (
+            load_statistics(tmp_path / f"{name}.safetensors", 10_000) for name in ("before", "after")
+        )
+        assert header["reference"] == same["reference"]
+        assert torch.equal(before.gaussian.mean, after.gaussian.mean)
+        assert before.identity == after.identity
+        for predictions in (images.flip(-1), 1 - images if images.is_floating_point() else 255 - images):
+            plain = FID(**options)
+            expected = plain.compute(predictions=predictions, references=images)
+            assert kept.compute(predictions=predictions) == expected
 
     def test_say_what_a_wrong_file_is(self, tmp_path: Path, pixel_network: FeatureNetwork) -> None:
         from safetensors.torch import save_file

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
+from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.diagnostics import Finding
 from hq_tokenizers.training.checkpoints import list_checkpoints
@@ -87,11 +88,19 @@ def test_two_epochs_and_two_more_are_four_with_the_real_model(tmp_path, options,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_gradient_checkpointing_saves_memory_only_and_may_change_within_a_run(tmp_path):
+def test_gradient_checkpointing_saves_memory_only_and_may_change_within_a_run(tmp_path, monkeypatch):
+    enabled = []
+
+    def enable(model):
+        enabled.append(model)
+        enable_gradient_checkpointing(model)
+
+    monkeypatch.setattr("hq_tokenizers.training.loop.enable_gradient_checkpointing", enable)
     data = DataConfig(train_split="train[:100]", validation_split="test[:20]")
     train_tokenizer(_config(tmp_path / "plain", data=data, epochs=2))
     train_tokenizer(_config(tmp_path / "other", data=data, epochs=1))
     train_tokenizer(_config(tmp_path / "other", data=data, epochs=2, gradient_checkpointing=True))
+    assert len(enabled) == 1
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "other")]
     assert [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])] == []
 
