@@ -7,7 +7,7 @@ steps wait for the device only when something is logged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +25,12 @@ from hq_tokenizers.data.images import Batch, BatchSource
 from .batches import BatchPlan
 from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .config import LoopConfig
+from .continuation import check_inputs, check_options, count_steps
 from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
-from .options import options_from_dict, options_to_dict
+from .options import options_to_dict
 from .tracking import Record, Tracker, read_history
 
-# Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
-_FREE_OPTIONS = {
-    *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
-    *("samples", "tokenizer", "generation", "gradient_checkpointing"),
-    *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
-}
 BEST_WEIGHTS = "best.safetensors"
 
 Metrics = dict[str, torch.Tensor]
@@ -111,7 +106,7 @@ class TrainingLoop:
             process_index=accelerator.process_index,
         )
         per_epoch = self.plan.steps_per_epoch
-        self.total_steps = _count_steps(options_to_dict(config), per_epoch)
+        self.total_steps = count_steps(options_to_dict(config), per_epoch)
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
         self.model = model.to(accelerator.device)
@@ -288,39 +283,12 @@ class TrainingLoop:
         if not checkpoints:
             return
         earlier = read_state(checkpoints[-1])
-        self._check_options(earlier["options"])
-        self._check_inputs(earlier.get("inputs", {}))
+        check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
+        check_inputs(self.config.output_dir, self.stage.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state = load_checkpoint(checkpoints[-1], self._modules(), self.optimizer, *processes)
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.best_loss = state["step"], state["best_loss"]
-
-    def _check_options(self, earlier: dict[str, Any]) -> None:
-        now = options_to_dict(self.config)
-        # Options that did not exist when the checkpoint was written have their defaults.
-        earlier = options_to_dict(options_from_dict(type(self.config), earlier))
-        changed = _changes(now, earlier, ignored=_FREE_OPTIONS)
-        if changed:
-            raise ValueError(
-                f"{self.output_dir} holds a run with other options ({changed}). Choose another output_dir, or delete "
-                "that one to start over."
-            )
-        steps = _count_steps(earlier, self.plan.steps_per_epoch)
-        if self.config.schedule == "cosine" and steps != self.total_steps:
-            # Every learning rate so far was that of a run of the earlier length.
-            raise ValueError(
-                f"{self.output_dir} holds a run of {steps} steps with schedule cosine, whose learning rates depend on "
-                f"the number of steps; it cannot be made {self.total_steps} steps. Choose the steps before a run, or "
-                "schedule constant; or another output_dir."
-            )
-
-    def _check_inputs(self, earlier: Mapping[str, str]) -> None:
-        changed = _changes(self.stage.inputs, earlier)
-        if changed:
-            raise ValueError(
-                f"{self.output_dir} holds a run that was made from other data than there are now ({changed}). Choose "
-                "another output_dir, or delete that one to start over."
-            )
 
     def _model_to_keep(self) -> PreTrainedModel:
         """The model to validate and save, with the same buffers in every process."""
@@ -358,14 +326,3 @@ class TrainingLoop:
                 "intact. Try a lower learning_rate, max_grad_norm: 1.0, or bf16: false; and check that the images hold "
                 "no NaN."
             )
-
-
-def _count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:
-    """Optimiser steps of a run with these options."""
-    return options["max_steps"] or max(1, round(options["epochs"] * steps_per_epoch))
-
-
-def _changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
-    """What differs, in words; empty when nothing does."""
-    names = [name for name in sorted({*now, *earlier} - {*ignored}) if now.get(name) != earlier.get(name)]
-    return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)

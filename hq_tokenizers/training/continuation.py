@@ -1,0 +1,71 @@
+"""What a run and its continuation have to share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from .config import LoopConfig
+from .options import options_from_dict, options_to_dict
+
+# Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
+_FREE_OPTIONS = {
+    *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
+    *("samples", "tokenizer", "generation", "gradient_checkpointing"),
+    *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
+}
+
+
+def count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:
+    """Optimiser steps of a run with these options."""
+    return options["max_steps"] or max(1, round(options["epochs"] * steps_per_epoch))
+
+
+def check_options(config: LoopConfig, earlier: Mapping[str, Any], steps_per_epoch: int) -> None:
+    """Checks that options continue the run of earlier ones.
+
+    Args:
+        config: The options.
+        earlier: Those of the checkpoint.
+        steps_per_epoch: Optimiser steps of an epoch.
+
+    Raises:
+        ValueError: If one that decides what is learned has changed, or the length of a cosine schedule.
+    """
+    now = options_to_dict(config)
+    # Options that did not exist when the checkpoint was written have their defaults.
+    earlier = options_to_dict(options_from_dict(type(config), earlier))
+    changed = _changes(now, earlier, ignored=_FREE_OPTIONS)
+    if changed:
+        raise ValueError(
+            f"{config.output_dir} holds a run with other options ({changed}). Choose another output_dir, or delete "
+            "that one to start over."
+        )
+    steps, earlier_steps = count_steps(now, steps_per_epoch), count_steps(earlier, steps_per_epoch)
+    if config.schedule == "cosine" and steps != earlier_steps:
+        # Every learning rate so far was that of a run of the earlier length.
+        raise ValueError(
+            f"{config.output_dir} holds a run of {earlier_steps} steps with schedule cosine, whose learning rates "
+            f"depend on the number of steps; it cannot be made {steps} steps. Choose the steps before a run, or "
+            "schedule constant; or another output_dir."
+        )
+
+
+def check_inputs(output_dir: str, now: Mapping[str, str], earlier: Mapping[str, str]) -> None:
+    """Checks that a run is continued on the inputs, by name and hash, that it was started on.
+
+    Raises:
+        ValueError: If one has changed.
+    """
+    changed = _changes(now, earlier)
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds a run that was made from other data than there are now ({changed}). Choose another "
+            "output_dir, or delete that one to start over."
+        )
+
+
+def _changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
+    """What differs, in words; empty when nothing does."""
+    names = [name for name in sorted({*now, *earlier} - {*ignored}) if now.get(name) != earlier.get(name)]
+    return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)
