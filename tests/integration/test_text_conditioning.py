@@ -38,6 +38,8 @@ def test_a_row_of_samples_per_name(example, tmp_path, monkeypatch, capsys):
 
 def test_help_explains_every_option(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["text_conditioning.py", "--help"])
-    example.main()
+    with pytest.raises(SystemExit) as exit_:
+        example.main()
+    assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert all(f"--{name} (default:" in text for name in example.Options.__dataclass_fields__)
