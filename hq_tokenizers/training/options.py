@@ -59,20 +59,31 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield name.replace("-", "_"), value
 
 
-def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Builds the dataclass from nested mappings.
+def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "", defaults: T | None = None) -> T:
+    """Builds the dataclass from nested mappings. A section that is given in part keeps its other defaults.
+
+    Args:
+        cls: The dataclass.
+        values: Values by name; a mapping for a section.
+        prefix: What to put before names in errors.
+        defaults: The options without the values; None takes the defaults of `cls`.
 
     Raises:
         ValueError: For an unknown name or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
-    accepted = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     checked = {}
     for name, value in values.items():
-        if name not in accepted:
-            raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in accepted]))
-        checked[name] = convert_option(hints[name], value, f"{prefix}{name}")
-    return cls(**checked)
+        if name not in fields:
+            raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in fields]))
+        hint, full_name = hints[name], f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            section = getattr(defaults, name, None) or _default(fields[name])
+            checked[name] = options_from_dict(typing.cast(type, hint), value, f"{full_name}.", section)
+        else:
+            checked[name] = convert_option(hint, value, full_name)
+    return cls(**checked) if defaults is None else dataclasses.replace(typing.cast(Any, defaults), **checked)
 
 
 def options_to_dict(options: Any) -> dict[str, Any]:
@@ -80,16 +91,16 @@ def options_to_dict(options: Any) -> dict[str, Any]:
     return dataclasses.asdict(options)
 
 
-def describe_options(cls: type, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted name, default as YAML, meaning) of every option."""
+def describe_options(cls: type, prefix: str = "", defaults: Any = None) -> Iterator[tuple[str, str, str]]:
+    """(dotted name, default as YAML, meaning) of every option; a section's defaults are those of its owner."""
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         name, hint = f"{prefix}{field.name}", hints[field.name]
+        default = _default(field) if defaults is None else getattr(defaults, field.name)
         if dataclasses.is_dataclass(hint):
-            yield from describe_options(typing.cast(type, hint), f"{name}.")
-            continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        yield name, _to_yaml(default), hint.__metadata__[0]
+            yield from describe_options(typing.cast(type, hint), f"{name}.", default)
+        else:
+            yield name, _to_yaml(default), hint.__metadata__[0]
 
 
 def unknown_name(name: str, accepted: Sequence[str]) -> str:
@@ -97,6 +108,10 @@ def unknown_name(name: str, accepted: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
     return f"Unknown option {name!r}. {hint}Accepted: {', '.join(sorted(accepted))}."
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -155,9 +170,7 @@ def convert_option(hint: Any, value: Any, name: str) -> Any:
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
-        return options_from_dict(typing.cast(type, hint), value, prefix=f"{name}.")
+        raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(arguments, value, name)

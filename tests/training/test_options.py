@@ -22,6 +22,7 @@ class Outer:
     flag: Annotated[bool, "a flag"] = False
     kind: Annotated[Literal["a", "b"], "a kind"] = "a"
     inner: Inner = field(default_factory=Inner)
+    other: Inner = field(default_factory=lambda: Inner(size=3, name="z"))
     free: Annotated[dict[str, Any], "anything"] = field(default_factory=dict)
 
 
@@ -38,6 +39,16 @@ def test_defaults_then_file_then_overrides(tmp_path):
         *("--flag", "true", "--inner.name=y", "--free.b.c", "-2"),
     )
     assert loaded == Outer(rate=1e-3, flag=True, inner=Inner(size=[4, 8], name="y"), free={"a": 1, "b": {"c": -2}})
+
+
+def test_a_section_given_in_part_keeps_its_owners_defaults(tmp_path):
+    loaded = _load(tmp_path, "inner: {size: 1}\nother: {size: 5}\n")
+    assert loaded == Outer(inner=Inner(size=1, name="x"), other=Inner(size=5, name="z"))
+    assert load_options(Outer, None, ["--other.name", "w"]).other == Inner(size=3, name="w")
+    assert {name: default for name, default, _ in describe_options(Outer)} == {
+        **{"rate": "0.5", "flag": "false", "kind": "a", "inner.size": "null", "inner.name": "x"},
+        **{"other.size": "3", "other.name": "z", "free": "{}"},
+    }
 
 
 def test_dashes_and_empty_files(tmp_path):
