@@ -17,6 +17,7 @@ from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch
+from hq_tokenizers.evaluation.config import check_unused_in_training
 from hq_tokenizers.training.batches import validation_batches
 from hq_tokenizers.training.config import PriorTrainingConfig
 from hq_tokenizers.training.encoding import weights_sha256
@@ -61,6 +62,7 @@ def train_prior(
         ValueError: For options, codes and tokenizer that do not fit together, or a run in `config.output_dir` on other
             codes, before anything is trained.
     """
+    _check_evaluation(config, evaluate)
     encoded = EncodedImages.load(config.codes)
     accelerator = create_accelerator()
     tokenizer = _load_tokenizer(config, encoded, accelerator)
@@ -93,6 +95,16 @@ def train_prior(
             save_png(_sample_grid(model, tokenizer, config), output_dir / "samples.png")
     accelerator.wait_for_everyone()
     return report
+
+
+def _check_evaluation(config: PriorTrainingConfig, evaluate: Callable[[PreTrainedModel], Record] | None) -> None:
+    check_unused_in_training(config)
+    if config.evaluation_steps is not None and evaluate is None:
+        raise ValueError(
+            f"evaluation_steps is {config.evaluation_steps}, but train_prior was given no function `evaluate`: pass "
+            "one, leave evaluation_steps out, or call hq_tokenizers.cli.generate.train_prior_and_save_generator, which "
+            "makes one."
+        )
 
 
 def unigram_entropies(rows: CodeRows, layout: CodeLayout) -> list[float]:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig, check_unused_in_training
+from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
 from hq_tokenizers.evaluation.generator import compare_samples, evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
@@ -61,7 +61,6 @@ def prior_evaluation(config: PriorTrainingConfig, tokenizer_path: str) -> Callab
         OSError, ValueError: If there is no tokenizer, network or reference, or they do not fit together.
     """
     if config.evaluation_steps is None:
-        check_unused_in_training(config.metrics, config.evaluation_reference)
         return None
     check_packages()
     accelerator = create_accelerator()

@@ -157,17 +157,20 @@ class EvaluateConfig:
             )
 
 
-def check_unused_in_training(metrics: FeatureConfig, evaluation_reference: str | None = None) -> None:
-    """Checks that training without `evaluation_steps` is given nothing for evaluations.
+def check_unused_in_training(config: Any) -> None:
+    """Checks that the options of a training without `evaluation_steps` ask for nothing that only evaluations need.
 
     Not a check of the options by themselves: a run that was evaluated may be continued without.
 
     Raises:
-        ValueError: If it is.
+        ValueError: If they do.
     """
-    usual = type(metrics)()
-    changed = [f"metrics.{name}" for name, value in vars(metrics).items() if value != getattr(usual, name)]
-    changed += [] if evaluation_reference is None else ["evaluation_reference"]
+    if config.evaluation_steps is not None:
+        return
+    usual = type(config)()
+    changed = [f"metrics.{name}" for name, value in vars(config.metrics).items() if value != vars(usual.metrics)[name]]
+    for name in ("evaluation_reference", "evaluation_images"):
+        changed += [name] if getattr(config, name, None) != getattr(usual, name, None) else []
     if changed:
         raise ValueError(
             f"Only evaluations need {', '.join(changed)}, and evaluation_steps is null: set evaluation_steps, or leave "

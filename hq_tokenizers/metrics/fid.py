@@ -126,6 +126,17 @@ class FID(StreamingMetric[StatisticsPair]):
         self._reference = self._state.references
         self.reset()
 
+    def merge(self, other: StreamingMetric[StatisticsPair]) -> None:
+        """Adds what another metric of the same settings has seen.
+
+        Raises:
+            ValueError: If the settings, the image size, or the references that either is made with or keeps differ.
+        """
+        if isinstance(other, FID):
+            ours, theirs = (metric._reference and metric._reference.identity.sha256 for metric in (self, other))
+            check_equal({"reference": ours}, {"reference": theirs}, "The other metric")
+        super().merge(other)
+
     def _new_state(self) -> StatisticsPair:
         return StatisticsPair(
             FeatureStatistics(

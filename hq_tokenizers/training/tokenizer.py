@@ -197,8 +197,8 @@ def _evaluation(
     config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
 ) -> Callable[[PreTrainedModel], Record] | None:
     """The figures of `evaluate` on the validation split; None when not asked for."""
+    check_unused_in_training(config)
     if config.evaluation_steps is None:
-        check_unused_in_training(config.metrics)
         return None
     check_packages()
     if model.config.for_label_maps:

@@ -157,14 +157,17 @@ def test_samples_of_another_size_than_the_reference_are_refused(tmp_path, six_pi
 
 
 def test_options_for_evaluations_that_are_never_made(tmp_path):
-    from hq_tokenizers.cli.evaluate import prior_evaluation
+    from hq_tokenizers.priors.training import train_prior
 
     with pytest.raises(ValueError, match=r"Only evaluations need metrics\.lpips, and evaluation_steps is null"):
         _train(tmp_path / "run", metrics=MetricConfig(lpips=None))
     assert not (tmp_path / "run").exists()
-    config = PriorTrainingConfig(evaluation_reference="real", metrics=FeatureConfig(features="squeezenet"))
-    with pytest.raises(ValueError, match=r"Only evaluations need metrics\.features, evaluation_reference, and"):
-        prior_evaluation(config, "gone")
+    unused = {"evaluation_reference": "real", "evaluation_images": 9, "metrics": FeatureConfig(features="squeezenet")}
+    named = r"metrics\.features, evaluation_reference, evaluation_images, and"
+    with pytest.raises(ValueError, match=f"Only evaluations need {named} evaluation_steps is null"):
+        train_prior(PriorTrainingConfig(codes="gone", **unused))
+    with pytest.raises(ValueError, match="evaluation_steps is 3, but train_prior was given no function"):
+        train_prior(PriorTrainingConfig(codes="gone", evaluation_steps=3, evaluation_reference="real"))
 
 
 def test_an_evaluation_that_an_interruption_took_is_made_up_once(tmp_path, six_pixels, monkeypatch):

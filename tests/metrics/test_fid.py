@@ -309,6 +309,23 @@ class TestReferenceStatistics:
             expected = plain.compute(predictions=predictions, references=images)
             assert kept.compute(predictions=predictions) == expected
 
+    def test_must_be_the_same_for_merging(self, pixel_network: FeatureNetwork, images: torch.Tensor) -> None:
+        half = len(images) // 2
+        kept, same, other, fresh = (FID(feature_network=pixel_network) for _ in range(4))
+        for metric, references in ((kept, images), (same, images), (other, images.flip(-1))):
+            metric.add_batch(references=references)
+            metric.keep_references()
+        kept.add_batch(predictions=images[:half])
+        for metric in (same, other, fresh):
+            metric.add_batch(predictions=images[half:], references=None if metric is not fresh else images)
+        for stranger in (other, fresh):
+            with pytest.raises(ValueError, match="reference"):
+                kept.merge(stranger)
+            with pytest.raises(ValueError, match="reference"):
+                stranger.merge(kept)
+        kept.merge(same)
+        assert kept.compute()["frechet_distance"] == pytest.approx(0, abs=1e-9)
+
     def test_say_what_a_wrong_file_is(self, tmp_path: Path, pixel_network: FeatureNetwork) -> None:
         from safetensors.torch import save_file
 
