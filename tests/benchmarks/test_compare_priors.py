@@ -6,12 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hq_tokenizers import HQVAEModel
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.encoded import EncodedImages
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.encoding import weights_sha256
+from hq_tokenizers.training.figures import image_grid
 from hq_tokenizers.training.options import options_from_dict
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
@@ -106,6 +113,29 @@ def test_records_grids_and_table(script, run_script, options, tmp_path, monkeypa
         run_script(script, options | {"tokenizers": {"first one": "second"}})
     with pytest.raises(SystemExit, match=r"made_from\.json is of a run with validation_split"):
         run_script(script, options | {"data": other_data})
+
+
+def test_each_prior_is_joined_with_the_tokenizer_of_its_codes(script, run_script, options, tmp_path):
+    names = ("first", "second")
+    options |= {"tokenizers": {name: name for name in names}, "sampling": {"default": {}}, "classifier_epochs": 0}
+    run_script(script, options | {"training": {"max_steps": 1, "warmup_steps": 0, "samples": 0}}, "--only", "RQ")
+    hashes = set()
+    for name in names:
+        tokenizer = HQVAEModel.from_pretrained(tmp_path / "tokenizers" / name).eval()
+        folder = tmp_path / "runs" / name
+        generator = HQGeneratorModel.from_pretrained(folder / "rq" / "generator")
+        record = json.loads((tmp_path / "report" / "small" / f"{name}-rq.json").read_text())
+        assert record["tokenizer_sha256"] == weights_sha256(tokenizer) == weights_sha256(generator.image_tokenizer)
+        hashes.add(record["tokenizer_sha256"])
+        (rows,) = load_image_splits(DataConfig(**DATA), "train_split")
+        (batch,) = rows.batches([torch.arange(20)], torch.device("cpu"))
+        expected = tokenizer.encode(batch["pixel_values"]).flatten()
+        assert torch.equal(EncodedImages.load(folder / "codes").splits["train"].codes[:20].long(), expected)
+        histogram = script.unigram_sampler(EncodedImages.load(folder / "codes"), tokenizer)
+        grid = image_grid(NumberedSamples(histogram, 0, 0).draw(range(60)).float() / 255, columns=10)
+        drawn = Image.open(tmp_path / "report" / "small" / f"{name}-unigram-default.png")
+        assert np.array_equal(np.asarray(drawn.convert("RGB")), grid)
+    assert len(hashes) == 2
 
 
 class ReadsThePixel(torch.nn.Module):
