@@ -104,6 +104,19 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         """Log-probability in nats of the codes of each level, given the coarser ones and the condition: (B, L)."""
         raise NotImplementedError(f"{type(self).__name__} has to define log_prob_per_level.")
 
+    def log_prob_of_split(
+        self, codes: Codes, class_labels: torch.Tensor | None, indices: Sequence[int], num_images: int
+    ) -> torch.Tensor:
+        """`log_prob_per_level` of images of a split, whose mean is wanted: (B, L). An estimate may be cheaper here.
+
+        Args:
+            codes: As in `forward`.
+            class_labels: As in `forward`.
+            indices: The B images' numbers in the split; an estimate depends on them, not on the rest of the batch.
+            num_images: Images of the split.
+        """
+        return self.log_prob_per_level(codes, class_labels)
+
     def log_prob(
         self,
         codes: Codes,

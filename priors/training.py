@@ -138,8 +138,9 @@ def evaluate_prior(
     sums = RunningSums()
     sums.add("levels", torch.zeros(layout.num_levels))
     shares = validation_batches(len(rows), batch_size, accelerator.num_processes, accelerator.process_index)
-    for batch in rows.batches(shares, accelerator.device):
-        log_prob = model.log_prob_per_level(layout.unflatten(batch["codes"]), _labels(model, batch))
+    for indices, batch in zip(shares, rows.batches(shares, accelerator.device), strict=True):
+        codes, labels = layout.unflatten(batch["codes"]), _labels(model, batch)
+        log_prob = model.log_prob_of_split(codes, labels, indices.tolist(), len(rows))
         sums.add("levels", -log_prob.sum(dim=0))
     totals = sums.reduce(accelerator)["levels"] / len(rows)
     positions = torch.tensor([layout.groups[group].num_positions for group, _ in layout.levels()])

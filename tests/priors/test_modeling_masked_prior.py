@@ -196,6 +196,24 @@ def test_log_prob_depends_on_the_image_only(make_masked_prior: Make, random_code
         model.log_prob(codes, num_masks=0)
 
 
+def test_the_mean_over_a_split_is_estimated_from_as_many_masks_as_its_size_needs(
+    make_masked_prior: Make, random_codes: Draw, layout: CodeLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, codes, labels = make_masked_prior(layout, num_classes=3), random_codes(layout, 6), torch.arange(6) % 3
+    whole = model.log_prob_of_split(codes, labels, range(6), 6)
+    flat = codes.flatten()
+    for rows in ([0, 1], [5, 2, 4], [3]):
+        part = model.log_prob_of_split(layout.unflatten(flat[rows]), labels[rows], rows, 6)
+        torch.testing.assert_close(part, whole[rows])
+    seeds = [torch.Generator().manual_seed(index) for index in range(6)]
+    torch.testing.assert_close(whole, model.log_prob_per_level(codes, labels, num_masks=8, generator=seeds))
+    asked = []
+    monkeypatch.setattr(model, "log_prob_per_level", lambda *args, num_masks, generator: asked.append(num_masks))
+    for num_images in (1, 1250, 1251, 5000, 9999, 10_000, 1_000_000):
+        model.log_prob_of_split(codes, labels, range(6), num_images)
+    assert asked == [8, 8, 8, 2, 2, 1, 1]
+
+
 def test_classes_matter_and_none_is_the_null_class(
     make_masked_prior: Make, random_codes: Draw, layout: CodeLayout
 ) -> None:
