@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from hq_tokenizers.codes import Codes
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 
 from .call_arguments import check_count, image_seeds
 from .class_labels import is_single_label, resolve_class_labels
@@ -96,7 +97,8 @@ class HQGenerationPipeline(Pipeline):
             batch_size: Images sampled at once; 16 unless the pipeline was built with another. Larger is faster, up
                 to the memory there is.
             progress: Whether to show a bar. By default one is shown for more than one batch, on a terminal.
-            generation_config: How to sample; by default the model's own.
+            generation_config: How to sample, instead of the model's own config and of all settings the pipeline was
+                built with.
             **generation_settings: Settings of `CodeGenerationConfig` that replace those of the config for this call:
                 `temperature`, `top_k`, `top_p`, `min_p` (a number, or a list with one per level of codes),
                 `guidance_scale` (1 = off), `guidance_schedule`, ….
@@ -303,13 +305,19 @@ class HQGenerationPipeline(Pipeline):
     def _sanitize_parameters(
         self, output_type: str | None = None, generation_config: GenerationConfig | None = None, **settings: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        _check_names(settings)
+        # A config given in a call replaces everything the pipeline was built with; settings alone are put over it.
+        if generation_config is None:
+            defaults = getattr(self, "_forward_params", {})
+            generation_config = defaults.get("generation_config")
+            settings = {**defaults.get("overrides", {}), **settings}
         config = self.model.generation_config if generation_config is None else generation_config
-        config = CodeGenerationConfig.from_generation_config(config)
-        _check_names(settings, config)
-        config.with_overrides(**settings)
+        config = CodeGenerationConfig.from_generation_config(config).with_overrides(**settings)
+        if isinstance(self.model.prior, CodePriorModel):
+            config.check_model(self.model.prior.config.model_type)
         if output_type is not None and output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
-        forward = dict(settings) if generation_config is None else {"generation_config": generation_config, **settings}
+        forward = {"generation_config": generation_config, "overrides": settings}
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
     def _sample(
@@ -365,7 +373,12 @@ class HQGenerationPipeline(Pipeline):
         inputs, seed = request
         return inputs | {"seeds": torch.tensor([seed])}
 
-    def _forward(self, inputs: dict[str, torch.Tensor], **settings: Any) -> dict[str, torch.Tensor]:
+    def _forward(
+        self,
+        inputs: dict[str, torch.Tensor],
+        generation_config: GenerationConfig | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> dict[str, torch.Tensor]:
         # One generator per image: a single one would make the images depend on the batch size.
         generators = [torch.Generator().manual_seed(seed) for seed in inputs["seeds"].tolist()]
         labels = inputs["class_labels"]
@@ -374,7 +387,14 @@ class HQGenerationPipeline(Pipeline):
             layout = self.model.code_layout
             known["known_codes"] = layout.unflatten(inputs["known_codes"])
             known["known_mask"] = [kept.bool() for kept in layout.unflatten(inputs["known_mask"]).groups]
-        output = self.model.generate(labels, generator=generators, batch_size=len(labels), **known, **settings)
+        output = self.model.generate(
+            labels,
+            generator=generators,
+            batch_size=len(labels),
+            generation_config=generation_config,
+            **known,
+            **(overrides or {}),
+        )
         images = output.images
         if "repaint" in inputs:
             pixel_values = inputs["pixel_values"]
@@ -390,13 +410,9 @@ class HQGenerationPipeline(Pipeline):
         return self.image_processor.postprocess(outputs["images"], output_type)[0]
 
 
-def _check_names(settings: dict[str, Any], config: GenerationConfig) -> None:
+def _check_names(settings: dict[str, Any]) -> None:
     """Refuses what is no setting of the generation: the base class would swallow it in silence."""
-    known = sorted(
-        name
-        for name, value in vars(config).items()
-        if value is not None and not name.startswith("_") and name not in ("do_sample", "transformers_version")
-    )
+    known = CodeGenerationConfig.setting_names()
     for name in settings:
         if name not in known:
             accepted = [*_CALL_ARGUMENTS, *known]

@@ -87,11 +87,25 @@ class CodeGenerationConfig(GenerationConfig):
         values = {name: list(v) if isinstance(v, (list, tuple)) else v for name, v in (_DEFAULTS | given).items()}
         super().__init__(**values)
 
+    @staticmethod
+    def setting_names() -> tuple[str, ...]:
+        """The names of all settings, those of one kind of prior included."""
+        return tuple(name for name in _DEFAULTS if name != "do_sample")
+
     @classmethod
     def from_generation_config(cls, config: GenerationConfig) -> CodeGenerationConfig:
-        """Reads a plain `GenerationConfig`, which is what transformers loads generation_config.json into."""
+        """Reads a plain `GenerationConfig`, which is what transformers loads generation_config.json into.
+
+        Raises:
+            TypeError: If it is none.
+        """
         if isinstance(config, cls):
             return config
+        if not isinstance(config, GenerationConfig):
+            raise TypeError(
+                f"generation_config must be a CodeGenerationConfig, got {type(config).__name__}; settings can also be "
+                "given by name, as in temperature=0.9."
+            )
         # transformers derives one from the model's config when there is no file; nothing in it was chosen by anyone.
         return cls() if config._from_model_config else cls(**config.to_dict())
 
@@ -181,7 +195,7 @@ class CodeGenerationConfig(GenerationConfig):
                 continue
             raise ValueError(
                 f"{name}={value!r} means nothing to a prior over codes; accepted settings are "
-                f"{', '.join(name for name in _DEFAULTS if name != 'do_sample')}."
+                f"{', '.join(self.setting_names())}."
             )
         if self.do_sample is not True:
             raise ValueError(

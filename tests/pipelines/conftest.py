@@ -7,6 +7,8 @@ from hq_tokenizers import (
     HQGeneratorModel,
     HQVAEConfig,
     HQVAEModel,
+    MaskedPriorConfig,
+    MaskedPriorModel,
     RQPriorConfig,
     RQPriorModel,
     SQVAEConfig,
@@ -38,6 +40,15 @@ def tokenizer():
 def generator(tokenizer):
     torch.manual_seed(1)
     return HQGeneratorModel.from_sub_models(tokenizer, build_prior(tokenizer), CLASS_NAMES)
+
+
+@pytest.fixture(scope="session")
+def masked_generator(tokenizer):
+    torch.manual_seed(1)
+    settings = {"code_layout": tokenizer.code_layout().to_dict(), "num_classes": 3, "initializer_range": 0.5}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    prior = MaskedPriorModel(MaskedPriorConfig(**settings, **sizes)).eval()
+    return HQGeneratorModel.from_sub_models(tokenizer, prior, CLASS_NAMES)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,8 @@ class TestArguments:
             ({"class_labels": "cow"}, ValueError, "'cat', 'dog', 'frog'"),
             ({"class_labels": ["cat", 3]}, ValueError, "3 is out of range"),
             ({"class_labels": 0.5}, TypeError, "float"),
+            ({"num_steps": 3}, ValueError, "num_steps=3 is a setting of masked_prior models, this is a rq_prior"),
+            ({"generation_config": {"temperature": 1}}, TypeError, "must be a CodeGenerationConfig, got dict"),
         ],
     )
     def test_refuses(self, pipe, arguments, error, message):
@@ -193,6 +195,35 @@ class TestArguments:
         assert torch.equal(greedy[0], greedy[1])
         sampled = codes_of(pipe, "cat", num_images=2, generation_config=config, temperature=1.0)
         assert not torch.equal(sampled[0], sampled[1])
+
+    def test_settings_of_one_kind_of_prior(self, pipe, generator, masked_generator):
+        dynamic = codes_of(pipe, "cat", num_images=2, seed=0, cache_implementation="dynamic")
+        assert torch.equal(dynamic, codes_of(pipe, "cat", num_images=2, seed=0))
+        masked = pipeline("hq-generation", model=masked_generator)
+        settings = {"num_steps": 3, "decoding_order": "random", "choice_temperature": 1.0}
+        settings |= {"masking_schedule": "linear"}
+        expected = masked_generator.generate([0] * 4, generator=0, **settings).codes.flatten()
+        assert torch.equal(codes_of(masked, "cat", num_images=4, seed=0, **settings), expected)
+        assert not torch.equal(codes_of(masked, "cat", num_images=4, seed=0), expected)
+        built = pipeline("hq-generation", model=masked_generator, **settings)
+        assert torch.equal(codes_of(built, "cat", num_images=4, seed=0), expected)
+        with pytest.raises(ValueError, match="cache_implementation='static' is a setting of rq_prior models"):
+            masked("cat", cache_implementation="static")
+        with pytest.raises(ValueError, match="num_steps=2 is a setting of masked_prior models"):
+            pipeline("hq-generation", model=generator, num_steps=2)
+
+    def test_a_config_replaces_what_the_pipeline_was_built_with(self, generator):
+        plain = pipeline("hq-generation", model=generator)
+        built = pipeline("hq-generation", model=generator, temperature=0, guidance_scale=3.0)
+        warm = CodeGenerationConfig(temperature=1.0)
+        expected = codes_of(plain, "cat", num_images=8, seed=1, generation_config=warm)
+        assert torch.equal(codes_of(built, "cat", num_images=8, seed=1, generation_config=warm), expected)
+        # Settings by name are put over the others.
+        guided = codes_of(plain, "cat", num_images=8, seed=1, guidance_scale=3.0)
+        assert torch.equal(codes_of(built, "cat", num_images=8, seed=1, temperature=1.0), guided)
+        assert not torch.equal(guided, expected)
+        from_config = pipeline("hq-generation", model=generator, generation_config=CodeGenerationConfig(temperature=0))
+        assert torch.equal(codes_of(from_config, "cat", num_images=8, seed=1, temperature=1.0), expected)
 
     def test_defaults_given_at_the_start(self, generator):
         pipe = pipeline("hq-generation", model=generator, output_type="codes", temperature=0, batch_size=2)
