@@ -73,7 +73,7 @@ def prior_evaluation(config: PriorTrainingConfig, tokenizer_path: str) -> Callab
         num_images=config.evaluation_images,
         batch_size=config.batch_size,
     )
-    comparison = compare_samples(options, tokenizer, accelerator)
+    comparison = compare_samples(options, tokenizer, accelerator, "evaluation_reference")
 
     def figures(prior: PreTrainedModel) -> Record:
         def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:

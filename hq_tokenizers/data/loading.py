@@ -57,13 +57,20 @@ def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tu
 
     root = Path(folder).expanduser()
     endings = Image.registered_extensions()
-    paths = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in endings and path.name != OVERVIEW]
+    paths = {
+        (path.relative_to(root).with_suffix("").as_posix(), path)
+        for path in root.rglob("*")
+        if path.suffix.lower() in endings and path.name != OVERVIEW
+    }
     if not paths:
         problem = "holds no images" if root.is_dir() else "is no folder"
         raise FileNotFoundError(f"{option} {str(folder)!r} {problem}: set {option} to a folder of image files.")
-    rows = Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", ImageFeature(decode=False))
-    names = [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-    return ImageRows(rows, "image", _image_format(config, rows[0]["image"]), num_workers=config.num_workers), names
+    # By name, which two folders have in common, and not by path, which ends differently in both.
+    names, files = zip(*sorted(paths), strict=True)
+    rows = Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", ImageFeature(decode=False))
+    return ImageRows(rows, "image", _image_format(config, rows[0]["image"]), num_workers=config.num_workers), list(
+        names
+    )
 
 
 def _load_rows(config: DataConfig, rows: Dataset, memory_limit: int) -> ImageRows:

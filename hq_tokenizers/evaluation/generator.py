@@ -50,8 +50,16 @@ def evaluate_generator(
     return {"subject": subject, "results": {"fid": found}, "left_out": {}}
 
 
-def compare_samples(config: EvaluateConfig, tokenizer: PreTrainedModel, accelerator: Accelerator) -> SetComparison:
+def compare_samples(
+    config: EvaluateConfig, tokenizer: PreTrainedModel, accelerator: Accelerator, option: str = "reference"
+) -> SetComparison:
     """The comparison of `config.num_images` images that a tokenizer decodes with the reference.
+
+    Args:
+        config: Options.
+        tokenizer: What decodes the images.
+        accelerator: Whose processes share the work.
+        option: What the user knows `config.reference` as, for errors.
 
     Raises:
         OSError, ValueError: As `SetComparison`, or if the tokenizer's images are label maps.
@@ -59,4 +67,4 @@ def compare_samples(config: EvaluateConfig, tokenizer: PreTrainedModel, accelera
     if tokenizer.config.for_label_maps:
         raise ValueError("Label maps have no Fréchet distance: the tokenizer decodes no images.")
     size = image_height_width(tokenizer.config.image_size)
-    return SetComparison(config, load_reference(config), config.num_images, size, accelerator)
+    return SetComparison(config, load_reference(config, option), config.num_images, size, accelerator)

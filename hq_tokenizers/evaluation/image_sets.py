@@ -45,8 +45,7 @@ class SetComparison:
         accelerator: Accelerator,
     ) -> None:
         self._config, self._unread, self._accelerator = config, reference.rows, accelerator
-        if reference.rows is not None:
-            check_sizes(image_size, reference.rows)
+        check_sizes(image_size, reference)
         with accelerator.local_main_process_first():
             self._metric = build_fid(
                 config.metrics,
@@ -102,18 +101,22 @@ def share_of_images(rows: ImageRows, batch_size: int, accelerator: Accelerator, 
         yield batch["pixel_values"]
 
 
-def check_sizes(image_size: tuple[int, int], reference: ImageRows) -> None:
-    """Checks that images can be compared without resizing one side only.
+def check_sizes(image_size: tuple[int, int], reference: Reference) -> None:
+    """Checks that images can be compared without resizing one side only; statistics know their size themselves.
 
     Raises:
         ValueError: If height or width differ.
     """
-    form = reference.image_format
+    if reference.rows is None:
+        return
+    form = reference.rows.image_format
     if image_size != (form.height, form.width):
         height, width = image_size
+        remedy = f"set data.image_size to {height if height == width else [height, width]}"
+        if reference.option == "evaluation_reference":  # training has no images that it could resize
+            remedy = f"give {reference.option} images of {height}×{width}"
         raise ValueError(
-            f"The images have {height}×{width} pixels, those to compare with {form.height}×{form.width}: set "
-            f"data.image_size to {height if height == width else [height, width]}."
+            f"The images have {height}×{width} pixels, those to compare with {form.height}×{form.width}: {remedy}."
         )
 
 

@@ -63,7 +63,7 @@ def _pair_metrics(
     assert reference.rows is not None
     _check_names(names, reference.names)
     size = rows.image_format.height, rows.image_format.width
-    check_sizes(size, reference.rows)
+    check_sizes(size, reference)
     metrics: dict[str, StreamingMetric[Any]] = {"reconstruction": Reconstruction(**reference.identity)}
     if config.metrics.lpips is not None:
         automatic = config.metrics.lpips == "auto" and config.metrics.lpips_weights is None

@@ -76,11 +76,13 @@ def build_fid(config: FeatureConfig, num_images: int, num_references: int | None
     num_references = metric.num_references if num_references is None else num_references
     width = network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))[0].shape[1]
     for number, side in ((num_images, "images to judge"), (num_references, "images to compare with")):
-        if number <= (1 if config.allow_few_images else width):
+        if number < 2:
+            raise ValueError(f"{number} {side} are too few for a Fréchet distance: a covariance needs 2 at least.")
+        if number <= width and not config.allow_few_images:
             raise ValueError(
                 f"{number} {side} are too few for a Fréchet distance on the {width} features of {network.name}, which "
                 f"needs {width + 1}: take more, or set metrics.allow_few_images true for a number that compares only "
-                "with others from as many images, or metrics.features null to leave it out."
+                "with others from as many images."
             )
     return metric
 

@@ -21,12 +21,14 @@ class Reference:
         names: Their names, when they come from a folder.
         statistics: File of reference statistics, or None.
         identity: Options of every metric that name the images; the file knows its own.
+        option: Name of the option that gave them, for errors.
     """
 
     rows: ImageRows | None = None
     names: list[str] | None = None
     statistics: Path | None = None
     identity: dict[str, str] = field(default_factory=dict)
+    option: str = "reference"
 
 
 def evaluated_split(config: DataConfig) -> str:
@@ -43,8 +45,12 @@ def data_identity(config: DataConfig, split_option: str) -> dict[str, str]:
     }
 
 
-def load_reference(config: EvaluateConfig) -> Reference:
+def load_reference(config: EvaluateConfig, option: str = "reference") -> Reference:
     """Loads what the options name.
+
+    Args:
+        config: Options.
+        option: What the user knows `config.reference` as, for errors.
 
     Raises:
         FileNotFoundError: If there is no such folder, file or data.
@@ -59,14 +65,14 @@ def load_reference(config: EvaluateConfig) -> Reference:
     if config.reference.endswith(".safetensors"):
         if config.save_reference is not None:
             raise ValueError("reference is a file of statistics already: leave out save_reference.")
-        return Reference(statistics=Path(config.reference))
-    rows, names = load_image_folder(config.data, config.reference, "reference")
+        return Reference(statistics=Path(config.reference), option=option)
+    rows, names = load_image_folder(config.data, config.reference, option)
     identity = {
         "reference_name": Path(config.reference).name,
         "reference_split": "all",
         "resize_filter": _resize_filter(config.data),
     }
-    return Reference(rows, names, identity=identity)
+    return Reference(rows, names, identity=identity, option=option)
 
 
 def _resize_filter(config: DataConfig) -> str:

@@ -117,11 +117,11 @@ def generator_dir(generator, tmp_path_factory):
 
 @pytest.fixture
 def write_images():
-    """Writes uint8 images (B, C, H, W) as PNG into a folder."""
+    """Writes uint8 images (B, C, H, W) into a folder, as PNG by default."""
 
-    def write(folder, images: torch.Tensor, names=None) -> None:
+    def write(folder, images: torch.Tensor, names=None, ending="png") -> None:
         for index, image in enumerate(images):
-            path = folder / f"{names[index] if names else f'{index:03d}'}.png"
+            path = folder / f"{names[index] if names else f'{index:03d}'}.{ending}"
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = image.permute(1, 2, 0).numpy()
             Image.fromarray(pixels[..., 0] if len(image) == 1 else pixels).save(path)

@@ -61,9 +61,10 @@ def test_saved_statistics_give_the_same_number(six_pixels, folders):
 
 def test_pairs(folders, six_pixel_images, write_images):
     drawn, real = six_pixel_images[0][:5], six_pixel_images[1][:5]
-    names = ["b/1", "a", "c", "b/0", "d"]
+    names = ["b/1", "a", "a.low", "b/0", "d"]
     write_images(folders / "pairs" / "drawn", drawn, names)
-    write_images(folders / "pairs" / "real", real, names)
+    # In the other folder the names end otherwise, and so the paths sort otherwise.
+    write_images(folders / "pairs" / "real", real, names, ending="bmp")
     report = _evaluate(folders / "pairs", pairs=True, metrics=MetricConfig(lpips=None, features=None), batch_size=2)
     found = report["results"]["reconstruction"]
     errors = ((drawn.double() - real.double()) / 255).square().flatten(1).mean(1).numpy()
@@ -78,6 +79,14 @@ def test_pairs_of_images_too_few_for_a_distance_say_so(six_pixels, folders, six_
     report = _evaluate(folders / "pairs", pairs=True)
     assert set(report["results"]) == {"reconstruction"}
     assert "5 images to judge are too few" in report["left_out"]["fid"]
+
+
+def test_one_image_is_too_few_in_any_case(six_pixels, folders, six_pixel_images, write_images):
+    write_images(folders / "one" / "drawn", six_pixel_images[0][:1])
+    write_images(folders / "one" / "real", six_pixel_images[1])
+    few = MetricConfig(lpips=None, allow_few_images=True)
+    with pytest.raises(ValueError, match=r"1 images to judge are too few .*: a covariance needs 2 at least\.$"):
+        _evaluate(folders / "one", metrics=few)
 
 
 def test_saved_statistics_of_too_few_images(six_pixels, folders, six_pixel_images, write_images):

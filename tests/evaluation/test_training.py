@@ -152,7 +152,12 @@ def test_samples_of_another_size_than_the_reference_are_refused(tmp_path, six_pi
 
     write_images(tmp_path / "real", torch.zeros(9, 1, 16, 16, dtype=torch.uint8))
     config = PriorTrainingConfig(evaluation_steps=3, evaluation_reference=str(tmp_path / "real"), evaluation_images=9)
-    with pytest.raises(ValueError, match=r"images have 8×8 pixels, those to compare with 16×16: set data\.image_size"):
+    with pytest.raises(
+        ValueError, match=r"images have 8×8 pixels, those to compare with 16×16: give evaluation_reference"
+    ):
+        prior_evaluation(config, str(tokenizer_dir))
+    config.evaluation_reference = "nowhere"
+    with pytest.raises(FileNotFoundError, match="evaluation_reference 'nowhere' is no folder: set evaluation_ref"):
         prior_evaluation(config, str(tokenizer_dir))
 
 
