@@ -1,7 +1,6 @@
 """Trains priors on the codes of trained tokenizers under one budget, and judges what they sample.
 
-    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --seeds "[0]" \
-        --only "RSQ-VAE L=4,SQ-VAE-2"
+    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --seeds "[0]" --only "RSQ-VAE L=4"
     python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER
     python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER --report_only true
 
@@ -42,6 +41,7 @@ from hq_tokenizers.training.config import EncodeConfig, PriorTrainingConfig
 from hq_tokenizers.training.encoding import encode_images, weights_sha256
 from hq_tokenizers.training.figures import image_grid, save_png
 from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.training.options import options_from_dict
 
 UNIGRAM = "unigram"
 
@@ -80,6 +80,10 @@ def main() -> None:
     unknown = [name for name in chosen if name not in config.priors]
     if unknown:
         raise SystemExit(f"error: --only names {unknown}; the priors are {', '.join(config.priors)}.")
+    try:
+        _training_config(config)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
     if not config.report_only:
         judge = Judge(config)
         if judge.accelerator.num_processes > 1:
@@ -197,14 +201,17 @@ def _codes(config: Comparison, tokenizer: Path, folder: Path) -> EncodedImages:
 
 def _train(config: Comparison, prior_name: str, folder: Path) -> Record:
     return train_prior_and_save_generator(
-        PriorTrainingConfig(
+        _training_config(
+            config,
             output_dir=str(folder / slug(prior_name)),
             codes=str(folder / "codes"),
             model=config.priors[prior_name],
-            seed=config.seed,
-            **config.training,
         )
     )
+
+
+def _training_config(config: Comparison, **options: Any) -> PriorTrainingConfig:
+    return options_from_dict(PriorTrainingConfig, {**options, "seed": config.seed, **config.training}, "training.")
 
 
 def prior_sampler(generator: PreTrainedModel, settings: Mapping[str, Any]) -> SampleFunction:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,10 @@ def list_images(name: str, images: Any) -> list[Any]:
 
     Raises:
         TypeError: If it is neither, or an item is not a single image.
+        FileNotFoundError: If it is a path that leads to no file.
     """
     if is_single_image(images):
+        _check_exists(name, images)
         return [images]
     if not (isinstance(images, (list, tuple)) or (isinstance(images, _ARRAYS) and images.ndim == 4)):
         raise TypeError(
@@ -45,7 +48,16 @@ def list_images(name: str, images: Any) -> list[Any]:
     for index, item in enumerate(images):
         if not is_single_image(item):
             raise TypeError(f"{name}[{index}] must be a single image, got {_describe(item)}.")
+        _check_exists(f"{name}[{index}]", item)
     return list(images)
+
+
+def _check_exists(name: str, image: Any) -> None:
+    """The image processor would try to decode a path without a file as base64, whose alphabet has no dot."""
+    if isinstance(image, (str, os.PathLike)) and "://" not in str(image) and "data:" not in str(image)[:5]:
+        path = Path(image)
+        if path.suffix and not path.is_file():
+            raise FileNotFoundError(f"{name}: there is no image file {str(image)!r}.")
 
 
 def prepare_image_and_mask(

@@ -194,7 +194,7 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: If a label, a setting, a count or the known codes are not acceptable; the error says what is.
-            TypeError: If a label or the generator is of a wrong type.
+            TypeError: If a label, the generator or `known_codes` is of a wrong type.
         """
         labels = resolve_class_labels(class_labels, self.config.id2label or {})
         num_inputs = self._count_inputs(len(labels), known_codes)
@@ -224,6 +224,11 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
         return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes))
 
     def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:
+        if known_codes is not None and not isinstance(known_codes, Codes):
+            raise TypeError(
+                f"known_codes must be a Codes, got {type(known_codes).__name__}; flat tensors become one by "
+                "generator.code_layout.unflatten(tensor)."
+            )
         num_known = 1 if known_codes is None else known_codes.batch_size
         if num_labels > 1 and num_known > 1 and num_labels != num_known:
             raise ValueError(

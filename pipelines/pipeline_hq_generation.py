@@ -147,6 +147,7 @@ class HQGenerationPipeline(Pipeline):
 
         Raises:
             TypeError: If `image` is neither an image nor a list of images.
+            FileNotFoundError: If a path leads to no file.
             ValueError: If `num_levels` is not between 1 and the number of levels, or a value is not accepted.
 
         Example:
@@ -156,7 +157,8 @@ class HQGenerationPipeline(Pipeline):
         self._sanitize_parameters(output_type=output_type)
         output_type = output_type or self._postprocess_params.get("output_type", "pil")
         size = self._resolve_batch_size(batch_size)
-        layout = self.model.code_layout if num_levels is None else self.model.code_layout.truncate(num_levels)
+        layout = self.model.code_layout
+        layout = layout if num_levels is None else layout.truncate(check_count("num_levels", num_levels))
         results: list[Any] = []
         for first in range(0, len(images), size):
             pixel_values = self.image_processor(images[first : first + size])["pixel_values"].to(self.device)

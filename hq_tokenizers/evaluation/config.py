@@ -107,8 +107,8 @@ class EvaluateConfig:
                 "evaluate takes exactly one of tokenizer, generator and images, got "
                 f"{' and '.join(given) if given else 'none of them'}."
             )
-        for name in ("batch_size", "num_images", "kid_subset_size"):
-            check_minimum(name, getattr(self, name), 1)
+        for name, minimum in (("batch_size", 1), ("num_images", 1), ("kid_subset_size", 2)):
+            check_minimum(name, getattr(self, name), minimum)
         (subject,) = given
         self._check_subject(subject)
         self._check_set_metrics()

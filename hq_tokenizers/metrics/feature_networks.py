@@ -74,13 +74,19 @@ class FeatureNetwork:
         with torch.autocast(images.device.type, enabled=False):  # features are float32 wherever a metric is called
             output = self.module(images)
         features, logits = output if isinstance(output, tuple) else (output, None)
+        if not isinstance(features, torch.Tensor):
+            raise ValueError(
+                f"The feature network {self.name} must return a tensor of features, or (features, logits), got "
+                f"{type(features).__name__}."
+            )
         if features.ndim != 2 or len(features) != len(images):
             raise ValueError(
                 f"The feature network {self.name} must return features of shape ({len(images)}, D) for "
                 f"{len(images)} images, got {tuple(features.shape)}."
             )
-        if not torch.isfinite(features).all():
-            raise ValueError(f"The feature network {self.name} returned NaN or infinite features.")
+        for output, kind in ((features, "features"), (logits, "logits")):
+            if output is not None and not torch.isfinite(output).all():
+                raise ValueError(f"The feature network {self.name} returned NaN or infinite {kind}.")
         return features, logits
 
 

@@ -39,6 +39,7 @@ class FeatureStatistics:
 
     def update(self, images: torch.Tensor, features: torch.Tensor, logits: torch.Tensor | None) -> None:
         """Adds uint8 images (B, 3, H, W) with their features (B, D) and, for an Inception Score, logits."""
+        self._check_width(features.shape[1])
         digests = self.identity.update(images, self.side)
         self.gaussian.update(features)
         if self.sample is not None:
@@ -48,12 +49,30 @@ class FeatureStatistics:
 
     def merge(self, other: FeatureStatistics) -> None:
         """Adds the images another one has seen."""
+        self.check_mergeable(other)
         self.identity.merge(other.identity, self.side)
         self.gaussian.merge(other.gaussian)
         if self.sample is not None and other.sample is not None:
             self.sample.merge(other.sample)
         if self.inception_score is not None and other.inception_score is not None:
             self.inception_score.merge(other.inception_score)
+
+    def check_mergeable(self, other: FeatureStatistics) -> None:
+        """Checks that the images of another one can be added.
+
+        Raises:
+            ValueError: If their shape or the number of features differs.
+        """
+        if other.identity.shape is not None:
+            self.identity.check_shape(other.identity.shape, self.side)
+            self._check_width(len(other.gaussian.mean))
+
+    def _check_width(self, width: int) -> None:
+        if self.gaussian.count and width != len(self.gaussian.mean):
+            raise ValueError(
+                f"{self.side}: the feature network gave {len(self.gaussian.mean)} features before and {width} now: it "
+                "must give equally many for all images."
+            )
 
 
 @dataclass
@@ -69,9 +88,19 @@ class StatisticsPair:
         return self.predictions.identity.num_images or self.references.identity.num_images
 
     def merge(self, other: StatisticsPair) -> None:
-        """Adds what another pair has seen."""
+        """Adds what another pair has seen; both sides are checked before either is merged."""
+        self.check_mergeable(other)
         self.predictions.merge(other.predictions)
         self.references.merge(other.references)
+
+    def check_mergeable(self, other: StatisticsPair) -> None:
+        """Checks that what another pair has seen can be added.
+
+        Raises:
+            ValueError: If a shape or the number of features differs.
+        """
+        self.predictions.check_mergeable(other.predictions)
+        self.references.check_mergeable(other.references)
 
 
 def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Mapping[str, Any]) -> None:
@@ -117,6 +146,9 @@ def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatist
         raise ValueError(f"{path} is no safetensors file ({error}); {_WRITERS}.") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; {_WRITERS}.")
+    missing = {"num_images", "shape", "sha256", "header"} - set(metadata) | {"mean", "scatter"} - set(tensors)
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}, which statistics have; {_WRITERS}.")
     num_images = int(metadata["num_images"])
     statistics = FeatureStatistics(
         "references",

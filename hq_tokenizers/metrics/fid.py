@@ -9,6 +9,7 @@ import datasets
 import evaluate
 import torch
 
+from hq_tokenizers.configuration_utils import check_minimum
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network
 from hq_tokenizers.metrics.feature_statistics import FeatureStatistics, StatisticsPair, load_statistics, save_statistics
 from hq_tokenizers.metrics.hash_sample import HashSample
@@ -50,7 +51,8 @@ class FID(StreamingMetric[StatisticsPair]):
 
     Raises:
         OSError: If the weights or the reference statistics cannot be had, saying how to get them.
-        ValueError: If the reference statistics were made with other weights or under another name, or lack features.
+        ValueError: If a number is out of its range, or the reference statistics were made with other weights or under
+            another name, or lack features.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FID(StreamingMetric[StatisticsPair]):
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
+        _check_counts(kid, kid_subset_size, precision_recall, max_features, inception_score, inception_score_splits)
         if feature_network is not None and weights is not None:
             raise ValueError("weights names the Inception network's file: give either weights or feature_network.")
         self._network = feature_network or inception_network(weights)
@@ -135,6 +138,8 @@ class FID(StreamingMetric[StatisticsPair]):
         if isinstance(other, FID):
             ours, theirs = (metric._reference and metric._reference.identity.sha256 for metric in (self, other))
             check_equal({"reference": ours}, {"reference": theirs}, "The other metric")
+            sides = {"predictions": other._state.predictions, "references": other._state.references}
+            self._check_sizes({side: seen.identity.shape for side, seen in sides.items() if seen.identity.shape})
         super().merge(other)
 
     def _new_state(self) -> StatisticsPair:
@@ -252,3 +257,17 @@ class FID(StreamingMetric[StatisticsPair]):
             "metric": metric,
             "feature_network": {**self._network.describe(), "weights_file": self._network.weights_file},
         }
+
+
+def _check_counts(
+    kid: bool, subset: int, precision_recall: bool, max_features: int, inception_score: bool, splits: int
+) -> None:
+    """Checks the numbers of those metrics that are asked for."""
+    if kid:
+        check_minimum("kid_subset_size", subset, 2)
+        if max_features < subset:
+            raise ValueError(f"max_features must be at least kid_subset_size, {subset}, got {max_features}.")
+    if precision_recall:
+        check_minimum("max_features", max_features, 4)
+    if inception_score:
+        check_minimum("inception_score_splits", splits, 1)

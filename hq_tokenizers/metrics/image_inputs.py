@@ -95,6 +95,11 @@ def _stack(images: Sequence[Any], side: str) -> torch.Tensor:
                 f"{side}: images of one batch must have one shape (C, H, W), got {tuple(tensors[0].shape)} and "
                 f"{tuple(tensor.shape)}: resize or convert them first."
             )
+        if tensor.dtype != tensors[0].dtype:
+            raise TypeError(
+                f"{side}: images of one batch must have one type, got {tensors[0].dtype} and {tensor.dtype}: give all "
+                "as uint8 in [0, 255] or all as floats in [0, 1]."
+            )
     return torch.stack(tensors)
 
 

@@ -94,14 +94,19 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
         ValueError: If the file holds anything but a dictionary of tensors.
     """
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # torch's own text advises to load the file in a way that runs code.
         raise ValueError(
-            f"{path} does not hold plain weights, which is all that is loaded: {shorten(error)}"
+            f"{path} does not hold plain weights written by torch.save, which is all that is loaded."
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold a dictionary of tensors (a state dict), as model.state_dict() gives.")

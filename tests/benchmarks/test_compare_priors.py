@@ -138,6 +138,17 @@ def test_each_prior_is_joined_with_the_tokenizer_of_its_codes(script, run_script
     assert len(hashes) == 2
 
 
+def test_training_options_are_checked_before_any_work(script, run_script, options, tmp_path):
+    for training, message in (
+        ({"learnin_rate": 1e-3}, "Unknown option 'training.learnin_rate'. Did you mean training.learning_rate"),
+        ({"schedule": "linear"}, r"training\.schedule must be one of"),
+        ({"learning_rate": "fast"}, r"training\.learning_rate must be a number"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run_script(script, options | {"training": training})
+    assert not (tmp_path / "runs").exists()
+
+
 class ReadsThePixel(torch.nn.Module):
     def forward(self, images):
         return torch.nn.functional.one_hot((255 * images[:, 0, 0, 0]).round().long(), 10)

@@ -271,7 +271,7 @@ class TestReferenceStatistics:
         with pytest.raises(ValueError, match="reference_split is 'train' there and 'test' here"):
             FID(feature_network=pixel_network, reference=file, reference_split="test")
         with pytest.raises(ValueError, match="max_features is 10000 there and 50 here"):
-            FID(feature_network=pixel_network, reference=file, kid=True, max_features=50)
+            FID(feature_network=pixel_network, reference=file, kid=True, kid_subset_size=10, max_features=50)
         metric = FID(feature_network=pixel_network, reference=file)
         with pytest.raises(ValueError, match="predictions are 16×16, references 8×8"):
             metric.add_batch(predictions=images.repeat(1, 1, 2, 2))
@@ -334,6 +334,10 @@ class TestReferenceStatistics:
         (tmp_path / "text").write_text("mean")
         with pytest.raises(ValueError, match="no safetensors file"):
             FID(feature_network=pixel_network, reference=tmp_path / "text")
+        metadata = {"format": "hq_tokenizers feature statistics 1"}
+        save_file({"mean": torch.zeros(1)}, tmp_path / "half.safetensors", metadata=metadata)
+        with pytest.raises(ValueError, match="lacks header, num_images, scatter, sha256, shape, which statistics have"):
+            FID(feature_network=pixel_network, reference=tmp_path / "half.safetensors")
         save_file({"mean": torch.zeros(1)}, tmp_path / "other.safetensors")
         with pytest.raises(ValueError, match="holds no 'hq_tokenizers feature statistics 1' but None"):
             FID(feature_network=pixel_network, reference=tmp_path / "other.safetensors")
@@ -410,6 +414,50 @@ class TestRefusals:
         metric = FID(feature_network=classifier_network, inception_score=True, inception_score_splits=100)
         with pytest.raises(ValueError, match="lower inception_score_splits"):
             metric.compute(predictions=images, references=images)
+
+    def test_logits_that_are_not_finite_and_outputs_that_are_no_tensors(self, images: torch.Tensor) -> None:
+        for output, message in (((torch.ones(40, 2), torch.full((40, 3), torch.nan)), "logits"), ({}, "got dict")):
+            module = torch.nn.Module()
+            module.forward = lambda images, output=output: output
+            network = FeatureNetwork.from_module(module, name="odd", resize_filter="none")
+            with pytest.raises(ValueError, match=message):
+                FID(feature_network=network, inception_score=True).add_batch(predictions=images)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"kid": True, "kid_subset_size": 1}, "kid_subset_size must be at least 2, got 1"),
+            ({"kid": True, "kid_subset_size": 10, "max_features": 5}, "at least kid_subset_size, 10, got 5"),
+            ({"precision_recall": True, "max_features": -1}, "max_features must be at least 4, got -1"),
+            (
+                {"inception_score": True, "inception_score_splits": 0},
+                "inception_score_splits must be at least 1, got 0",
+            ),
+        ],
+    )
+    def test_numbers_out_of_range(self, pixel_network: FeatureNetwork, options: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            FID(feature_network=pixel_network, **options)
+
+    def test_what_is_refused_changes_nothing(self, images: torch.Tensor) -> None:
+        widths = iter((4, 4, 5, 4, 4))
+        module = torch.nn.Module()
+        module.forward = lambda images: images.flatten(1)[:, : next(widths)].float()
+        network = FeatureNetwork.from_module(module, name="odd", resize_filter="none")
+        metric, other = (FID(feature_network=network, allow_few_images=True) for _ in range(2))
+        metric.add_batch(references=images)
+        other.add_batch(predictions=images[..., :2, :2])
+        with pytest.raises(ValueError, match="gave 4 features before and 5 now"):
+            metric.add_batch(references=images)
+        assert metric.num_references == len(images)
+        with pytest.raises(ValueError, match="image_size differs: predictions are 2×2"):
+            metric.merge(other)
+        other.add_batch(references=images[..., :2, :2])
+        with pytest.raises(ValueError, match="references: all have one shape within a set"):
+            metric.merge(other)
+        assert metric._state.predictions.identity.num_images == 0
+        metric.add_batch(predictions=images)
+        assert metric.compute()["frechet_distance"] == pytest.approx(0, abs=1e-6)
 
     def test_wrong_options(self, pixel_network: FeatureNetwork) -> None:
         with pytest.raises(TypeError, match=r"FID has no option refrence; its options are .*reference"):

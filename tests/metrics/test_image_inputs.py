@@ -56,6 +56,7 @@ def test_rounding_noise_around_the_range_is_clamped() -> None:
         (["a.png"], TypeError, "got a list of str"),
         ([Image.new("RGBA", (4, 4))], ValueError, r"got 'RGBA': use image.convert\(\"RGB\"\)"),
         ([Image.new("L", (4, 4)), Image.new("RGB", (4, 4))], ValueError, r"got \(1, 4, 4\) and \(3, 4, 4\)"),
+        ([torch.zeros(1, 4, 4).byte(), torch.zeros(1, 4, 4)], TypeError, "got torch.uint8 and torch.float32: give all"),
         ([Image.new("L", (4, 4)), Image.new("L", (4, 5))], ValueError, r"got \(1, 4, 4\) and \(1, 5, 4\): resize"),
     ],
 )

@@ -140,6 +140,9 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="must hold a dictionary of tensors"):
         load_state(tmp_path / "list.pth")
+    (tmp_path / "junk.safetensors").write_text("junk")
+    with pytest.raises(ValueError, match=r"junk\.safetensors is damaged or no safetensors file"):
+        load_state(tmp_path / "junk.safetensors")
     (tmp_path / "empty.pth").touch()
     with pytest.raises(ValueError, match="does not hold plain weights"):
         load_state(tmp_path / "empty.pth")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,13 @@ class TestReconstruct:
             ({"image": 3}, TypeError, "image is an image .* or a list of images, got int"),
             ({"image": [[np.zeros((8, 12))]]}, TypeError, r"image\[0\] must be a single image, got list"),
             ({"num_levels": 4}, ValueError, "num_levels must be between 1 and 3"),
+            ({"num_levels": 1.5}, ValueError, "num_levels must be an integer of at least 1, got 1.5"),
+            ({"image": "nowhere.png"}, FileNotFoundError, "image: there is no image file 'nowhere.png'"),
+            (
+                {"image": [Path("no/where.png")]},
+                FileNotFoundError,
+                r"image\[0\]: there is no image file",
+            ),
             ({"output_type": "jpg"}, ValueError, "output_type must be one of"),
             ({"batch_size": 0}, ValueError, "batch_size must be an integer"),
         ],

@@ -230,6 +230,11 @@ class TestGenerate:
         with pytest.raises(error, match=message):
             generator.generate(**arguments)
 
+    def test_refuses_known_codes_that_are_none(self, generator):
+        flat = generator.generate(0, generator=0).codes.flatten()
+        with pytest.raises(TypeError, match="known_codes must be a Codes, got Tensor"):
+            generator.generate(0, known_codes=flat, known_mask=[torch.ones(1, 4, 4, 1, dtype=torch.bool)])
+
     def test_refuses_known_codes_of_another_number(self, generator):
         known = generator.code_layout.unflatten(torch.zeros(3, 16, dtype=torch.long))
         mask = torch.ones(1, 4, 4, 1, dtype=torch.bool)

@@ -88,6 +88,17 @@ def test_figures_agree_with_log_prob(codes, trained):
     assert figures["loss"] == pytest.approx(report["validation"]["loss"], rel=1e-5)
 
 
+def test_figures_of_a_masked_prior_depend_on_the_images_only(codes, tmp_path):
+    train_prior(_config(codes, tmp_path, max_steps=1, model={**MODEL, "model_type": "masked_prior"}))
+    encoded, prior = EncodedImages.load(codes), AutoModel.from_pretrained(tmp_path).eval()
+    rows = encoded.splits["validation"]
+    codes_of_split = LAYOUT.unflatten(rows.codes.long())
+    expected = -prior.log_prob_of_split(codes_of_split, rows.labels, range(len(rows)), len(rows)).double().mean(0)
+    for batch_size in (7, 33):
+        figures = evaluate_prior(prior, encoded, "validation", batch_size, create_accelerator())
+        assert figures["nats_per_code_by_level"] == pytest.approx((expected / 2).tolist(), rel=1e-5)
+
+
 def test_unigram_entropies_by_hand():
     layout = CodeLayout((CodeGroup(1, 2, (4, 2)),))
     rows = CodeRows(torch.tensor([[0, 0, 1, 0], [2, 0, 3, 0]]))
