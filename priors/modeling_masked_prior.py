@@ -47,7 +47,7 @@ from .progress import OnStep
 if TYPE_CHECKING:
     from .scheduling_masked_codes import MaskedCodeScheduler
 
-# Masks per level over a whole split: the mean is then known to about 0.3 %.
+# Masks per level over a whole split, whose mean many images make steady, and the most of one image.
 _MASKS_OF_SPLIT, _MAX_MASKS = 10_000, 8
 _SCHEDULER_FILE = "scheduler_config.json"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
