@@ -44,5 +44,17 @@ def sample_exponential(
 
     `argmax(log p − log E)` is then a categorical sample (the exponential race), and −log E is Gumbel(0, 1) noise.
     """
-    noise = [torch.empty(tuple(shape), device=g.device).exponential_(generator=g) for g in generators]
-    return torch.stack([row.to(device) for row in noise]) if noise else torch.empty(0, *shape, device=device)
+    rows = [torch.empty(tuple(shape), device=g.device).exponential_(generator=g) for g in generators]
+    return _stack(rows, shape, device)
+
+
+def sample_uniform(
+    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Uniform noise (B, *shape) in float32, in [0, 1), row i drawn from generator i and moved to `device`."""
+    rows = [torch.rand(tuple(shape), device=g.device, generator=g) for g in generators]
+    return _stack(rows, shape, device)
+
+
+def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device | str | None) -> torch.Tensor:
+    return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, *shape, device=device)

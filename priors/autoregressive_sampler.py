@@ -16,8 +16,8 @@ from hq_tokenizers.codes import CodeGroup, Codes
 from .code_cache import new_cache
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
+from .fast_layers import with_fast_layers
 from .known_codes import KnownCodes
-from .packed_weights import with_packed_weights
 from .progress import OnStep, PartialCodes, partial_codes
 from .sampling import apply_guidance, sample_codes, sample_gumbel
 
@@ -58,7 +58,7 @@ class AutoregressiveSampler:
         # Without a condition both branches are the same model, and u + s·(u − u) = u.
         self.guided = any(scale != 1 for scale in self.scales) and conditions.any_given()
         rows = conditions.with_null() if self.guided else conditions
-        self.model = with_packed_weights(model, len(rows))
+        self.model = with_fast_layers(model, len(rows))
         self.context = model.position_context(rows.labels)
         self.angles = model.position_angles()
         self.memory = model.encode_conditions(rows)

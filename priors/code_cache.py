@@ -39,9 +39,10 @@ class PreallocatedLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        added = key_states.shape[2]
+        self.keys.narrow(2, start, added).copy_(key_states)
+        self.values.narrow(2, start, added).copy_(value_states)
+        return self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of the keys that `query_length` more queries will see, and the offset of the first."""

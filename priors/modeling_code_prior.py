@@ -205,10 +205,14 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         with evaluation_mode(self), report_progress(progress, callback_on_step_end, total) as on_step:
 
             def draw(generators: Sequence[torch.Generator], candidate: int) -> Codes:
+                @torch.inference_mode(False)
                 def on_candidate_step(done: int, partial: Callable) -> None:
                     on_step(candidate * steps + done, partial)
 
-                return self.sample(conditions, generators, config, known, on_candidate_step)
+                with torch.inference_mode():
+                    codes = self.sample(conditions, generators, config, known, on_candidate_step)
+                # What leaves can be trained on and changed in place.
+                return Codes(tuple(group.clone() for group in codes.groups), codes.layout)
 
             def score(codes: Codes) -> torch.Tensor:
                 if score_function is not None:

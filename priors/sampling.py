@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hq_tokenizers.randomness import sample_exponential
+from hq_tokenizers.randomness import sample_uniform
 
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine", "interval")
 
@@ -65,10 +65,14 @@ def filter_logits(logits: torch.Tensor, sampling: LevelSampling) -> torch.Tensor
 def sample_gumbel(
     shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str | None = None
 ) -> torch.Tensor:
-    """−log E with E ~ Exponential(1): standard Gumbel noise (B, *shape), row i drawn from generator i."""
-    noise = sample_exponential(shape, generators, device)
-    # An exponential of exactly 0 would make an excluded code's score −∞ + ∞.
-    return -noise.clamp_min_(torch.finfo(noise.dtype).tiny).log_()
+    """−log E with E = −log U ~ Exponential(1): standard Gumbel noise (B, *shape), row i drawn from generator i.
+
+    On a CPU uniform numbers take a fifth of the time of PyTorch's exponential ones.
+    """
+    uniform = sample_uniform(shape, generators, device)
+    # Infinite noise would hide the only code that a filter left, or make −∞ + ∞ of an excluded one's score.
+    resolution = torch.finfo(uniform.dtype)
+    return uniform.clamp_(resolution.tiny, 1 - resolution.eps / 2).log_().neg_().log_().neg_()
 
 
 def sample_codes(logits: torch.Tensor, gumbel: torch.Tensor, sampling: LevelSampling) -> torch.Tensor:

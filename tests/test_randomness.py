@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hq_tokenizers.randomness import sample_exponential, sample_generators
+from hq_tokenizers.randomness import sample_exponential, sample_generators, sample_uniform
 
 # KS and chi-square tests run on fixed seeds: they either pass always or never.
 SIGNIFICANCE = 1e-3
@@ -98,3 +98,20 @@ class TestSampleExponential:
         winners = (probabilities.log() - noise.log()).argmax(-1)
         counts = winners.bincount(minlength=4).numpy()
         assert stats.chisquare(counts, probabilities.numpy() * counts.sum()).pvalue > SIGNIFICANCE
+
+
+class TestSampleUniform:
+    @given(st.integers(0, 2**40), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3))
+    def test_rows_do_not_depend_on_their_batch(self, seed: int, batch_size: int, shape: list[int]) -> None:
+        together = sample_uniform(shape, sample_generators(seed, batch_size))
+        assert together.shape == (batch_size, *shape)
+        assert together.dtype == torch.float32
+        for index in range(batch_size):
+            assert torch.equal(together[index], sample_uniform(shape, sample_generators(seed + index, 1))[0])
+
+    def test_empty_batch(self) -> None:
+        assert sample_uniform((2, 3), []).shape == (0, 2, 3)
+
+    def test_distribution_is_uniform(self) -> None:
+        noise = sample_uniform((25_000,), sample_generators(11, 2)).double()
+        assert stats.kstest(noise.flatten().numpy(), stats.uniform.cdf).pvalue > SIGNIFICANCE

@@ -70,3 +70,12 @@ def test_bar_and_callback_together(
     model.generate(progress=True, callback_on_step_end=lambda *call: calls.append(call))
     assert len(calls) == total
     assert f"{total}/{total}" in capsys.readouterr().err
+
+
+def test_codes_and_previews_can_be_trained_on_and_changed(make_either: Make, layout: CodeLayout) -> None:
+    flat, calls = record(make_either(layout))
+    embedding = torch.nn.Embedding(max(layout.codebook_sizes), 3)
+    for tensor in (flat, *calls[0][2].codes.groups, *calls[0][2].final):
+        assert not tensor.is_inference()
+        embedding(tensor.long()).sum().backward()
+        tensor.zero_()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import kstest
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from hq_tokenizers.priors.sampling import (
@@ -53,11 +54,17 @@ def test_temperature_zero_takes_the_likeliest_code_whatever_the_noise() -> None:
     assert torch.equal(sample_codes(LOGITS, gumbel, LevelSampling(temperature=0)), LOGITS.argmax(-1))
 
 
-def test_gumbel_noise_is_finite_even_for_an_exponential_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("extreme", [0.0, 1.0])
+def test_gumbel_noise_is_finite_at_the_ends_of_the_interval(monkeypatch: pytest.MonkeyPatch, extreme: float) -> None:
     from hq_tokenizers.priors import sampling
 
-    monkeypatch.setattr(sampling, "sample_exponential", lambda shape, generators, device: torch.zeros(1, *shape))
+    monkeypatch.setattr(sampling, "sample_uniform", lambda shape, generators, device: torch.full(shape, extreme))
     assert sample_gumbel((3,), []).isfinite().all()
+
+
+def test_gumbel_noise_has_its_distribution() -> None:
+    noise = sample_gumbel((50_000,), [torch.Generator().manual_seed(3)]).double().flatten()
+    assert kstest(noise.numpy(), "gumbel_r").pvalue > 1e-3
 
 
 def test_guidance_is_u_plus_s_times_c_minus_u() -> None:
