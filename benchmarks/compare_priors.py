@@ -1,7 +1,8 @@
-"""Trains priors on the codes of trained tokenizers under one budget, and judges what they sample.
+r"""Trains priors on the codes of trained tokenizers under one budget, and judges what they sample.
 
-    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --seeds "[0]" --only "RSQ-VAE L=4"
-    python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER
+    python benchmarks/compare_tokenizers.py benchmarks/mnist.yaml --data.path FOLDER --report_dir runs/report \
+        --only "RSQ-VAE L=4" --seeds "[0]"
+    python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER --report_dir runs/report
     python benchmarks/compare_priors.py benchmarks/mnist_priors.yaml --data.path FOLDER --report_only true
 
 Every prior is measured by its bits per code on held-out images, level by level, against the entropy of the level's
@@ -10,7 +11,9 @@ and, where `classifier_epochs` is above 0, by how many of them a small convoluti
 only, reads as the class that was asked for. Codes drawn from the histograms alone ("unigram") are measured beside.
 
 Every pair of a tokenizer and a prior ends as a JSON record and a grid of samples in `report_dir`/`name`; what has a
-record is not done again, and interrupted training continues at its last checkpoint.
+record is not done again, and interrupted training continues at its last checkpoint. The records of the published runs
+lie in docs/results, the default `report_dir`: to repeat a run, or to train the tokenizers that the priors need, give
+another one, as above; the last line prints the published table.
 """
 
 from __future__ import annotations

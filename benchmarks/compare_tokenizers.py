@@ -1,13 +1,17 @@
 """Trains any list of tokenizers on one data set under one budget, and writes their table and plots.
 
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER
-    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --only "SQ-VAE,VQ-VAE (EMA)"
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --only "SQ-VAE I,VQ-VAE (EMA)"
     python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --report_only true
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10.yaml --data.path FOLDER --report_dir runs/report
 
 Every system and seed trains in its own folder below `output_dir` and ends as a small JSON record in
 `report_dir`/`name`. What has a record is not done again, and an interrupted run continues at its last checkpoint, so
 that a comparison of many hours can be made in pieces, in several processes (`--only`), or on several machines. The
 table and the plots are made from whatever records there are; the table shows the error of each seed.
+
+The records of the published runs lie in docs/results, the default `report_dir`: to repeat a run, or to have its trained
+tokenizer, give another one, as in the last line.
 """
 
 from __future__ import annotations

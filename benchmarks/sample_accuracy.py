@@ -1,4 +1,4 @@
-"""How many class-conditional samples of a generator does a classifier, trained on real images only, read as asked?
+r"""How many class-conditional samples of a generator does a classifier, trained on real images only, read as asked?
 
     python benchmarks/sample_accuracy.py --generator runs/mnist_prior/generator --data.name parquet --data.path FOLDER \
         --data.files '{train: mnist-train.parquet, test: mnist-test.parquet}'
