@@ -13,6 +13,11 @@ from huggingface_hub.dataclasses import strict
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_utils import check_choice
 
+_FIELDS_OF_SINGLE_LAYER = (
+    *("num_downsampling", "variance_type", "variance_parametrization", "variance_floor", "dequantization_noise"),
+    *("likelihood", "num_classes", "initial_log_concentration", "initial_label_concentration"),
+)
+
 
 @dataclass(frozen=True)
 class GroupSpec:
@@ -72,6 +77,9 @@ class HQVAEConfig(ImageTokenizerConfig):
             raise ValueError(
                 "A hierarchy has no single codebook_size: write the sizes into code_groups, as in 'stride 4: 512 x 4'."
             )
+        single = [name for name in _FIELDS_OF_SINGLE_LAYER if name in kwargs]
+        if single:
+            raise ValueError(f"{', '.join(single)}: of SQVAEConfig only, a hierarchy has no such field.")
         if self.learned_prior and len(groups) == 1:
             raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
         if self.quantizer == "vq" and self.learned_prior:
@@ -81,8 +89,8 @@ class HQVAEConfig(ImageTokenizerConfig):
             raise ValueError(f"log_variance_range must be [smallest, largest], got {self.log_variance_range}.")
         if not low <= self.initial_log_variance <= high:
             raise ValueError(
-                f"initial_log_variance must lie in log_variance_range {self.log_variance_range}, outside of which it "
-                f"has no gradient: {self.initial_log_variance}."
+                f"initial_log_variance must lie in log_variance_range {self.log_variance_range}, got "
+                f"{self.initial_log_variance}."
             )
         super().__post_init__(**kwargs)
 

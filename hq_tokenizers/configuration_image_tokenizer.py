@@ -12,6 +12,16 @@ from transformers import PreTrainedConfig
 
 from .configuration_utils import check_choice, check_image_size, check_minimum, check_positive
 
+_FIELDS_OF_QUANTIZER = {
+    "vq": (
+        *("commitment_weight", "codebook_update", "ema_decay", "restart_threshold"),
+        *("warmup_epochs", "reestimation_epochs", "reservoir_size"),
+    ),
+    "gaussian": ("variance_type", "variance_parametrization", "dequantization_noise"),
+}
+"""Fields that other quantisers would ignore; `_FIELDS_OF_LIKELIHOOD` those that label maps and VQ would."""
+_FIELDS_OF_LIKELIHOOD = ("decoder_variance", "initial_decoder_log_variance")
+
 
 @strict
 class ImageTokenizerConfig(PreTrainedConfig):
@@ -90,12 +100,23 @@ class ImageTokenizerConfig(PreTrainedConfig):
         for name in ("num_channels", "num_residual_blocks", "codebook_dim", "reservoir_size", "max_quantizer_elements"):
             check_minimum(name, getattr(self, name), 1)
         for name in (
-            *("num_decoder_residual_blocks", "gumbel_decay", "gumbel_min_temperature", "commitment_weight"),
+            *(
+                "codebook_init_std",
+                "num_decoder_residual_blocks",
+                "gumbel_decay",
+                "gumbel_min_temperature",
+                "commitment_weight",
+            ),
             *("restart_threshold", "warmup_epochs", "reestimation_epochs"),
         ):
             check_minimum(name, getattr(self, name), 0)
         for name in ("gumbel_temperature", "codebook_learning_rate_factor", "data_variance"):
             check_positive(name, getattr(self, name))
+        if self.gumbel_min_temperature > self.gumbel_temperature:
+            raise ValueError(
+                f"gumbel_min_temperature must be at most gumbel_temperature {self.gumbel_temperature}, got "
+                f"{self.gumbel_min_temperature}."
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if self.restart_threshold and self.codebook_update != "ema":
@@ -105,6 +126,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         if self.reestimation_epochs and not self.warmup_epochs:
             raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
         self._check_names(kwargs)
+        self._check_unused()
         check_image_size(self.image_size, self.stride)
         super().__post_init__(**kwargs)
 
@@ -115,6 +137,29 @@ class ImageTokenizerConfig(PreTrainedConfig):
             nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
             if nearest:
                 raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {nearest[0]!r}?")
+
+    def _check_unused(self) -> None:
+        """Refuses fields that were set and would have no effect."""
+        quantizer = getattr(self, "quantizer", "gaussian")
+        others = {name: kind for kind, names in _FIELDS_OF_QUANTIZER.items() if kind != quantizer for name in names}
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == field.default:
+                continue
+            if field.name in others:
+                raise ValueError(
+                    f"{field.name} is for quantizer={others[field.name]!r} and would have no effect with "
+                    f"quantizer={quantizer!r}: leave it at {field.default!r}."
+                )
+            if field.name in _FIELDS_OF_LIKELIHOOD and (quantizer == "vq" or self.for_label_maps):
+                raise ValueError(
+                    f"{field.name} is for the Gaussian likelihood of images, which label maps and quantizer='vq' do "
+                    f"not have: leave it at {field.default!r}."
+                )
+        if self.codebook_update == "ema" and self.codebook_learning_rate_factor != 1:
+            raise ValueError(
+                "codebook_learning_rate_factor has no effect on a codebook that follows moving averages "
+                "(codebook_update='ema'): leave it at 1."
+            )
 
     @property
     def stride(self) -> int:

@@ -14,7 +14,7 @@ def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
 def check_minimum(name: str, value: float, minimum: float) -> None:
     """Raises a ValueError if `value` is below `minimum` or no number."""
     _check_number(name, value)
-    if value < minimum:
+    if not value >= minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
 

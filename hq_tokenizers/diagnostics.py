@@ -79,15 +79,16 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
     findings: list[Finding] = []
     if "perplexity" not in figures:
         return findings
-    for level, row in enumerate(usage_table(codebook_sizes, figures)):
+    table = usage_table(codebook_sizes, figures)
+    for level, row in enumerate(table):
         size = codebook_sizes[level]
         stochastic = config.quantizer in ("gaussian", "vmf")
         if stochastic and size > 1 and row["entropy"] > UNINFORMATIVE * math.log(size):
             findings.append(_inflated(config, level, row, size))
         elif row["usage"] < COLLAPSED:
-            findings.append(_unused(config, level, row, codebook_sizes, "collapsed"))
+            findings.append(_unused(config, level, table, codebook_sizes, "collapsed"))
         elif row["dead_rate"] > DEAD:
-            findings.append(_unused(config, level, row, codebook_sizes, "dead codes"))
+            findings.append(_unused(config, level, table, codebook_sizes, "dead codes"))
         if isinstance(config, HQVAEConfig) and stochastic:
             findings += _at_bound(config, level, row["variance"])
     return findings
@@ -104,20 +105,23 @@ def _inflated(config: ImageTokenizerConfig, level: int, row: Mapping[str, float]
 
 
 def _unused(
-    config: ImageTokenizerConfig, level: int, row: Mapping[str, float], codebook_sizes: Sequence[int], symptom: str
+    config: ImageTokenizerConfig,
+    level: int,
+    table: Sequence[Mapping[str, float]],
+    codebook_sizes: Sequence[int],
+    symptom: str,
 ) -> Finding:
+    row = table[level]
     measured = (
         f"perplexity {row['perplexity']:.1f} and {row['active_codes']:.0f} active of {codebook_sizes[level]} codes"
     )
     if config.quantizer == "vq":
+        shared = isinstance(config, HQVAEConfig) and config.shared_codebook
+        if shared and any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in table):
+            cause = "levels share one codebook, and this one needs few of its codes, which others use"
+            return Finding(level, symptom, measured, cause, "shared_codebook: false, or nothing: the codes are trained")
         cause = "codes that are never nearest to a latent vector are never trained"
-        remedies = []
-        if not config.restart_threshold:
-            remedies.append("codebook_update: ema with restart_threshold: 1.0")
-        if not config.reestimation_epochs:
-            remedies.append("preset: robust_vq_vae, which re-estimates the codebook")
-        remedies.append("quantizer: gaussian")
-        return Finding(level, symptom, measured, cause, ", or ".join(remedies))
+        return Finding(level, symptom, measured, cause, _vector_remedy(config))
     if isinstance(config, HQVAEConfig) and level < len(codebook_sizes) - len(config.groups[-1].codebook_sizes):
         cause = "the finer groups explain the image without this coarse level"
         remedy = "fewer codes in the finer groups" + ("" if config.progressive else ", or progressive: true")
@@ -126,11 +130,22 @@ def _unused(
     return Finding(level, symptom, measured, cause, "training longer, or a smaller codebook")
 
 
+def _vector_remedy(config: ImageTokenizerConfig) -> str:
+    remedies = []
+    if not config.restart_threshold:
+        remedies.append("codebook_update: ema with restart_threshold: 1.0")
+    if not config.reestimation_epochs:
+        remedies.append("warmup_epochs and reestimation_epochs, which re-estimate the codebook (preset robust_vq_vae)")
+    return ", or ".join([*remedies, "quantizer: gaussian"])
+
+
 def _at_bound(config: HQVAEConfig, level: int, variance: float) -> list[Finding]:
     low, high = config.log_variance_range
     log_variance = math.log(max(variance, 1e-30))
     if low + 1e-3 < log_variance < high - 1e-3:
         return []
-    cause = "the level inflates without bound" if log_variance > low else "the level is deterministic already"
+    cause = (
+        "the level inflates without bound" if log_variance > (low + high) / 2 else "the level is deterministic already"
+    )
     remedy = "a wider log_variance_range, after looking at this level's perplexity"
     return [Finding(level, "variance at its bound", f"log s² = {log_variance:.2f}", cause, remedy)]

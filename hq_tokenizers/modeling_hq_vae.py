@@ -98,7 +98,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             num_blocks=config.num_decoder_residual_blocks,
             first_convolution=config.bottleneck_convolution,
         )
-        self.likelihood = image_likelihood(config, config.quantizer)
+        num_levels = sum(len(group.codebook_sizes) for group in groups)
+        self.likelihood = image_likelihood(config, config.quantizer, num_levels if config.progressive else 1)
         self._finish_init()
 
     @staticmethod
@@ -154,7 +155,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         if with_loss:
             output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values)}
             if previews:
-                per_level = [self.likelihood.nll(preview, pixel_values) for preview in previews]
+                per_level = [self.likelihood.nll(preview, pixel_values, i) for i, preview in enumerate(previews)]
                 output.terms["progressive"] = torch.stack(per_level).sum()
             for name in quantized[0].terms:
                 output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()

@@ -66,7 +66,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
-    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)", r"likelihood\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
     # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
     _supports_sdpa = True
@@ -74,11 +74,29 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
 
     training_step: torch.Tensor
+    quantizer: nn.Module
+    likelihood: nn.Module
 
     def _finish_init(self) -> None:
         """Adds the state every tokenizer has and initialises the weights; a subclass's `__init__` ends with it."""
         self.register_buffer("training_step", torch.zeros((), dtype=torch.long))
+        # Also where the model is built in another type.
+        self.quantizer.float()
+        self.likelihood.float()
         self.post_init()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ImageTokenizerPreTrainedModel:
+        """Moves or converts the model; its quantiser and likelihood are never rounded to 16 bits."""
+        parts = (self.quantizer, self.likelihood)
+        tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+        exact = {id(item) for tensor in tensors for item in (tensor, tensor.grad) if item is not None}
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            converted = fn(tensor)
+            rounded = converted.dtype in (torch.bfloat16, torch.float16)
+            return tensor.to(converted.device) if id(tensor) in exact and rounded else converted
+
+        return super()._apply(convert, recurse)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -134,8 +152,16 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         Returns:
             Whether codebooks were replaced.
         """
-        replaced = [m.start_epoch(epoch, seed) for m in self.modules() if isinstance(m, ResidualVectorQuantizer)]
+        replaced = [quantizer.start_epoch(epoch, seed) for quantizer in self._vector_quantizers()]
         return any(replaced)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether it is in its epochs without quantisation: until they end, its codebooks have learned nothing."""
+        return any(quantizer.warming_up for quantizer in self._vector_quantizers())
+
+    def _vector_quantizers(self) -> list[ResidualVectorQuantizer]:
+        return [module for module in self.modules() if isinstance(module, ResidualVectorQuantizer)]
 
     def codebooks(self) -> tuple[torch.Tensor, ...]:
         """The code vectors of every level, coarse to fine: float32 tensors (K_l, d), without gradient.
@@ -195,7 +221,18 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
                 "This tokenizer takes label maps, LongTensors of shape (batch, height, width), got "
                 f"{label_map.dtype} of shape {tuple(label_map.shape)}."
             )
+        if not label_map.shape[0]:
+            raise ValueError("pixel_values is an empty batch: give at least one label map.")
         check_image_size(tuple(label_map.shape[-2:]), self.config.stride)
+        # Only where reading values makes no device wait.
+        if label_map.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = label_map.aminmax()
+            if low < 0 or high >= self.config.num_classes:
+                raise ValueError(
+                    f"The classes of a label map must be 0 to {self.config.num_classes - 1} (num_classes "
+                    f"{self.config.num_classes}), got {low} to {high}: map pixels without a label to a class of their "
+                    "own."
+                )
 
     def _check_values(self, codes: Codes) -> None:
         if not isinstance(codes, Codes):
@@ -254,11 +291,11 @@ def vector_quantizer(
     )
 
 
-def image_likelihood(config: ImageTokenizerConfig, quantizer: str) -> GaussianImages:
+def image_likelihood(config: ImageTokenizerConfig, quantizer: str, num_reconstructions: int = 1) -> GaussianImages:
     """The decoder's distribution over images; for VQ its scaled squared error."""
     if quantizer == "vq":
         return SquaredErrorImages(config.data_variance)
-    return GaussianImages(learned=config.decoder_variance == "learned")
+    return GaussianImages(config.decoder_variance == "learned", num_reconstructions)
 
 
 def latent_norm(config: ImageTokenizerConfig) -> nn.Module:

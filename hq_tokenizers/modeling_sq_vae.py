@@ -67,7 +67,6 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
 
     def __init__(self, config: SQVAEConfig):
         super().__init__(config)
-        self.likelihood = self._build_likelihood(config)
         data_channels = label_channels(config.num_classes) if config.for_label_maps else config.num_channels
         self.encoder = ImageEncoder(
             in_channels=data_channels,
@@ -89,6 +88,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             num_blocks=config.num_decoder_residual_blocks,
             first_convolution=config.bottleneck_convolution,
         )
+        self.likelihood = self._build_likelihood(config)
         self._finish_init()
 
     @staticmethod

@@ -118,7 +118,7 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
         "quantizer": "vq",
         "codebook_update": "gradient",
         "bottleneck_batch_norm": True,
-        "codebook_learning_rate_factor": 10.0,
+        "codebook_learning_rate_factor": 1.0 if overrides.get("codebook_update") == "ema" else 10.0,
         "codebook_init_std": math.sqrt(2 / (size + dim)),  # Xavier
         "warmup_epochs": 2,
         "reestimation_epochs": 2,

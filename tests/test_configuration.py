@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -150,3 +151,34 @@ def test_misspelt_fields_are_refused(config: type, name: str, hint: str) -> None
 
 def test_fields_of_transformers_itself_pass() -> None:
     assert SQVAEConfig(architectures=["SQVAEModel"], custom_pipelines={}, some_new_field=1).codebook_size == 512
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (SQVAEConfig, {"warmup_epochs": 2, "reestimation_epochs": 2}, "warmup_epochs is for quantizer='vq'"),
+        (SQVAEConfig, {"codebook_update": "ema"}, "codebook_update is for quantizer='vq' .* quantizer='gaussian'"),
+        (HQVAEConfig, {"restart_threshold": 1.0, "codebook_update": "ema"}, "is for quantizer='vq'"),
+        (SQVAEConfig, {"quantizer": "none", "commitment_weight": 1.0}, "leave it at 0.25"),
+        (SQVAEConfig, {"quantizer": "vq", "variance_type": "IV"}, "variance_type is for quantizer='gaussian'"),
+        (SQVAEConfig, {"quantizer": "vmf", "dequantization_noise": True}, "no effect with quantizer='vmf'"),
+        (SQVAEConfig, {"quantizer": "vq", "decoder_variance": "learned"}, "decoder_variance is for the Gaussian"),
+        (SQVAEConfig, {"likelihood": "vmf", "num_classes": 3, "decoder_variance": "learned"}, "label maps"),
+        (
+            SQVAEConfig,
+            {"quantizer": "vq", "codebook_update": "ema", "codebook_learning_rate_factor": 10},
+            "no effect on a codebook that follows moving averages",
+        ),
+        (
+            HQVAEConfig,
+            {"variance_type": "IV", "dequantization_noise": True},
+            "variance_type, dequantization_noise: of SQV",
+        ),
+        (SQVAEConfig, {"gumbel_min_temperature": 2.0}, "at most gumbel_temperature 1.0, got 2.0"),
+        (SQVAEConfig, {"gumbel_decay": math.nan}, "gumbel_decay must be at least 0, got nan"),
+        (SQVAEConfig, {"codebook_init_std": -1.0}, "codebook_init_std must be at least 0"),
+    ],
+)
+def test_fields_that_would_do_nothing_or_harm_are_refused(config: type, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**fields)

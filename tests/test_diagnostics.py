@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from hq_tokenizers.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.configuration_sq_vae import SQVAEConfig
@@ -54,6 +55,29 @@ def test_a_variance_at_the_end_of_its_range_is_reported():
     found = diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(3.0)]))
     assert [finding.symptom for finding in found] == ["variance at its bound"]
     assert diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(2.9)])) == []
+
+
+@pytest.mark.parametrize(("low", "high"), [(-14.0, 8.0), (-6.0, 6.0), (-13.0, 1.0)])
+def test_the_two_ends_of_the_range_have_different_causes(low, high):
+    config = HQVAEConfig(code_groups=["stride 4: 512"], log_variance_range=[low, high], initial_log_variance=0.0)
+    for end, cause in ((low, "deterministic"), (high, "inflates")):
+        variance = torch.tensor(end).exp().item()
+        (finding,) = diagnose(config, [512], figures([300.0], [512], [2.0], [variance]))
+        assert cause in finding.cause
+
+
+def test_a_level_that_needs_few_codes_of_a_shared_codebook_is_not_called_untrained():
+    levels = figures([40.0, 400.0], [45, 500], [0.0, 0.0], [0.0, 0.0])
+    for shared, cause in ((True, "share one codebook"), (False, "never nearest")):
+        config = HQVAEConfig(code_groups=["stride 4: 512 x 2"], quantizer="vq", shared_codebook=shared)
+        (finding,) = diagnose(config, [512, 512], levels)
+        assert (finding.level, finding.symptom) == (0, "collapsed")
+        assert cause in finding.cause
+    # Where no level uses it, it is untrained, shared or not.
+    config = HQVAEConfig(code_groups=["stride 4: 512 x 2"], quantizer="vq", shared_codebook=True)
+    found = diagnose(config, [512, 512], figures([4.0, 5.0], [9, 9], [0.0, 0.0], [0.0, 0.0]))
+    assert all("never nearest" in finding.cause for finding in found)
+    assert all("warmup_epochs" in finding.remedy for finding in found)
 
 
 def test_usage_is_relative_to_each_levels_codebook():

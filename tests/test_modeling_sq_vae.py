@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from scipy import integrate, stats
 from torch import nn
+from transformers import AutoModel
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.configuration_sq_vae import SQVAEConfig
@@ -287,6 +288,20 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"label maps, LongTensors of shape \(batch, height, width\)"):
             build("vmf labels")(wrong)
 
+    @pytest.mark.parametrize("value", [-1, 5, 255])
+    def test_classes_out_of_range(self, value: int) -> None:
+        """Class 5 of 5 would train silently: the networks see an even number of channels, 6."""
+        model = build("vmf labels", num_classes=5)
+        label_map = torch.zeros(2, 8, 8, dtype=torch.long)
+        model(label_map)
+        label_map[1, 3, 3] = value
+        with pytest.raises(
+            ValueError, match=rf"must be 0 to 4 \(num_classes 5\), got {min(value, 0)} to {max(value, 0)}"
+        ):
+            model(label_map)
+        with pytest.raises(ValueError, match="empty batch"):
+            model(label_map[:0])
+
     def test_codes_of_another_layout(self) -> None:
         model = build("gaussian I")
         other = CodeLayout((CodeGroup(4, 4, (17,)),))
@@ -346,7 +361,7 @@ class TestSchedule:
         assert hard < 0.01
         assert soft > 0.3
 
-    @pytest.mark.parametrize("system", ["gaussian IV", "vq gradient", "vq ema"])
+    @pytest.mark.parametrize("system", ["gaussian IV", "vq gradient"])
     def test_codebooks_have_their_own_rate(self, system: str) -> None:
         assert [group["lr"] for group in build(system).parameter_groups(0.1)] == [0.1]
         model = build(system, codebook_learning_rate_factor=10.0)
@@ -419,6 +434,33 @@ class TestCheckpoints:
         assert {term.dtype for term in output.terms.values()} == {torch.float32}
         output.loss.backward()
         assert torch.equal(half.eval()(pixels).reconstruction, half.decode(half.encode(pixels)))
+
+    @pytest.mark.parametrize("system", ["gaussian IV", "learned decoder variance", "vmf", "vq ema", "robust vq"])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_conversion_never_rounds_quantiser_or_likelihood(self, system: str, dtype: torch.dtype) -> None:
+        model = build(system)
+        exact = {name: value.clone() for name, value in model.state_dict().items() if name[:4] in ("quan", "like")}
+        for converted in (copy.deepcopy(model).to(dtype), copy.deepcopy(model).to(dtype).to("cpu").float()):
+            state = converted.state_dict()
+            assert all(torch.equal(state[name], value) for name, value in exact.items())
+        assert copy.deepcopy(model).to(dtype).dtype == dtype
+        assert copy.deepcopy(model).double().quantizer.state_dict().keys() == model.quantizer.state_dict().keys()
+        built = AutoModel.from_config(model.config, dtype=dtype)
+        assert built.dtype == dtype
+        kept = {name: value.dtype for name, value in built.state_dict().items() if name in exact}
+        assert kept == {name: value.dtype for name, value in exact.items()}
+
+    @pytest.mark.parametrize("system", ["learned decoder variance", "vq ema"])
+    def test_a_converted_model_trains(self, system: str) -> None:
+        """In bfloat16 steps of 1e-3 would be lost in log σ², and the moving averages would stand still."""
+        model = build(system).to(torch.bfloat16).train()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+        before = {name: value.clone() for name, value in model.state_dict().items() if name[:4] in ("quan", "like")}
+        for _ in range(3):
+            model(data(model.config, 4)).loss.backward()
+            optimizer.step()
+        changed = [name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)]
+        assert "likelihood.log_variance" in changed or "quantizer.codebooks.0.ema_sum" in changed
 
     @pytest.mark.parametrize("system", WITH_CODES)
     def test_autocast(self, system: str) -> None:

@@ -23,11 +23,13 @@ class GaussianImages(nn.Module):
 
     Args:
         learned: Whether log σ² is a parameter; otherwise σ² is at its optimum for each batch.
+        num_reconstructions: Of progressive coding, each with a σ² of its own: coarse ones are further from the image.
     """
 
-    def __init__(self, learned: bool):
+    def __init__(self, learned: bool, num_reconstructions: int = 1):
         super().__init__()
-        self.log_variance = nn.Parameter(torch.empty(())) if learned else None
+        shape = () if num_reconstructions == 1 else (num_reconstructions,)
+        self.log_variance = nn.Parameter(torch.empty(shape)) if learned else None
 
     def inputs(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The encoder's input: the image."""
@@ -37,9 +39,12 @@ class GaussianImages(nn.Module):
         """x̂ from the decoder's last layer: a sigmoid, in float32, so that bfloat16 does not round the pixels."""
         return decoded.float().sigmoid()
 
-    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """−log p(x | z_q) per image in nats."""
-        return gaussian_nll(self.outputs(decoded), pixel_values, self.log_variance)
+    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:
+        """−log p(x | z_q) per image in nats; `index` of the reconstruction, by default the last, of all levels."""
+        log_variance: torch.Tensor | None = self.log_variance
+        if log_variance is not None and log_variance.ndim:
+            log_variance = log_variance[index]
+        return gaussian_nll(self.outputs(decoded), pixel_values, log_variance)
 
 
 class SquaredErrorImages(GaussianImages):
@@ -53,7 +58,7 @@ class SquaredErrorImages(GaussianImages):
         super().__init__(learned=False)
         self.data_variance = data_variance
 
-    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:
         """The scaled error."""
         return F.mse_loss(self.outputs(decoded).float(), pixel_values.float()) / self.data_variance
 

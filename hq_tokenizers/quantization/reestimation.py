@@ -15,6 +15,8 @@ from torch import distributed, nn
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 KMEANS_ITERATIONS = 20
+SHARED_ROUNDS = 5
+"""How often a codebook that levels share is estimated anew on what the levels see with the last estimate."""
 
 
 class Reservoir(nn.Module):
@@ -90,50 +92,78 @@ class CodebookReestimation(nn.Module):
         return self.epoch < self.warmup_epochs
 
     @torch.no_grad()
-    def start_epoch(self, epoch: int, codebooks: Sequence[VectorCodebook], seed: int) -> bool:
-        """Called before the first step of every epoch (from 0); returns whether any codebook was replaced.
+    def start_epoch(self, epoch: int, codebooks: Sequence[VectorCodebook], num_levels: int, seed: int) -> bool:
+        """Called before the first step of every epoch (from 0); returns whether the codebooks were replaced.
 
-        With several codebooks, each is estimated on what those before leave over. A codebook with more codes than there
-        are vectors is left alone.
+        With a codebook per level, each is estimated on what those before leave over. One that all levels share is
+        estimated on what every level is given, in a few rounds, since that depends on the codebook itself. With fewer
+        vectors than codes nothing is replaced.
+
+        Args:
+            epoch: Number of the epoch.
+            codebooks: One per level, or one for all.
+            num_levels: Number of levels.
+            seed: Seed of the k-means initialisation.
         """
         self.epoch.fill_(epoch)
-        due = self.warmup_epochs <= epoch < self.last_epoch
-        if not due:
+        if not self.warmup_epochs <= epoch < self.last_epoch:
             return False
-        residual = self.reservoir.contents().float()
-        replaced = False
-        for codebook in codebooks:
-            if _main_process_says(len(residual) >= len(codebook.weight), residual.device):
-                replaced = True
-                codebook.assign(_main_process_centres(residual, codebook.codes, seed))
-            residual = residual - codebook.codes[codebook.nearest(residual)]
+        vectors = self.reservoir.contents().float()
+        most = max(len(codebook.weight) for codebook in codebooks)
+        enough = _main_process_says(len(vectors) >= most, vectors.device)
+        if enough and len(codebooks) < num_levels:
+            _estimate_shared(codebooks[0], vectors, num_levels, seed)
+        elif enough:
+            for codebook in codebooks:
+                codebook.assign(*_main_process_clusters(vectors, codebook.codes, seed))
+                vectors = _residual(vectors, codebook)
         self.reservoir.clear()
-        return replaced
+        return enough
 
 
-def kmeans(vectors: torch.Tensor, num_clusters: int, seed: int) -> torch.Tensor:
-    """k-means++ followed by Lloyd's iterations: (M, d) → centres (num_clusters, d) on the CPU.
+def _estimate_shared(codebook: VectorCodebook, vectors: torch.Tensor, num_levels: int, seed: int) -> None:
+    codebook.assign(*_main_process_clusters(vectors, codebook.codes, seed))
+    for _ in range(SHARED_ROUNDS):
+        inputs = [vectors]
+        for _ in range(num_levels - 1):
+            inputs.append(_residual(inputs[-1], codebook))
+        codebook.assign(*_main_process_clusters(torch.cat(inputs), codebook.codes, seed))
+
+
+def _residual(vectors: torch.Tensor, codebook: VectorCodebook) -> torch.Tensor:
+    return vectors - codebook.codes[codebook.nearest(vectors)]
+
+
+def kmeans(vectors: torch.Tensor, num_clusters: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """k-means++ followed by Lloyd's iterations.
 
     Args:
-        vectors: The data; M at least `num_clusters`.
+        vectors: The data (M, d); M at least `num_clusters`.
         num_clusters: Number of centres.
         seed: Seed of the initialisation.
+
+    Returns:
+        The centres (num_clusters, d) and how many vectors belong to each (num_clusters,), on the CPU.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
 
     data = vectors.cpu().double().numpy()
     initial, _ = kmeans_plusplus(data, num_clusters, n_local_trials=1, random_state=seed)
     fitted = KMeans(num_clusters, init=initial, n_init=1, max_iter=KMEANS_ITERATIONS).fit(data)
-    return torch.from_numpy(fitted.cluster_centers_).float()
+    counts = torch.from_numpy(fitted.labels_).long().bincount(minlength=num_clusters)
+    return torch.from_numpy(fitted.cluster_centers_).float(), counts.float()
 
 
-def _main_process_centres(vectors: torch.Tensor, like: torch.Tensor, seed: int) -> torch.Tensor:
-    """The k-means centres of process 0's vectors, in every process, so that all end with the same codebook."""
-    if not _distributed():
-        return kmeans(vectors, len(like), seed).to(like)
-    centres = kmeans(vectors, len(like), seed).to(like) if distributed.get_rank() == 0 else torch.empty_like(like)
-    distributed.broadcast(centres, src=0)
-    return centres
+def _main_process_clusters(vectors: torch.Tensor, like: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clusters of process 0's vectors, in every process, so that all end with the same codebook."""
+    centres, counts = torch.empty_like(like), like.new_empty(len(like))
+    if not _distributed() or distributed.get_rank() == 0:
+        found = kmeans(vectors, len(like), seed)
+        centres, counts = found[0].to(like), found[1].to(like)
+    if _distributed():
+        distributed.broadcast(centres, src=0)
+        distributed.broadcast(counts, src=0)
+    return centres, counts
 
 
 def _main_process_says(condition: bool, device: torch.device) -> bool:

@@ -100,11 +100,17 @@ class ResidualVectorQuantizer(nn.Module):
     def start_epoch(self, epoch: int, seed: int) -> bool:
         """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.
 
-        A codebook that all levels share is estimated once, on the latents.
+        See `CodebookReestimation.start_epoch`.
         """
         if self.reestimation is None:
             return False
-        return self.reestimation.start_epoch(epoch, cast(Sequence[VectorCodebook], self.codebooks), seed)
+        codebooks = cast(Sequence[VectorCodebook], self.codebooks)
+        return self.reestimation.start_epoch(epoch, codebooks, self.num_levels, seed)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether quantisation is still switched off in training."""
+        return self.reestimation is not None and bool(self.reestimation.warming_up)
 
     def _quantize(self, latents: torch.Tensor, learning: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         residual, total = latents, torch.zeros_like(latents)

@@ -94,12 +94,20 @@ class VectorCodebook(nn.Module):
         self.ema_sum.copy_(torch.where(dead.unsqueeze(-1), candidates, self.ema_sum))
 
     @torch.no_grad()
-    def assign(self, codes: torch.Tensor) -> None:
-        """Replaces all code vectors (K, d), and the moving averages with them."""
+    def assign(self, codes: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Replaces all code vectors, and the moving averages with them.
+
+        Args:
+            codes: The code vectors (K, d).
+            counts: How many vectors each stands for, (K,); None for equally many.
+        """
         self.weight.copy_(codes)
         if self.update_rule == "ema":
-            self.ema_count.fill_(1.0)
-            self.ema_sum.copy_(codes)
+            shares = 1 / len(codes) if counts is None else counts / counts.sum()
+            # As many per batch as before in sum, and none so few that the first batch without it restarts it.
+            per_batch = (shares * self.ema_count.sum()).expand(len(codes))
+            self.ema_count.copy_(per_batch.clamp_min(2 * self.restart_threshold))
+            self.ema_sum.copy_(codes * self.ema_count.unsqueeze(-1))
 
 
 def _all_reduce(tensor: torch.Tensor) -> None:

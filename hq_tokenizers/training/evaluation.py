@@ -52,7 +52,8 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         summed over the pixel values of an image; "psnr": in dB, the mean of the images' own PSNR. Of label maps
         "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per level: "perplexity",
         exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity", the mean over batches;
-        "active_codes" that occur in the split; "entropy" of P̂, nats per position; "variance" of the quantiser.
+        "active_codes" that occur in the split; "usage", perplexity / K, and "dead_rate", the share of codes that do not
+        occur; "entropy" of P̂, nats per position; "variance" of the quantiser.
 
     Raises:
         ValueError: If there are fewer batches than processes.
@@ -120,4 +121,6 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
     if counts:
         figures["perplexity"] = [perplexity(level).item() for level in counts]
         figures["active_codes"] = [int((level > 0).sum()) for level in counts]
+        figures["usage"] = [perplexity(level).item() / len(level) for level in counts]
+        figures["dead_rate"] = [(level == 0).double().mean().item() for level in counts]
     return figures

@@ -45,12 +45,15 @@ class Stage:
         step: (model, batch) → (loss, figures to average over the log window). The model may be wrapped: call it.
         validate: model → figures of the whole validation split, among them "loss".
         parameter_groups: Parameter groups of the optimiser.
-        before_epoch: Called with the bare model and the number of the epoch, from 0, before its first step.
+        before_epoch: Called with the bare model, the tracker and the number of the epoch, from 0, before its first
+            step. Returns the parameters and buffers that it gave values which have nothing to do with those before: the
+            optimiser forgets their past, and the moving average starts from them.
         after_step: Called with the bare model after every optimiser step.
         after_validation: Called with the validated model, the tracker, the step and the figures of `validate`, on the
             main process.
         evaluate: model → further figures, every `evaluation_steps`; None when there are none. Noise that it draws from
             torch's global generators changes nothing in training.
+        is_judged: Bare model → whether its validation losses count already, for the learning rate and the best model.
         inputs: What the run is made from besides its options, by name: hashes, which a continuation must find again.
     """
 
@@ -58,12 +61,13 @@ class Stage:
     step: Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, Metrics]]
     validate: Callable[[PreTrainedModel], Record]
     parameter_groups: list[dict[str, Any]]
-    before_epoch: Callable[[PreTrainedModel, int], None] = lambda model, epoch: None
+    before_epoch: Callable[[PreTrainedModel, Tracker, int], list[torch.Tensor]] = lambda model, tracker, epoch: []
     after_step: Callable[[PreTrainedModel], None] = lambda model: None
     after_validation: Callable[[PreTrainedModel, Tracker, int, Record], None] = lambda model, tracker, step, figures: (
         None
     )
     evaluate: Callable[[PreTrainedModel], Record] | None = None
+    is_judged: Callable[[PreTrainedModel], bool] = lambda model: True
     inputs: dict[str, str] = field(default_factory=dict)
 
 
@@ -157,7 +161,7 @@ class TrainingLoop:
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.plan.steps_per_epoch)
             if steps_done == 0:
-                self.stage.before_epoch(self.model, epoch)
+                self._forget_past(self.stage.before_epoch(self.model, tracker, epoch))
             batches = self.data.batches(self.plan.rest_of_epoch(self.step), self.accelerator.device)
             steps = zip(*[batches] * self.config.gradient_accumulation, strict=True)
             for parts in steps:
@@ -166,6 +170,13 @@ class TrainingLoop:
                 self._after_step(tracker)
                 if self.step == self.total_steps:
                     break
+
+    def _forget_past(self, replaced: list[torch.Tensor]) -> None:
+        """What optimiser and average know of these tensors belongs to values that are gone."""
+        for tensor in replaced:
+            self.optimizer.state.pop(tensor, None)
+        if self.average is not None:
+            self.average.take_over(self.model, replaced)
 
     def _optimize(self, wrapped: torch.nn.Module, parts: tuple[Batch, ...]) -> None:
         """One optimiser step."""
@@ -226,16 +237,20 @@ class TrainingLoop:
             if tracker.active:
                 self.stage.after_validation(model, tracker, self.step, figures)
         self._check_finite(figures["loss"])
-        if self.step % self.validation_steps == 0:
-            # An extra validation at the end of a run must not change what a continuation learns.
-            self.schedule.after_validation(figures["loss"])
         tracker.record({**self._position("validation"), **figures})
-        if self.config.keep_best and figures["loss"] < self.best_loss and tracker.active:
-            save_model(model, str(self.output_dir / BEST_WEIGHTS))
-        self.best_loss = min(self.best_loss, figures["loss"])
+        if self.stage.is_judged(self.model):
+            self._judge(model, figures["loss"], tracker)
         self.model.train()
         # Validation does not count as training time.
         self._log_time += time.perf_counter() - started
+
+    def _judge(self, model: PreTrainedModel, loss: float, tracker: Tracker) -> None:
+        if self.step % self.validation_steps == 0:
+            # An extra validation at the end of a run must not change what a continuation learns.
+            self.schedule.after_validation(loss)
+        if self.config.keep_best and loss < self.best_loss and tracker.active:
+            save_model(model, str(self.output_dir / BEST_WEIGHTS))
+        self.best_loss = min(self.best_loss, loss)
 
     def _evaluation_due(self) -> bool:
         every = self.config.evaluation_steps
@@ -299,7 +314,7 @@ class TrainingLoop:
                     buffer.copy_(broadcast(buffer))
         if self.average is None:
             return self.model
-        self.average.copy_counters(self.model)
+        self.average.copy_rest(self.model)
         return self.average.model
 
     def _final_model(self) -> PreTrainedModel:

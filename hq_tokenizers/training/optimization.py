@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import get_scheduler
+
+from hq_tokenizers.quantization.reestimation import Reservoir
 
 from .config import LoopConfig
 
@@ -75,7 +78,8 @@ class MovingAverage:
     """Exponential moving average of a model's weights, as a second model to evaluate and save.
 
     After t updates the decay is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten. Buffers
-    of floats are averaged alike: batch statistics of the newest weights do not fit averaged ones.
+    of floats are averaged alike: batch statistics of the newest weights do not fit averaged ones. A reservoir of
+    vectors is not: its rows have no past.
 
     Args:
         model: The model to follow.
@@ -85,22 +89,32 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
-        self._averages = _floats(self.model)
+        self._averages = _averaged(self.model)
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Moves the average towards the weights after optimiser step number `step` (1, 2, …)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averages, _floats(model), 1 - decay)
+        torch._foreach_lerp_(self._averages, _averaged(model), 1 - decay)
 
     @torch.no_grad()
-    def copy_counters(self, model: nn.Module) -> None:
-        """Takes over the buffers that are no floats: counters of steps and epochs."""
+    def take_over(self, model: nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+        """Takes these parameters and buffers of the model as they are, instead of the average so far."""
+        for mine, theirs in zip(self._averages, _averaged(model), strict=True):
+            if any(theirs is tensor for tensor in tensors):
+                mine.copy_(theirs)
+
+    @torch.no_grad()
+    def copy_rest(self, model: nn.Module) -> None:
+        """Takes over the buffers that are not averaged: counters of steps and epochs, reservoirs."""
+        averaged = {id(tensor) for tensor in self._averages}
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            if not theirs.is_floating_point():
+            if id(mine) not in averaged:
                 mine.copy_(theirs)
 
 
-def _floats(model: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers of floats."""
-    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+def _averaged(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of floats, but for reservoirs."""
+    reservoirs = {id(module.vectors) for module in model.modules() if isinstance(module, Reservoir)}
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point() and id(buffer) not in reservoirs]
+    return [*model.parameters(), *buffers]

@@ -20,8 +20,10 @@ from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 from .config import TokenizerTrainingConfig
+from .continuation import count_steps
 from .evaluation import evaluate_tokenizer
 from .figures import reconstruction_grid, save_curves, save_png
 from .loop import Metrics, Stage, TrainingLoop, create_accelerator
@@ -32,7 +34,8 @@ from .tracking import Record, Tracker, read_history
 
 NUM_PICTURES = 32
 _PANELS = {
-    "loss (nats per image)": ["loss", "reconstruction", "continuous", "discrete"],
+    "loss (nats per image)": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
+    "codebook terms": ["commitment", "codebook"],
     "MSE per pixel": ["mse"],
     "LPIPS": ["lpips", "lpips_by_levels"],
     "rFID": ["rfid"],
@@ -40,6 +43,9 @@ _PANELS = {
     "MSE of the first levels": ["mse_by_levels"],
     "label maps": ["pixel_accuracy", "mean_iou"],
     "perplexity": ["perplexity", "batch_perplexity"],
+    "perplexity / K": ["usage"],
+    "active codes": ["active_codes"],
+    "share of dead codes": ["dead_rate"],
     "entropy of P̂ (nats)": ["entropy"],
     "variance": ["variance"],
 }
@@ -60,6 +66,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     train, validation, test = _load_data(config)
     accelerator = create_accelerator()
     model = _build_model(config, train)
+    _check_warmup(config, model, train)
     evaluate = _evaluation(config, accelerator, model, validation)
     stage = _stage(config, accelerator, model, train, validation)
     loop = TrainingLoop(config, accelerator, model, train, replace(stage, evaluate=evaluate))
@@ -145,6 +152,29 @@ def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTraine
     return AutoModel.from_config(model_config)
 
 
+def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train: ImageRows) -> None:
+    """Refuses a run in which the codebooks would never be estimated."""
+    if not model.config.reestimation_epochs:
+        return
+    steps_per_epoch = len(train) // config.batch_size
+    warmup = model.config.warmup_epochs * steps_per_epoch
+    total = count_steps(options_to_dict(config), steps_per_epoch)
+    if total <= warmup:
+        raise ValueError(
+            f"The run has {total} steps, but the model quantises nothing in its first {model.config.warmup_epochs} "
+            f"epochs ({warmup} steps), and its codebooks are estimated after them: train for longer (epochs, "
+            "max_steps), or set model.warmup_epochs lower."
+        )
+    layout = model.code_layout()
+    seen = warmup * config.batch_size * min(group.num_positions for group in layout.groups)
+    most = max(layout.codebook_sizes)
+    if min(seen, model.config.reservoir_size) < most:
+        raise ValueError(
+            f"A codebook of {most} codes cannot be estimated from the {min(seen, model.config.reservoir_size)} vectors "
+            "that are kept before: raise model.reservoir_size or model.warmup_epochs, or use fewer codes."
+        )
+
+
 def _stage(
     config: TokenizerTrainingConfig,
     accelerator: Accelerator,
@@ -165,20 +195,23 @@ def _stage(
     def validate(model: PreTrainedModel) -> Record:
         return evaluate_tokenizer(model, validation, config.batch_size, accelerator)
 
-    reported: set[tuple[int, str]] = set()
+    warner = _Warner(model)
 
-    def warn(model: PreTrainedModel, tracker: Tracker, figures: Record) -> None:
-        """Says what is wrong with a level, once a symptom."""
-        for finding in diagnose(model.config, codebook_sizes(model), figures):
-            if (finding.level, finding.symptom) not in reported:
-                reported.add((finding.level, finding.symptom))
-                tracker.say(f"warning: {finding}")
+    def start_epoch(model: PreTrainedModel, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
+        warming_up = model.warming_up
+        if not model.start_epoch(epoch, config.seed):
+            if warming_up and not model.warming_up:
+                tracker.say("warning: too few vectors were seen for the codebooks, which stay as they were initialised")
+            return []
+        tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
+        codebooks = [module for module in model.modules() if isinstance(module, VectorCodebook)]
+        return [tensor for codebook in codebooks for tensor in (*codebook.parameters(), *codebook.buffers())]
 
-    def after_validation(model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
+    def after_validation(validated: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         # In its first epoch every codebook looks inflated or collapsed.
-        if step >= len(train) // config.batch_size:
-            warn(model, tracker, figures)
-        grid = reconstruction_grid(*pictures(model, validation, accelerator.device))
+        if step >= len(train) // config.batch_size and not model.warming_up:
+            warner.warn(tracker, figures)
+        grid = reconstruction_grid(*pictures(validated, validation, accelerator.device))
         save_png(grid, Path(config.output_dir) / "reconstructions.png")
         tracker.image("reconstructions", grid, step)
 
@@ -187,10 +220,30 @@ def _stage(
         step=step,
         validate=validate,
         parameter_groups=model.parameter_groups(config.learning_rate),
-        before_epoch=lambda model, epoch: model.start_epoch(epoch, config.seed),
+        before_epoch=start_epoch,
         after_step=lambda model: model.advance(),
         after_validation=after_validation,
+        is_judged=lambda model: not model.warming_up,
     )
+
+
+class _Warner:
+    """Says what is wrong with a level of a model, again only when it was well in between."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._reported: set[tuple[int, str]] = set()
+
+    def warn(self, tracker: Tracker, figures: Record) -> None:
+        """Looks at the figures of a validation."""
+        findings = {
+            (finding.level, finding.symptom): finding
+            for finding in diagnose(self.model.config, codebook_sizes(self.model), figures)
+        }
+        for key, finding in findings.items():
+            if key not in self._reported:
+                tracker.say(f"warning: {finding}")
+        self._reported = set(findings)
 
 
 def _evaluation(

@@ -69,15 +69,16 @@ class TestKMeans:
     def test_recovers_planted_clusters(self) -> None:
         centres = 10 * torch.randn(12, 5)
         data = (centres.repeat_interleave(40, dim=0) + 0.05 * torch.randn(480, 5))[torch.randperm(480)]
-        found = kmeans(data, 12, seed=0)
+        found, counts = kmeans(data, 12, seed=0)
         distance = torch.cdist(centres.double(), found.double())
         assert distance.argmin(1).unique().numel() == 12
         assert distance.amin(1).max() < 0.1
+        assert torch.equal(counts, torch.full((12,), 40.0))
 
     def test_seed(self) -> None:
         data = torch.randn(200, 3)
-        assert torch.equal(kmeans(data, 20, seed=1), kmeans(data, 20, seed=1))
-        assert not torch.equal(kmeans(data, 20, seed=1), kmeans(data, 20, seed=2))
+        assert torch.equal(kmeans(data, 20, seed=1)[0], kmeans(data, 20, seed=1)[0])
+        assert not torch.equal(kmeans(data, 20, seed=1)[0], kmeans(data, 20, seed=2)[0])
 
 
 def codebooks(number: int, num_codes: int, update: str = "gradient") -> list[VectorCodebook]:
@@ -94,7 +95,7 @@ class TestSchedule:
         for epoch in range(warmup + epochs + 3):
             before = books[0].weight.clone()
             collected = len(schedule.reservoir.contents())
-            replaced = schedule.start_epoch(epoch, books, seed=0)
+            replaced = schedule.start_epoch(epoch, books, len(books), seed=0)
             due = warmup <= epoch < warmup + epochs and collected > 0
             assert replaced == due
             assert torch.equal(before, books[0].weight) == (not due)
@@ -110,30 +111,46 @@ class TestSchedule:
         centres = torch.tensor([[5.0, 5.0], [-5.0, 5.0], [5.0, -5.0], [-5.0, -5.0]])
         schedule, books = CodebookReestimation(1, 1, 400, 2), codebooks(1, 4, update)
         schedule.collect((centres.repeat_interleave(100, 0) + 0.01 * torch.randn(400, 2)).reshape(4, 10, 10, 2))
-        assert schedule.start_epoch(1, books, seed=0)
+        assert schedule.start_epoch(1, books, len(books), seed=0)
         assert torch.cdist(centres.double(), books[0].weight.detach().double()).amin(1).max() < 0.01
         if update == "ema":
-            assert torch.equal(books[0].ema_sum, books[0].weight)
-            assert torch.equal(books[0].ema_count, torch.ones(4))
+            torch.testing.assert_close(books[0].ema_sum, books[0].weight)
+            torch.testing.assert_close(books[0].ema_count, torch.ones(4))
 
     def test_second_level_becomes_the_clusters_of_what_the_first_leaves(self) -> None:
         coarse, fine = torch.tensor([[50.0, 0.0], [-50.0, 0.0]]), torch.tensor([[0.0, 3.0], [0.0, -3.0]])
         schedule, books = CodebookReestimation(1, 1, 400, 2), codebooks(2, 2)
         schedule.collect((coarse[:, None] + fine[None]).reshape(4, 2).repeat(100, 1).reshape(4, 10, 10, 2))
-        schedule.start_epoch(1, books, seed=0)
+        schedule.start_epoch(1, books, len(books), seed=0)
         for expected, book in zip((coarse, fine), books, strict=True):
             assert torch.cdist(expected.double(), book.weight.detach().double()).amin(1).max() < 1e-4
+
+    def test_a_shared_codebook_serves_every_level(self) -> None:
+        """Estimated on the first level's vectors alone, it has nothing for the small residuals of the others."""
+        vectors = torch.randn(2000, 2)
+
+        def error(book: VectorCodebook) -> float:
+            residual = vectors
+            for _ in range(3):
+                residual = residual - book.codes[book.nearest(residual)]
+            return residual.square().mean().item()
+
+        first_only, schedule, books = codebooks(1, 24)[0], CodebookReestimation(1, 1, 2000, 2), codebooks(1, 24)
+        first_only.assign(kmeans(vectors, 24, seed=0)[0])
+        schedule.collect(vectors.reshape(2, 20, 50, 2))
+        assert schedule.start_epoch(1, books, 3, seed=0)
+        assert error(books[0]) < 0.5 * error(first_only)
 
     def test_too_few_vectors_replace_nothing(self) -> None:
         schedule, books = CodebookReestimation(1, 1, 50, 2), codebooks(1, 16)
         before = books[0].weight.clone()
         schedule.collect(torch.randn(1, 3, 5, 2))
-        assert not schedule.start_epoch(1, books, seed=0)
+        assert not schedule.start_epoch(1, books, len(books), seed=0)
         assert torch.equal(books[0].weight, before)
 
     def test_state_is_saved(self) -> None:
         schedule = CodebookReestimation(2, 2, 50, 2)
-        schedule.start_epoch(1, codebooks(1, 4), seed=0)
+        schedule.start_epoch(1, codebooks(1, 4), 1, seed=0)
         schedule.collect(torch.randn(3, 2, 2, 2))
         again = CodebookReestimation(2, 2, 50, 2)
         again.load_state_dict(schedule.state_dict())
@@ -141,6 +158,6 @@ class TestSchedule:
         assert bool(again.warming_up)
         assert torch.equal(again.reservoir.contents(), schedule.reservoir.contents())
         books, more_books = codebooks(1, 4), codebooks(1, 4)
-        assert schedule.start_epoch(2, books, seed=3)
-        assert again.start_epoch(2, more_books, seed=3)
+        assert schedule.start_epoch(2, books, 1, seed=3)
+        assert again.start_epoch(2, more_books, 1, seed=3)
         assert torch.equal(books[0].weight, more_books[0].weight)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from hq_tokenizers.quantization.reestimation import Reservoir
 from hq_tokenizers.training.config import LoopConfig
 from hq_tokenizers.training.optimization import MovingAverage, Schedule, build_optimizer, decay_groups
 
@@ -84,13 +85,30 @@ def test_moving_average_in_closed_form():
         for name, value in floats.items():
             expected[name] = decay * expected[name] + (1 - decay) * value.double()
         average.update(model, step)
-    average.copy_counters(model)
+    average.copy_rest(model)
     averaged = average.model.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(averaged[name].double(), value, rtol=0, atol=1e-5)
     assert averaged["1.num_batches_tracked"] == 10
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert not average.model.training
+
+
+def test_average_takes_over_what_was_replaced_and_leaves_reservoirs_out():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.BatchNorm1d(2), "reservoir": Reservoir(5, 2)})
+    average = MovingAverage(model, 0.99)
+    with torch.no_grad():
+        for tensor in (*model["a"].parameters(), model["b"].running_mean, model["reservoir"].vectors):
+            tensor.normal_()
+    average.take_over(model, [model["a"].weight, model["b"].running_mean])
+    assert torch.equal(average.model["a"].weight, model["a"].weight)
+    assert torch.equal(average.model["b"].running_mean, model["b"].running_mean)
+    assert not torch.equal(average.model["a"].bias, model["a"].bias)
+    average.update(model, 1000)
+    assert not average.model["reservoir"].vectors.any()
+    average.copy_rest(model)
+    assert torch.equal(average.model["reservoir"].vectors, model["reservoir"].vectors)
+    assert not torch.equal(average.model["a"].bias, model["a"].bias)
 
 
 def test_weight_decay_spares_vectors_and_embeddings():

@@ -1,0 +1,134 @@
+"""Warm-up without quantisation and re-estimated codebooks, through the training command's own code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.training.checkpoints import list_checkpoints
+from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.training.loop import TrainingLoop
+from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tracking import read_history
+
+SCHEDULE = {"warmup_epochs": 2, "reestimation_epochs": 2, "reservoir_size": 300}
+SIZE = {"hidden_size": 8, "codebook_dim": 4}
+MODEL = {"preset": "robust_vq_vae", "network": "digits", "codebook_size": 16, **SIZE, **SCHEDULE}
+RESIDUAL = {
+    "model_type": "hq_vae",
+    "code_groups": ["stride 2: 16 x 2"],
+    "quantizer": "vq",
+    "codebook_update": "ema",
+    "shared_codebook": True,
+    "restart_threshold": 0.5,
+    "bottleneck_batch_norm": True,
+    **SIZE,
+    **SCHEDULE,
+}
+
+
+def _config(folder, model=MODEL, **options):
+    data = DataConfig(train_split="train[:200]", validation_split="test[:50]")
+    options = {"batch_size": 20, "epochs": 5, "log_steps": 5, "checkpoint_steps": 5, "keep_checkpoints": 20} | options
+    return TokenizerTrainingConfig(data=data, output_dir=str(folder), model=dict(model), **options)
+
+
+@pytest.mark.parametrize("model", [MODEL, RESIDUAL], ids=["gradient", "residual EMA"])
+def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(tmp_path, model, monkeypatch):
+    whole = train_tokenizer(_config(tmp_path / "whole", model, ema_decay=0.9))
+    save = TrainingLoop._save
+
+    def cut(loop):
+        save(loop)
+        if loop.step in (10, 15, 25, 30):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingLoop, "_save", cut)
+    for _ in range(4):
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(_config(tmp_path / "cut", model, ema_decay=0.9))
+    assert train_tokenizer(_config(tmp_path / "cut", model, ema_decay=0.9))["test"] == whole["test"]
+    expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+
+
+def test_what_was_learned_of_the_old_codebook_is_forgotten(tmp_path, monkeypatch, capsys):
+    """The optimiser's moments go, and the average begins with the new codes."""
+    forget, seen = TrainingLoop._forget_past, []
+
+    def record(loop, replaced):
+        forget(loop, replaced)
+        (weight,) = [m.weight for m in loop.model.modules() if isinstance(m, VectorCodebook)]
+        (average,) = [m.weight for m in loop.average.model.modules() if isinstance(m, VectorCodebook)]
+        others = [p for p in loop.model.parameters() if p is not weight and p in loop.optimizer.state]
+        seen.append((bool(replaced), weight in loop.optimizer.state, torch.equal(weight, average), len(others) > 5))
+
+    monkeypatch.setattr(TrainingLoop, "_forget_past", record)
+    train_tokenizer(_config(tmp_path, ema_decay=0.99))
+    # Per epoch: replaced, the codebook has moments, it is the average's, the other parameters have moments.
+    replaced, kept = (True, False, True, True), (False, True, False, True)
+    assert seen[2:] == [replaced, replaced, kept]
+    assert [entry[0] for entry in seen[:2]] == [False, False]
+    printed = capsys.readouterr().out
+    assert [f"Epoch {epoch}: codebooks replaced" in printed for epoch in range(5)] == [False, False, True, True, False]
+
+
+def test_validations_before_anything_is_quantised_decide_nothing(tmp_path, monkeypatch, capsys):
+    judged = []
+    judge = TrainingLoop._judge
+
+    def record(loop, *arguments):
+        judged.append(loop.step)
+        judge(loop, *arguments)
+
+    monkeypatch.setattr(TrainingLoop, "_judge", record)
+    train_tokenizer(_config(tmp_path, keep_best=True, validation_steps=5, epochs=4))
+    assert judged == [25, 30, 35, 40]
+    assert "warning" not in capsys.readouterr().out.split("Epoch 2: codebooks replaced")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "message"),
+    [
+        ({"epochs": 2}, {}, r"has 20 steps, but the model quantises nothing in its first 2 epochs \(20 steps\)"),
+        ({"max_steps": 15}, {}, "has 15 steps"),
+        ({}, {"reservoir_size": 10}, "16 codes cannot be estimated from the 10 vectors"),
+    ],
+)
+def test_a_run_whose_codebook_would_stay_random_is_refused(tmp_path, options, model, message):
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(_config(tmp_path, MODEL | model, **options))
+    assert not list_checkpoints(tmp_path)
+
+
+def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch, capsys):
+    """And a record says how many codes are used, of each level."""
+    findings = iter([["collapsed"], ["collapsed"], [], ["collapsed"], []])
+
+    def diagnose(config, sizes, figures):
+        from hq_tokenizers.diagnostics import Finding
+
+        return [Finding(0, symptom, "", "", "") for symptom in next(findings)]
+
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", diagnose)
+    sq_vae = {"preset": "sq_vae", "network": "digits", "codebook_size": 16, **SIZE}
+    train_tokenizer(_config(tmp_path, sq_vae, epochs=4))
+    assert capsys.readouterr().out.count("warning: Level 0: collapsed") == 2
+    (record, *_) = [record for record in read_history(tmp_path) if record["split"] == "validation"]
+    assert record["usage"] == pytest.approx([record["perplexity"][0] / 16])
+    assert record["dead_rate"] == pytest.approx([1 - record["active_codes"][0] / 16])
+
+
+def test_a_codebook_that_really_collapses_is_named_with_level_cause_and_remedy(tmp_path, capsys):
+    """Codes far from every latent vector, learned by gradient alone, are never chosen."""
+    model = {"preset": "vq_vae", "network": "digits", "codebook_size": 64, "codebook_update": "gradient", **SIZE}
+    report = train_tokenizer(_config(tmp_path, model | {"codebook_init_std": 30.0}, epochs=2))
+    assert report["test"]["usage"][0] < 0.1
+    printed = capsys.readouterr().out
+    assert "warning: Level 0: collapsed" in printed
+    assert "Likely cause: codes that are never nearest" in printed
+    assert "robust_vq_vae" in printed
+    assert [finding["symptom"] for finding in report["findings"]] == ["collapsed"]
