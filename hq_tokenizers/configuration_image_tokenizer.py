@@ -12,16 +12,6 @@ from transformers import PreTrainedConfig
 
 from .configuration_utils import check_choice, check_image_size, check_minimum, check_positive
 
-_FIELDS_OF_QUANTIZER = {
-    "vq": (
-        *("commitment_weight", "codebook_update", "ema_decay", "restart_threshold"),
-        *("warmup_epochs", "reestimation_epochs", "reservoir_size"),
-    ),
-    "gaussian": ("variance_type", "variance_parametrization", "dequantization_noise"),
-}
-"""Fields that other quantisers would ignore; `_FIELDS_OF_LIKELIHOOD` those that label maps and VQ would."""
-_FIELDS_OF_LIKELIHOOD = ("decoder_variance", "initial_decoder_log_variance")
-
 
 @strict
 class ImageTokenizerConfig(PreTrainedConfig):
@@ -140,26 +130,32 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def _check_unused(self) -> None:
         """Refuses fields that were set and would have no effect."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, (used, purpose) in self._purposes().items():
+            if not used and getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is for {purpose}, else it has no effect: leave it at {defaults[name]!r}.")
+
+    def _purposes(self) -> dict[str, tuple[bool, str]]:
+        """Of fields that not every system has a use for: whether this one has, and what they are for."""
         quantizer = getattr(self, "quantizer", "gaussian")
-        others = {name: kind for kind, names in _FIELDS_OF_QUANTIZER.items() if kind != quantizer for name in names}
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) == field.default:
-                continue
-            if field.name in others:
-                raise ValueError(
-                    f"{field.name} is for quantizer={others[field.name]!r} and would have no effect with "
-                    f"quantizer={quantizer!r}: leave it at {field.default!r}."
-                )
-            if field.name in _FIELDS_OF_LIKELIHOOD and (quantizer == "vq" or self.for_label_maps):
-                raise ValueError(
-                    f"{field.name} is for the Gaussian likelihood of images, which label maps and quantizer='vq' do "
-                    f"not have: leave it at {field.default!r}."
-                )
-        if self.codebook_update == "ema" and self.codebook_learning_rate_factor != 1:
-            raise ValueError(
-                "codebook_learning_rate_factor has no effect on a codebook that follows moving averages "
-                "(codebook_update='ema'): leave it at 1."
-            )
+        vq, stochastic = quantizer == "vq", quantizer in ("gaussian", "vmf")
+        averages = vq and self.codebook_update == "ema"
+        gaussian_images = not vq and not self.for_label_maps
+        learned = gaussian_images and self.decoder_variance == "learned"
+        return {
+            **dict.fromkeys(("commitment_weight", "data_variance", "codebook_update"), (vq, "quantizer='vq'")),
+            **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
+            **dict.fromkeys(("ema_decay", "restart_threshold"), (averages, "quantizer='vq' and codebook_update='ema'")),
+            "reservoir_size": (vq and self.reestimation_epochs > 0, "quantizer='vq' with reestimation_epochs"),
+            "codebook_learning_rate_factor": (
+                (vq or stochastic) and not averages,
+                "codebooks learned by gradient, not by moving averages",
+            ),
+            **dict.fromkeys(("gumbel_temperature", "gumbel_decay"), (stochastic, "stochastic quantizers")),
+            **dict.fromkeys(("gumbel_min_temperature", "train_variance"), (stochastic, "stochastic quantizers")),
+            "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
+            "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),
+        }
 
     @property
     def stride(self) -> int:

@@ -84,3 +84,13 @@ class SQVAEConfig(ImageTokenizerConfig):
     def has_variance_head(self) -> bool:
         """Whether the encoder predicts a log-variance map v(x) beside the latents."""
         return self.quantizer == "none" or (self.quantizer == "gaussian" and self.variance_type != "I")
+
+    def _purposes(self) -> dict[str, tuple[bool, str]]:
+        gaussian = self.quantizer == "gaussian", "quantizer='gaussian'"
+        return {
+            **super()._purposes(),
+            **dict.fromkeys(("variance_type", "variance_parametrization", "variance_floor"), gaussian),
+            "dequantization_noise": gaussian,
+            "initial_log_concentration": (self.quantizer == "vmf", "quantizer='vmf'"),
+            "initial_label_concentration": (self.likelihood == "vmf", "likelihood='vmf'"),
+        }

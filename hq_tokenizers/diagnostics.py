@@ -116,8 +116,8 @@ def _unused(
         f"perplexity {row['perplexity']:.1f} and {row['active_codes']:.0f} active of {codebook_sizes[level]} codes"
     )
     if config.quantizer == "vq":
-        shared = isinstance(config, HQVAEConfig) and config.shared_codebook
-        if shared and any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in table):
+        others = [table[other] for other in _levels_with_the_same_codebook(config, level)]
+        if any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in others):
             cause = "levels share one codebook, and this one needs few of its codes, which others use"
             return Finding(level, symptom, measured, cause, "shared_codebook: false, or nothing: the codes are trained")
         cause = "codes that are never nearest to a latent vector are never trained"
@@ -128,6 +128,18 @@ def _unused(
         return Finding(level, symptom, measured, cause, remedy)
     cause = "the training is young, or the data need fewer codes than there are"
     return Finding(level, symptom, measured, cause, "training longer, or a smaller codebook")
+
+
+def _levels_with_the_same_codebook(config: ImageTokenizerConfig, level: int) -> range:
+    """The levels that share the codebook of a level, itself included."""
+    if isinstance(config, HQVAEConfig) and config.shared_codebook:
+        first = 0
+        for group in config.groups:
+            levels = range(first, first + len(group.codebook_sizes))
+            if level in levels:
+                return levels
+            first = levels.stop
+    return range(level, level + 1)
 
 
 def _vector_remedy(config: ImageTokenizerConfig) -> str:

@@ -224,8 +224,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         if not label_map.shape[0]:
             raise ValueError("pixel_values is an empty batch: give at least one label map.")
         check_image_size(tuple(label_map.shape[-2:]), self.config.stride)
-        # Only where reading values makes no device wait.
-        if label_map.device.type == "cpu" and not torch.compiler.is_compiling():
+        if _values_are_at_hand(label_map):
             low, high = label_map.aminmax()
             if low < 0 or high >= self.config.num_classes:
                 raise ValueError(
@@ -240,8 +239,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
                 f"Expected Codes, got {type(codes).__name__}: a flat tensor (batch, {self.code_layout().num_codes}) "
                 "becomes Codes by model.code_layout().unflatten(tensor)."
             )
-        # Only where reading values makes no device wait.
-        if codes.device.type == "cpu" and not torch.compiler.is_compiling():
+        if _values_are_at_hand(codes.groups[0]):
             codes.validate()
 
     def _check_codes(self, codes: Codes, layout: CodeLayout) -> None:
@@ -250,6 +248,11 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
             )
+
+
+def _values_are_at_hand(tensor: torch.Tensor) -> bool:
+    """Whether reading values makes no device wait, and there are any: subclasses may stand for values only."""
+    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
 
 def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:

@@ -22,9 +22,17 @@ from typing import TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .block_parts import GELUBlock, SwiGLU
+from .causal_transformer import CausalTransformer
+from .transformer_layers import CrossAttention, SelfAttention, TransformerLayer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Function = Callable[[torch.Tensor], torch.Tensor]
+
+_CALLERS = {CausalTransformer, TransformerLayer, SelfAttention, CrossAttention, SwiGLU, GELUBlock}
+"""Modules that do nothing with their layers but call them; others may read a layer's weight."""
 
 
 def with_fast_layers(module: ModuleT, num_rows: int) -> ModuleT:
@@ -40,7 +48,8 @@ def with_fast_layers(module: ModuleT, num_rows: int) -> ModuleT:
         time. The module itself where nothing is gained: on an accelerator, or under autocast.
     """
     on_cpu = all(parameter.is_cpu for parameter in module.parameters())
-    if not on_cpu or torch.is_autocast_enabled("cpu"):
+    # A global hook wants to see every call.
+    if not on_cpu or torch.is_autocast_enabled("cpu") or _has_any_global_hook():
         return module
     return cast(ModuleT, _with_fast_children(module, num_rows))
 
@@ -57,6 +66,8 @@ def _with_fast_children(module: nn.Module, num_rows: int) -> nn.Module:
     }
     if all(twin is module._modules[name] for name, twin in children.items()):
         return module
+    if type(module) not in _CALLERS:
+        return _twin(module, _modules=children)
     # Found before `nn.Module.__getattr__` is asked, and called without `nn.Module.__call__`.
     direct = {name: twin.forward for name, twin in children.items() if _is_function(twin, module._modules[name])}
     return _twin(module, _modules=children, **direct)
@@ -80,7 +91,8 @@ def _fast_function(module: nn.Module, num_rows: int) -> Function | None:
     if type(module) not in (nn.Linear, nn.RMSNorm):
         return None
     weight = module._parameters.get("weight")
-    if weight is None or weight.dtype != torch.float32:
+    # The parameter of a tensor subclass, such as a quantised one, has the subclass as its type.
+    if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
         return None
     if isinstance(module, nn.RMSNorm):
         return _rms_norm(module) if len(module.normalized_shape) == 1 else None

@@ -166,7 +166,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         An input is a label, a sequence of conditioning vectors, an image of known codes, or any of them together; a
         single one of a kind serves all of the others. Each of the N inputs gives `num_images` samples, input-major.
         Given codes are kept and seen by all codes that come later in the order of the model; earlier ones do not look
-        ahead.
+        ahead. The model runs in inference mode: what its hooks collect meanwhile cannot be trained on.
 
         Args:
             class_labels: LongTensor (N,) or a list, −1 for no class; None for unconditional samples.
@@ -206,6 +206,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
 
             def draw(generators: Sequence[torch.Generator], candidate: int) -> Codes:
                 @torch.inference_mode(False)
+                @torch.no_grad()
                 def on_candidate_step(done: int, partial: Callable) -> None:
                     on_step(candidate * steps + done, partial)
 

@@ -80,6 +80,13 @@ def test_a_level_that_needs_few_codes_of_a_shared_codebook_is_not_called_untrain
     assert all("warmup_epochs" in finding.remedy for finding in found)
 
 
+def test_a_codebook_is_shared_within_its_group_only():
+    config = HQVAEConfig(code_groups=["stride 8: 512 x 2", "stride 4: 512 x 2"], quantizer="vq", shared_codebook=True)
+    found = diagnose(config, [512] * 4, figures([5.0, 5.0, 400.0, 400.0], [9, 9, 500, 500], [0.0] * 4, [0.0] * 4))
+    assert [finding.level for finding in found] == [0, 1]
+    assert all("never nearest" in finding.cause for finding in found)
+
+
 def test_usage_is_relative_to_each_levels_codebook():
     table = usage_table([4, 100], figures([2.0, 50.0], [3, 80], [0.1, 0.2], [1.0, 2.0]))
     assert [row["usage"] for row in table] == [0.5, 0.5]

@@ -103,9 +103,11 @@ class VectorCodebook(nn.Module):
         """
         self.weight.copy_(codes)
         if self.update_rule == "ema":
-            shares = 1 / len(codes) if counts is None else counts / counts.sum()
+            # A code without vectors, which k-means makes of fewer distinct vectors than codes, stands for one.
+            members = torch.ones_like(self.ema_count) if counts is None else counts.clamp_min(1)
+            shares = members / members.sum()
             # As many per batch as before in sum, and none so few that the first batch without it restarts it.
-            per_batch = (shares * self.ema_count.sum()).expand(len(codes))
+            per_batch = shares * self.ema_count.sum()
             self.ema_count.copy_(per_batch.clamp_min(2 * self.restart_threshold))
             self.ema_sum.copy_(codes * self.ema_count.unsqueeze(-1))
 

@@ -66,7 +66,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     train, validation, test = _load_data(config)
     accelerator = create_accelerator()
     model = _build_model(config, train)
-    _check_warmup(config, model, train)
+    _check_warmup(config, model, train, accelerator.num_processes)
     evaluate = _evaluation(config, accelerator, model, validation)
     stage = _stage(config, accelerator, model, train, validation)
     loop = TrainingLoop(config, accelerator, model, train, replace(stage, evaluate=evaluate))
@@ -152,11 +152,13 @@ def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTraine
     return AutoModel.from_config(model_config)
 
 
-def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train: ImageRows) -> None:
-    """Refuses a run in which the codebooks would never be estimated."""
-    if not model.config.reestimation_epochs:
-        return
+def _check_warmup(
+    config: TokenizerTrainingConfig, model: PreTrainedModel, train: ImageRows, num_processes: int
+) -> None:
+    """Refuses a run in which codebooks would never be estimated."""
     steps_per_epoch = len(train) // config.batch_size
+    if not model.config.reestimation_epochs or not steps_per_epoch:
+        return
     warmup = model.config.warmup_epochs * steps_per_epoch
     total = count_steps(options_to_dict(config), steps_per_epoch)
     if total <= warmup:
@@ -165,14 +167,15 @@ def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train
             f"epochs ({warmup} steps), and its codebooks are estimated after them: train for longer (epochs, "
             "max_steps), or set model.warmup_epochs lower."
         )
-    layout = model.code_layout()
-    seen = warmup * config.batch_size * min(group.num_positions for group in layout.groups)
-    most = max(layout.codebook_sizes)
-    if min(seen, model.config.reservoir_size) < most:
-        raise ValueError(
-            f"A codebook of {most} codes cannot be estimated from the {min(seen, model.config.reservoir_size)} vectors "
-            "that are kept before: raise model.reservoir_size or model.warmup_epochs, or use fewer codes."
-        )
+    # Codebooks are estimated from what the first process saw.
+    images = warmup * config.batch_size // num_processes
+    for group in model.code_layout().groups:
+        vectors = min(images * group.num_positions, model.config.reservoir_size)
+        if vectors < max(group.codebook_sizes):
+            raise ValueError(
+                f"A codebook of {max(group.codebook_sizes)} codes cannot be estimated from the {vectors} vectors that "
+                "are kept before: raise model.reservoir_size or model.warmup_epochs, or use fewer codes."
+            )
 
 
 def _stage(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -64,31 +65,79 @@ def test_dropout_in_training_stays_dropout() -> None:
     assert fast[1] is not plain[1]
 
 
-class Branch(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.proj, self.dropout = nn.RMSNorm(6), nn.Linear(6, 6), nn.Dropout(0.1)
+@pytest.fixture
+def branch(make_prior: Callable[..., RQPriorModel], mixed_layout: CodeLayout) -> nn.Module:
+    """A part of a prior, whose layers are called as functions."""
+    return make_prior(mixed_layout).spatial_transformer.layers[0].mlp
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs + self.dropout(self.proj(self.norm(inputs)))
+
+def linear_of(branch: nn.Module) -> nn.Module:
+    return next(module for module in branch.modules() if type(module) is nn.Linear)
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-@pytest.mark.parametrize("hooked", ["norm", "proj", "dropout"])
 @torch.no_grad()
-def test_hooks_of_layers_that_are_called_as_functions_still_run(register: str, hooked: str) -> None:
-    plain, inputs, seen = Branch().eval(), torch.randn(2, 6), []
-    getattr(plain.get_submodule(hooked), register)(lambda *args: seen.append(1))
-    fast = with_fast_layers(plain, 2)
-    torch.testing.assert_close(fast(inputs), plain(inputs))
+def test_hooks_of_layers_that_are_called_as_functions_still_run(branch: nn.Module, register: str) -> None:
+    layer, seen = linear_of(branch), []
+    inputs = torch.randn(2, 1, layer.in_features)
+    called = with_fast_layers(branch, 2)
+    assert any(not isinstance(value, nn.Module) and callable(value) for value in vars(called).values())
+    getattr(layer, register)(lambda *args: seen.append(1))
+    torch.testing.assert_close(with_fast_layers(branch, 2)(inputs), branch(inputs))
     assert seen == [1, 1]
 
 
 @torch.no_grad()
+def test_global_hooks_see_every_call(branch: nn.Module) -> None:
+    seen: list[nn.Module] = []
+    with nn.modules.module.register_module_forward_hook(lambda module, *args: seen.append(module)):
+        with_fast_layers(branch, 2)(torch.randn(2, 1, linear_of(branch).in_features))
+    assert linear_of(branch) in seen
+
+
+class Adapter(nn.Module):
+    """Reads its layers instead of only calling them, as adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer, self.dropout, self.norm = nn.Linear(6, 6), nn.Dropout(0.1), nn.RMSNorm(6)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        scaled = nn.functional.linear(inputs, self.base_layer.weight.square() * self.norm.weight)
+        return self.base_layer(inputs) + scaled * (1 + self.dropout.p)
+
+
+@pytest.mark.parametrize("num_rows", [1, 4])
+@torch.no_grad()
+def test_parents_may_read_their_layers(num_rows: int) -> None:
+    plain, inputs = Adapter().eval(), torch.randn(num_rows, 6)
+    torch.testing.assert_close(with_fast_layers(plain, num_rows)(inputs), plain(inputs))
+
+
+class Negated(torch.Tensor):
+    """A weight that multiplies in its own way, as quantised ones do."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return -result if function is nn.functional.linear else result
+
+
+@pytest.mark.parametrize("num_rows", [1, 4])
+@torch.no_grad()
+def test_weights_of_tensor_subclasses_are_left_alone(num_rows: int) -> None:
+    plain, inputs = nn.Sequential(nn.Linear(6, 6, bias=False), nn.RMSNorm(6)), torch.randn(num_rows, 6)
+    plain[0].weight = nn.Parameter(plain[0].weight.detach().as_subclass(Negated))
+    fast = with_fast_layers(plain, num_rows)
+    assert fast[0] is plain[0]
+    torch.testing.assert_close(fast(inputs).as_subclass(torch.Tensor), plain(inputs).as_subclass(torch.Tensor))
+
+
+@torch.no_grad()
 def test_a_weight_changed_before_preparing_counts() -> None:
-    plain, inputs = Branch().eval(), torch.randn(1, 6)
+    plain, inputs = Adapter().eval(), torch.randn(1, 6)
     with_fast_layers(plain, 1)
-    plain.proj.weight.mul_(2)
+    plain.base_layer.weight.mul_(2)
     torch.testing.assert_close(with_fast_layers(plain, 1)(inputs), plain(inputs))
 
 

@@ -79,3 +79,13 @@ def test_codes_and_previews_can_be_trained_on_and_changed(make_either: Make, lay
         assert not tensor.is_inference()
         embedding(tensor.long()).sum().backward()
         tensor.zero_()
+
+
+def test_callbacks_run_without_gradients_but_outside_of_inference_mode(make_either: Make, layout: CodeLayout) -> None:
+    seen: set[tuple[bool, bool]] = set()
+
+    def watch(*args: object) -> None:
+        seen.add((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+
+    make_either(layout).generate([0, 1], generator=0, callback_on_step_end=watch, progress=watch)
+    assert seen == {(False, False)}

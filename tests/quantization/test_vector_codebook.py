@@ -125,3 +125,11 @@ def test_assigned_codes_are_not_restarted_by_the_first_batch_that_misses_them() 
     vectors = before[:1].expand(M, D)
     module.move_averages(vectors, module.nearest(vectors))
     torch.testing.assert_close(module.weight, before, rtol=1e-3, atol=1e-3)
+
+
+def test_assigned_codes_without_vectors_stay_where_they_are() -> None:
+    module = codebook(num_codes=4)
+    codes = torch.randn(4, D)
+    module.assign(codes, torch.tensor([10.0, 10, 10, 0]))
+    module.move_averages(codes[:3], module.nearest(codes[:3]))
+    torch.testing.assert_close(module.weight, codes, rtol=1e-3, atol=1e-3)

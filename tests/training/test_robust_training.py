@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.presets import robust_vq_vae
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.config import TokenizerTrainingConfig
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tokenizer import _check_warmup, train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 
 SCHEDULE = {"warmup_epochs": 2, "reestimation_epochs": 2, "reservoir_size": 300}
@@ -102,6 +107,29 @@ def test_a_run_whose_codebook_would_stay_random_is_refused(tmp_path, options, mo
     with pytest.raises(ValueError, match=message):
         train_tokenizer(_config(tmp_path, MODEL | model, **options))
     assert not list_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(("num_processes", "refused"), [(1, False), (2, True)])
+def test_only_what_the_first_process_sees_counts(num_processes, refused):
+    """20 images of 16 positions: 320 vectors, 160 for each of two processes."""
+    rows = load_image_splits(DataConfig(train_split="train[:20]"), "train_split")[0]
+    model = AutoModel.from_config(robust_vq_vae("digits", codebook_size=200, warmup_epochs=1, hidden_size=8))
+    config = _config("unused", epochs=3)
+    with pytest.raises(ValueError, match=r"200 codes cannot be .* the 160 vectors") if refused else nullcontext():
+        _check_warmup(config, model, rows, num_processes)
+
+
+def test_every_grid_needs_vectors_for_its_own_codes_only(tmp_path):
+    groups = {"code_groups": ["stride 8: 4", "stride 2: 256"], "warmup_epochs": 1, "restart_threshold": 0.0}
+    with pytest.raises(ValueError, match="256 codes cannot be estimated from the 200 vectors"):
+        train_tokenizer(_config(tmp_path, RESIDUAL | groups | {"reservoir_size": 200}, epochs=2))
+    report = train_tokenizer(_config(tmp_path, RESIDUAL | groups | {"reservoir_size": 1000}, epochs=2))
+    assert report["codebook_sizes"] == [4, 256]
+
+
+def test_too_few_images_for_a_batch_are_called_that(tmp_path):
+    with pytest.raises(ValueError, match="batch_size"):
+        train_tokenizer(_config(tmp_path, batch_size=500))
 
 
 def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch, capsys):
