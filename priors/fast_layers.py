@@ -69,13 +69,17 @@ def _with_fast_children(module: nn.Module, num_rows: int) -> nn.Module:
     if type(module) not in _CALLERS:
         return _twin(module, _modules=children)
     # Found before `nn.Module.__getattr__` is asked, and called without `nn.Module.__call__`.
-    direct = {name: twin.forward for name, twin in children.items() if _is_function(twin, module._modules[name])}
+    direct = {
+        name: vars(twin)["forward"]
+        for name, twin in children.items()
+        if twin is not None and twin is not module._modules[name] and _is_function(twin)
+    }
     return _twin(module, _modules=children, **direct)
 
 
-def _is_function(twin: nn.Module | None, module: nn.Module | None) -> bool:
-    """Whether calling a child is calling the function that it was given here."""
-    return twin is not None and twin is not module and "forward" in vars(twin) and not twin._forward_hooks
+def _is_function(twin: nn.Module) -> bool:
+    """Whether calling a twin is calling the function that it was given here."""
+    return "forward" in vars(twin) and not twin._forward_hooks
 
 
 def _fast_function(module: nn.Module, num_rows: int) -> Function | None:
