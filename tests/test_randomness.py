@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -61,32 +63,37 @@ class TestSampleGenerators:
             sample_generators(generator, 2)  # type: ignore[arg-type]
 
 
-class TestSampleExponential:
+@pytest.mark.parametrize("sample", [sample_exponential, sample_uniform])
+class TestRows:
     @given(st.integers(0, 2**40), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3))
-    def test_rows_do_not_depend_on_their_batch(self, seed: int, batch_size: int, shape: list[int]) -> None:
-        together = sample_exponential(shape, sample_generators(seed, batch_size))
+    def test_rows_do_not_depend_on_their_batch(
+        self, sample: Callable[..., torch.Tensor], seed: int, batch_size: int, shape: list[int]
+    ) -> None:
+        together = sample(shape, sample_generators(seed, batch_size))
         assert together.shape == (batch_size, *shape)
         assert together.dtype == torch.float32
         for index in range(batch_size):
-            assert torch.equal(together[index], sample_exponential(shape, sample_generators(seed + index, 1))[0])
+            assert torch.equal(together[index], sample(shape, sample_generators(seed + index, 1))[0])
 
-    def test_rows_go_on_where_they_stopped(self) -> None:
+    def test_rows_go_on_where_they_stopped(self, sample: Callable[..., torch.Tensor]) -> None:
         generators = sample_generators(0, 2)
-        draws = [sample_exponential((4,), generators) for _ in range(2)]
+        draws = [sample((4,), generators) for _ in range(2)]
         assert not torch.equal(*draws)
 
-    def test_empty_batch(self) -> None:
-        assert sample_exponential((2, 3), []).shape == (0, 2, 3)
+    def test_empty_batch(self, sample: Callable[..., torch.Tensor]) -> None:
+        assert sample((2, 3), []).shape == (0, 2, 3)
 
+    def test_neighbouring_seeds_are_uncorrelated(self, sample: Callable[..., torch.Tensor]) -> None:
+        first, second = sample((50_000,), sample_generators(0, 2)).double().numpy()
+        assert stats.spearmanr(first, second).pvalue > SIGNIFICANCE
+
+
+class TestSampleExponential:
     @pytest.mark.parametrize("batch_size", [1, 50])
     def test_distribution_is_exponential(self, batch_size: int) -> None:
         noise = sample_exponential((50_000 // batch_size,), sample_generators(11, batch_size)).double()
         assert noise.min() > 0
         assert stats.kstest(noise.flatten().numpy(), stats.expon.cdf).pvalue > SIGNIFICANCE
-
-    def test_neighbouring_seeds_are_uncorrelated(self) -> None:
-        first, second = sample_exponential((50_000,), sample_generators(0, 2)).double().numpy()
-        assert stats.spearmanr(first, second).pvalue > SIGNIFICANCE
 
     def test_negative_logarithm_is_gumbel(self) -> None:
         noise = -sample_exponential((50_000,), sample_generators(5, 1)).double().log()
@@ -100,18 +107,6 @@ class TestSampleExponential:
         assert stats.chisquare(counts, probabilities.numpy() * counts.sum()).pvalue > SIGNIFICANCE
 
 
-class TestSampleUniform:
-    @given(st.integers(0, 2**40), st.integers(1, 6), st.lists(st.integers(1, 5), max_size=3))
-    def test_rows_do_not_depend_on_their_batch(self, seed: int, batch_size: int, shape: list[int]) -> None:
-        together = sample_uniform(shape, sample_generators(seed, batch_size))
-        assert together.shape == (batch_size, *shape)
-        assert together.dtype == torch.float32
-        for index in range(batch_size):
-            assert torch.equal(together[index], sample_uniform(shape, sample_generators(seed + index, 1))[0])
-
-    def test_empty_batch(self) -> None:
-        assert sample_uniform((2, 3), []).shape == (0, 2, 3)
-
-    def test_distribution_is_uniform(self) -> None:
-        noise = sample_uniform((25_000,), sample_generators(11, 2)).double()
-        assert stats.kstest(noise.flatten().numpy(), stats.uniform.cdf).pvalue > SIGNIFICANCE
+def test_uniform_noise_is_uniform() -> None:
+    noise = sample_uniform((25_000,), sample_generators(11, 2)).double()
+    assert stats.kstest(noise.flatten().numpy(), stats.uniform.cdf).pvalue > SIGNIFICANCE
