@@ -84,8 +84,9 @@ def test_figures_are_those_of_the_command_and_are_drawn(tmp_path, six_pixels, mo
     assert set(record) == {*("step", "epoch", "split", "frechet_distance", "ssim", "mse_by_levels", "psnr_by_levels")}
     assert ("frechet_distance", "evaluation") in panels
     with Image.open(tmp_path / "run" / "curves.png") as picture:
-        # Loss, MSE, Fréchet distance, MSE of the first levels, perplexity, entropy, variance: 500 pixels each.
-        assert picture.width == 7 * 500
+        # Loss, MSE, Fréchet distance, MSE of the first levels, perplexity, perplexity / K, active codes, share of dead
+        # codes, entropy, variance: 500 pixels each.
+        assert picture.width == 10 * 500
 
 
 def test_mistakes_come_before_training(tmp_path, six_pixels, no_weights):
