@@ -33,6 +33,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         train_variance: Whether the quantisation variance is learned; False freezes it, for ablations.
         decoder_variance: σ² of the Gaussian decoder: "batch" its optimum on each batch, "learned" a parameter.
         initial_decoder_log_variance: Initial log σ² when it is learned.
+        kl_weight: Weight β of the terms that charge for codes, "continuous" and "discrete", or of a VAE's "kl": with 1
+            the loss is the negative ELBO, less buys a smaller error with more bits (β-VAE).
         gumbel_temperature: Gumbel-softmax temperature τ₀ at step 0.
         gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
         gumbel_min_temperature: Smallest temperature.
@@ -65,6 +67,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     train_variance: bool = True
     decoder_variance: str = "batch"
     initial_decoder_log_variance: float | int = math.log(0.1)
+    kl_weight: float | int = 1.0
     gumbel_temperature: float | int = 1.0
     gumbel_decay: float | int = 1e-5
     gumbel_min_temperature: float | int = 0.0
@@ -100,7 +103,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
             *("restart_threshold", "warmup_epochs", "reestimation_epochs"),
         ):
             check_minimum(name, getattr(self, name), 0)
-        for name in ("gumbel_temperature", "codebook_learning_rate_factor", "data_variance"):
+        for name in ("gumbel_temperature", "codebook_learning_rate_factor", "data_variance", "kl_weight"):
             check_positive(name, getattr(self, name))
         if self.gumbel_min_temperature > self.gumbel_temperature:
             raise ValueError(
@@ -153,6 +156,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
             ),
             **dict.fromkeys(("gumbel_temperature", "gumbel_decay"), (stochastic, "stochastic quantizers")),
             **dict.fromkeys(("gumbel_min_temperature", "train_variance"), (stochastic, "stochastic quantizers")),
+            "kl_weight": (not vq, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
             "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),
         }

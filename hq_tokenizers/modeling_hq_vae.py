@@ -159,7 +159,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 output.terms["progressive"] = torch.stack(per_level).sum()
             for name in quantized[0].terms:
                 output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()
-            output.loss = torch.stack(list(output.terms.values())).sum()
+            output.loss = self._objective(output.terms)
         return output
 
     @inference

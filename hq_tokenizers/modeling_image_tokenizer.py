@@ -198,6 +198,11 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
         return sample_generators(generator, num_images)
 
+    def _objective(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
+        weights = {"reconstruction": 1.0, "progressive": 1.0}
+        return torch.stack([weights.get(name, self.config.kl_weight) * term for name, term in terms.items()]).sum()
+
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
         """Checks what can be checked without reading values."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:

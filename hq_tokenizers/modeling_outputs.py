@@ -15,11 +15,12 @@ class ImageTokenizerOutput(ModelOutput):
     """Output of an image tokenizer's `forward`.
 
     Args:
-        loss: Negative ELBO per image in nats with its constants, averaged over the batch: a scalar. None when
-            `return_loss=False`.
+        loss: Negative ELBO per image in nats with its constants, averaged over the batch: a scalar. With a `kl_weight`
+            other than 1 no bound, but the weighted sum of its terms. None when `return_loss=False`.
         reconstruction: (B, C, H, W), nominally in [0, 1]; never clamped.
         codes: Hard codes of the batch; None for the VAE, which has none.
-        terms: Scalars that sum to `loss`: "reconstruction", "continuous", "discrete", and what a system adds.
+        terms: Scalars that sum to `loss`, but for `kl_weight`: "reconstruction", "continuous", "discrete", and what a
+            system adds.
         diagnostics: Per level, tensors of shape (num_levels,): "entropy" of P̂ (nats per position), "perplexity" and
             "active_codes" of this batch's hard codes, "variance" of the quantiser.
     """

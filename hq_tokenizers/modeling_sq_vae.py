@@ -155,7 +155,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         )
         if return_loss is None or return_loss:
             output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values), **quantized.terms}
-            output.loss = torch.stack(list(output.terms.values())).sum()
+            output.loss = self._objective(output.terms)
         return output
 
     @inference

@@ -99,6 +99,16 @@ class TestForward:
         assert ("progressive" in output.terms) == model.config.progressive
         assert model(data(3), return_loss=False).loss is None
 
+    @pytest.mark.parametrize("system", STOCHASTIC)
+    def test_kl_weight(self, system: str) -> None:
+        model = build(system, kl_weight=3)
+        weighted = model(data(3))
+        model.config.kl_weight = 1.0
+        bound = model(data(3))
+        torch.testing.assert_close(weighted.terms, bound.terms)
+        charged = bound.terms["continuous"] + bound.terms["discrete"]
+        torch.testing.assert_close(weighted.loss, bound.loss + 2 * charged)
+
     def test_one_group_of_one_level_is_sq_vae(self) -> None:
         model = build("sq-vae")
         single = SQVAEModel(SQVAEConfig(**{**TINY, "codebook_size": 16, "variance_floor": 0.0})).eval()

@@ -92,6 +92,16 @@ class TestForward:
         }.get(model.config.quantizer, {"reconstruction", "continuous", "discrete"})
         assert model(data(model.config, 3), return_loss=False).loss is None
 
+    @pytest.mark.parametrize("system", [*STOCHASTIC, "vae"])
+    def test_kl_weight(self, system: str) -> None:
+        model = build(system, kl_weight=0.25)
+        weighted = model(data(model.config, 3))
+        model.config.kl_weight = 1.0
+        bound = model(data(model.config, 3))
+        torch.testing.assert_close(weighted.terms, bound.terms)
+        charged = sum(term for name, term in bound.terms.items() if name != "reconstruction")
+        torch.testing.assert_close(weighted.loss, bound.loss - 0.75 * charged)
+
     @pytest.mark.parametrize("decoder_variance", ["batch", "learned"])
     def test_reconstruction_term_is_that_of_the_reconstruction(self, decoder_variance: str) -> None:
         model = build("gaussian I", decoder_variance=decoder_variance)
