@@ -211,8 +211,9 @@ def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
     figure, axis = _figure()
     for name, runs in finished.items():
         if runs[0]["bits_per_image"] is not None:
-            axis.plot(runs[0]["bits_per_image"], 1e3 * mean(run["test"]["mse"] for run in runs), "o", label=name)
-    axis.set(xlabel="bits per image (uniform prior)", ylabel="MSE × 10³")
+            error = 1e3 * mean(run["test"]["mse"] for run in runs)
+            axis.plot(runs[0]["bits_per_image"], error, "s" if _deterministic(runs) else "o", label=name)
+    axis.set(xlabel="bits per image (uniform prior); squares: deterministic codes", ylabel="MSE × 10³")
     _log_scale(axis)
     if axis.lines:
         axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -242,16 +243,21 @@ def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
     for name, runs in finished.items():
         records = runs[0]["history"]
         epochs = [record["epoch"] for record in records]
-        axes[0].plot(epochs, [1e3 * record["mse"] for record in records], ".-", label=name)
+        errors = [1e3 * record["mse"] for record in records]
+        axes[0].plot(epochs, errors, "s--" if _deterministic(runs) else "o-", markersize=3, label=name)
         if "entropy" in records[0] and any(records[0]["entropy"]):
-            axes[1].plot(epochs, [mean(record["entropy"]) for record in records], ".-")
+            axes[1].plot(epochs, [mean(record["entropy"]) for record in records], "o-", markersize=3)
         else:
             axes[1].plot([], [])
-    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³")
+    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³ (dashed: deterministic codes)")
     _log_scale(axes[0])
     axes[1].set(xlabel="epoch", ylabel="entropy of P̂, mean over levels (nats)")
     figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(path, dpi=110)
+
+
+def _deterministic(runs: list[Run]) -> bool:
+    return not {"discrete", "kl"} & set(runs[0]["test"])
 
 
 def _log_scale(axis: Any) -> None:
@@ -269,9 +275,10 @@ def _figure(columns: int = 1) -> tuple[Any, Any]:
     figure = Figure(figsize=(4.5 * columns + 3.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns)
+    # More colours than the ten of the default: a system has the same in every plot.
+    colors = [*colormaps["tab20"](range(20)), *colormaps["Dark2"](range(8))]
     for axis in figure.axes:
-        # More colours than the ten of the default: a system has the same in every plot.
-        axis.set_prop_cycle(color=colormaps["tab20"](range(20)))
+        axis.set_prop_cycle(color=colors)
     return figure, axes
 
 
