@@ -16,11 +16,13 @@ tokenizer, give another one, as in the last line.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from records import check_names, data_description, read_record, slug, write_record
@@ -31,7 +33,7 @@ from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.training.config import TokenizerTrainingConfig
-from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tokenizer import tokenizer_config, train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 
 Run = dict[str, Any]
@@ -48,7 +50,10 @@ class Comparison:
     data: DataConfig = field(default_factory=DataConfig)
     epochs: Annotated[float, "passes over the training images, the same for all"] = 5.0
     batch_size: Annotated[int, "images per step"] = 32
-    schedule: Annotated[str, "learning rate schedule; a falling rate also slows the variances' annealing"] = "constant"
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        "learning rate schedule; a falling rate also slows the variances' annealing",
+    ] = "constant"
     learning_rate: Annotated[float, "Adam's learning rate"] = 1e-3
     ema_decay: Annotated[float | None, "moving average of the weights that is judged; null judges the last ones"] = None
     seeds: Annotated[list[int], "every system is trained once with each"] = field(default_factory=lambda: [0, 1])
@@ -71,10 +76,28 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"error: --only names {unknown}; the systems are {', '.join(config.systems)}.")
     if not config.report_only:
-        for seed in config.seeds:
-            for name in chosen:
-                run_system(config, name, seed)
+        runs = [(name, seed) for seed in config.seeds for name in chosen]
+        check_systems(config, runs)
+        for name, seed in runs:
+            run_system(config, name, seed)
     write_results(config)
+
+
+def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
+    """Builds what will be trained, so that a mistake in the last system does not wait for the first to be trained.
+
+    Raises:
+        SystemExit: If a system, the budget or the data are not acceptable.
+    """
+    missing = [(name, seed) for name, seed in runs if not finished_run(config, name, seed)]
+    if not missing:
+        return
+    (train,) = load_image_splits(config.data, "train_split")
+    for name, seed in missing:
+        try:
+            tokenizer_config(_training_config(config, name, seed), train)
+        except ValueError as error:
+            raise SystemExit(f"error: system {name!r}: {error}") from error
 
 
 def run_system(config: Comparison, name: str, seed: int) -> None:
@@ -87,16 +110,7 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
         return
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
-    report = train_tokenizer(
-        TokenizerTrainingConfig(
-            output_dir=str(folder),
-            seed=seed,
-            data=config.data,
-            model=config.systems[name],
-            keep_checkpoints=1,
-            **_budget(config),
-        )
-    )
+    report = train_tokenizer(_training_config(config, name, seed))
     (rows,) = load_image_splits(config.data, "test_split" if config.data.test_split else "validation_split")
     history = [record for record in read_history(folder) if record["split"] == "validation"]
     run = {
@@ -108,6 +122,17 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
         "history": history,
     }
     write_record(record_path(config, name, seed), run)
+
+
+def _training_config(config: Comparison, name: str, seed: int) -> TokenizerTrainingConfig:
+    return TokenizerTrainingConfig(
+        output_dir=str(run_folder(config, name, seed)),
+        seed=seed,
+        data=config.data,
+        model=config.systems[name],
+        keep_checkpoints=1,
+        **_budget(config),
+    )
 
 
 def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
@@ -173,7 +198,8 @@ def finished_runs(config: Comparison, name: str) -> list[Run]:
 def markdown_table(finished: dict[str, list[Run]]) -> str:
     """One row per system; figures are means over the seeds, errors with the figure of each seed.
 
-    The KL is what the bound is charged for the codes: N log K less the entropy of P̂, of bits/image at most.
+    The KL is what the bound charges for the codes, N log K less the entropy of P̂, of bits/image at most; or for the
+    latents of a VAE.
     """
     lines = [
         "| system | parameters | bits/image | KL (bits) | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level |"
@@ -191,7 +217,7 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
             name,
             f"{runs[0]['num_parameters']:,}",
             "–" if bits is None else f"{bits:.0f}",
-            f"{mean(test['discrete'] for test in tests) / math.log(2):.0f}" if "discrete" in tests[0] else "–",
+            "–" if _deterministic(runs) else f"{_charged_bits(runs):.0f}",
             f"{mean(errors):.2f} ({', '.join(f'{error:.2f}' for error in errors)})",
             f"{mean(test['psnr'] for test in tests):.2f}",
             " / ".join(f"{value:.0f}" for value in perplexities) or "–",
@@ -208,27 +234,31 @@ def level_means(rows: list[list[float]]) -> list[float]:
 
 
 def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
+    """Error over the bits of a uniform prior; hollow, and joined to it, over those that the bound charges."""
     figure, axis = _figure()
-    for name, runs in finished.items():
-        if runs[0]["bits_per_image"] is not None:
-            error = 1e3 * mean(run["test"]["mse"] for run in runs)
-            axis.plot(runs[0]["bits_per_image"], error, "s" if _deterministic(runs) else "o", label=name)
-    axis.set(xlabel="bits per image (uniform prior); squares: deterministic codes", ylabel="MSE × 10³")
+    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
+        error, bits = 1e3 * mean(run["test"]["mse"] for run in runs), runs[0]["bits_per_image"]
+        if not _deterministic(runs):
+            charged = _charged_bits(runs)
+            axis.plot([charged, charged if bits is None else bits], [error, error], ":", color=color, linewidth=1)
+            axis.plot(charged, error, "o", color=color, fillstyle="none", label=name if bits is None else None)
+        if bits is not None:
+            axis.plot(bits, error, "s" if _deterministic(runs) else "o", color=color, label=name)
+    axis.set(xlabel="bits per image (hollow: KL, squares: deterministic codes)", ylabel="MSE × 10³")
     _log_scale(axis)
-    if axis.lines:
-        axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 
 def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
     figure, axis = _figure()
     position, ticks, labels = 0.0, [], []
-    for name, runs in finished.items():
+    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
         perplexities = level_means([run["test"].get("perplexity", []) for run in runs])
         usage = [value / size for value, size in zip(perplexities, runs[0]["codebook_sizes"], strict=True)]
         if not usage:
             continue
-        axis.bar([position + level for level in range(len(usage))], usage, width=0.9)
+        axis.bar([position + level for level in range(len(usage))], usage, width=0.9, color=color)
         ticks.append(position + (len(usage) - 1) / 2)
         labels.append(name)
         position += len(usage) + 1
@@ -238,22 +268,33 @@ def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
 
 
 def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
-    """Validation error, and the mean entropy of P̂ relative to log K, over the epochs of the first finished seed."""
+    """Validation error, and the mean entropy of P̂ in nats, over the epochs of the first finished seed."""
     figure, axes = _figure(columns=2)
-    for name, runs in finished.items():
+    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
         records = runs[0]["history"]
         epochs = [record["epoch"] for record in records]
         errors = [1e3 * record["mse"] for record in records]
-        axes[0].plot(epochs, errors, "s--" if _deterministic(runs) else "o-", markersize=3, label=name)
-        if "entropy" in records[0] and any(records[0]["entropy"]):
-            axes[1].plot(epochs, [mean(record["entropy"]) for record in records], "o-", markersize=3)
-        else:
-            axes[1].plot([], [])
-    axes[0].set(xlabel="epoch", ylabel="validation MSE × 10³ (dashed: deterministic codes)")
+        line = "s--" if _deterministic(runs) else "o-"
+        axes[0].plot(epochs, errors, line, color=color, markersize=3, label=name)
+        if "discrete" in runs[0]["test"]:
+            axes[1].plot(epochs, [mean(record["entropy"]) for record in records], line, color=color, markersize=3)
+    axes[0].set(xlabel="epoch of the first seed", ylabel="validation MSE × 10³ (dashed: deterministic codes)")
     _log_scale(axes[0])
-    axes[1].set(xlabel="epoch", ylabel="entropy of P̂, mean over levels (nats)")
+    axes[1].set(xlabel="epoch of the first seed", ylabel="entropy of P̂, mean over levels (nats)")
     figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(path, dpi=110)
+
+
+def _charged_bits(runs: list[Run]) -> float:
+    """KL divergence per image that the bound charges for codes, or of a VAE for latents."""
+    return mean(run["test"].get("discrete", run["test"].get("kl")) for run in runs) / math.log(2)
+
+
+def _colors() -> Iterator[Any]:
+    """A colour per system, the same in every plot: more than the ten of the default, then again from the first."""
+    from matplotlib import colormaps
+
+    return itertools.cycle([*colormaps["tab20"](range(20)), *colormaps["Dark2"](range(8))])
 
 
 def _deterministic(runs: list[Run]) -> bool:
@@ -268,18 +309,12 @@ def _log_scale(axis: Any) -> None:
 
 
 def _figure(columns: int = 1) -> tuple[Any, Any]:
-    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * columns + 3.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    # More colours than the ten of the default: a system has the same in every plot.
-    colors = [*colormaps["tab20"](range(20)), *colormaps["Dark2"](range(8))]
-    for axis in figure.axes:
-        axis.set_prop_cycle(color=colors)
-    return figure, axes
+    return figure, figure.subplots(1, columns)
 
 
 if __name__ == "__main__":

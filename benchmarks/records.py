@@ -19,14 +19,18 @@ def slug(name: str) -> str:
 
 
 def check_names(*groups: Iterable[str]) -> None:
-    """Checks that different names become different files.
+    """Checks that different names become different files, and that `--only` can name them.
 
     Raises:
-        SystemExit: If two names of a group do not.
+        SystemExit: If two names of a group do not, or a name has a comma.
     """
     for names in groups:
         seen: dict[str, str] = {}
         for name in names:
+            if "," in name:
+                raise SystemExit(
+                    f"error: the name {name!r} has a comma, which separates names after --only: rename it."
+                )
             if slug(name) in seen:
                 other = seen[slug(name)]
                 raise SystemExit(f"error: {other!r} and {name!r} would both be the file {slug(name)!r}: rename one.")

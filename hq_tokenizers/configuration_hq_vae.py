@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,7 @@ class HQVAEConfig(ImageTokenizerConfig):
         check_choice("quantizer", self.quantizer, ("gaussian", "vq"))
         if isinstance(self.code_groups, str):
             raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
+        self.code_groups = [_code_group_line(item) for item in self.code_groups]
         groups = self.groups
         if not groups:
             raise ValueError("code_groups needs at least one group, such as 'stride 4: 512 x 4'.")
@@ -105,13 +107,29 @@ class HQVAEConfig(ImageTokenizerConfig):
         return self.groups[0].stride
 
 
+def _code_group_line(item: Any) -> str:
+    """A line of the hierarchy as text; YAML reads it as a mapping, {"stride 4": 512}, where it has no quotes.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(item, Mapping) and len(item) == 1:
+        ((stride, sizes),) = item.items()
+        return f"{stride}: {sizes}"
+    if isinstance(item, str):
+        return item
+    raise ValueError(f"A code group is text such as 'stride 4: 512, 256', in quotes if it has commas, got {item!r}.")
+
+
 def parse_code_group(text: str) -> GroupSpec:
     """Parses one line of the hierarchy: "stride 4: 512 x 4" or "stride 8: 512, 256".
 
     Raises:
         ValueError: If the line does not follow the grammar, or the stride is not a power of two of at least 2.
     """
-    match = re.fullmatch(r"\s*stride\s+(\d+)\s*:\s*(\d+(?:\s*[x×]\s*\d+)?(?:\s*,\s*\d+(?:\s*[x×]\s*\d+)?)*)\s*", text)
+    match = re.fullmatch(
+        r"\s*stride\s+(\d+)\s*:\s*(\d+(?:\s*[x×]\s*\d+)?(?:\s*,\s*\d+(?:\s*[x×]\s*\d+)?)*)\s*", text, re.I
+    )
     if match is None:
         raise ValueError(
             f"A code group is written 'stride S: K' or 'stride S: K x LEVELS' or 'stride S: K1, K2, …', got {text!r}."
@@ -121,7 +139,7 @@ def parse_code_group(text: str) -> GroupSpec:
         raise ValueError(f"The stride of a code group must be a power of two of at least 2, got {stride} in {text!r}.")
     sizes: list[int] = []
     for item in match[2].split(","):
-        size, *times = (int(number) for number in re.split(r"[x×]", item))
+        size, *times = (int(number) for number in re.split(r"[xX×]", item))
         sizes += [size] * (times[0] if times else 1)
     if not sizes or min(sizes) < 1:
         raise ValueError(f"A code group needs at least one level of at least one code, got {text!r}.")

@@ -39,7 +39,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
         gumbel_min_temperature: Smallest temperature.
         commitment_weight: VQ only: β of the commitment term.
-        data_variance: VQ only: variance of the pixel values by which the mean squared error is divided.
+        data_variance: VQ only: variance of the pixel values by which the mean squared error is divided, by default that
+            of CIFAR-10; MNIST has 0.09.
         codebook_update: VQ only: code vectors learned by "gradient", or by moving averages, "ema".
         ema_decay: VQ only: decay of the moving averages.
         restart_threshold: VQ with "ema" only: a code whose moving-average count per batch falls below this is replaced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -12,16 +13,16 @@ def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
 
 
 def check_minimum(name: str, value: float, minimum: float) -> None:
-    """Raises a ValueError if `value` is below `minimum` or no number."""
+    """Raises a ValueError if `value` is below `minimum` or no finite number."""
     _check_number(name, value)
-    if not value >= minimum:
+    if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raises a ValueError unless `value` is a number above 0."""
+    """Raises a ValueError unless `value` is a finite number above 0."""
     _check_number(name, value)
-    if not value > 0:
+    if value <= 0:
         raise ValueError(f"{name} must be above 0, got {value}.")
 
 
@@ -29,6 +30,8 @@ def _check_number(name: str, value: object) -> None:
     # The types of the fields are checked after these checks, which would compare text with numbers.
     if not isinstance(value, int | float):
         raise ValueError(f"{name} must be a number, got {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}.")
 
 
 def image_height_width(image_size: int | Sequence[int]) -> tuple[int, int]:

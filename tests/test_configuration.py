@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+import yaml
 
 from hq_tokenizers.configuration_hq_vae import GroupSpec, HQVAEConfig, parse_code_group
 from hq_tokenizers.configuration_sq_vae import SQVAEConfig
@@ -21,6 +22,7 @@ class TestGrammar:
             ("stride 4: 512×2", 4, (512, 512)),
             ("  stride  8 :  512 , 256 ", 8, (512, 256)),
             ("stride 2: 8 x 2, 4, 2x3", 2, (8, 8, 4, 2, 2, 2)),
+            ("Stride 2: 8 X 2", 2, (8, 8)),
         ],
     )
     def test_lines(self, text: str, stride: int, sizes: tuple[int, ...]) -> None:
@@ -38,6 +40,14 @@ class TestGrammar:
     def test_strides_are_powers_of_two(self, stride: int) -> None:
         with pytest.raises(ValueError, match=rf"power of two of at least 2, got {stride} in"):
             parse_code_group(f"stride {stride}: 8")
+
+    def test_lines_without_quotes_in_yaml(self) -> None:
+        lines = yaml.safe_load("- stride 8: 16\n- stride 4: 12, 10\n- stride 2: 8 x 2")
+        assert all(isinstance(line, dict) for line in lines)
+        config = HQVAEConfig(code_groups=lines)
+        assert config.code_groups == ["stride 8: 16", "stride 4: 12, 10", "stride 2: 8 x 2"]
+        with pytest.raises(ValueError, match="in quotes if it has commas, got 10"):
+            HQVAEConfig(code_groups=yaml.safe_load("[stride 8: 16, stride 4: 12, 10]"))
 
     @pytest.mark.parametrize("levels", ["0", "8 x 0", "8, 0"])
     def test_empty_levels(self, levels: str) -> None:
@@ -59,6 +69,7 @@ class TestErrors:
             ({"gumbel_temperature": 0}, "gumbel_temperature must be above 0, got 0"),
             ({"data_variance": 0.0}, "data_variance must be above 0"),
             ({"kl_weight": 0}, "kl_weight must be above 0, got 0"),
+            ({"kl_weight": math.inf}, "kl_weight must be finite, got inf"),
             ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
             ({"restart_threshold": 1.0}, "restart_threshold needs the counts of codebook_update='ema'"),
             ({"warmup_epochs": 2}, "reestimation_epochs, which is 0"),
@@ -194,7 +205,7 @@ def test_fields_of_transformers_itself_pass() -> None:
             "variance_type, dequantization_noise: of SQV",
         ),
         (SQVAEConfig, {"gumbel_min_temperature": 2.0}, "at most gumbel_temperature 1.0, got 2.0"),
-        (SQVAEConfig, {"gumbel_decay": math.nan}, "gumbel_decay must be at least 0, got nan"),
+        (SQVAEConfig, {"gumbel_decay": math.nan}, "gumbel_decay must be finite, got nan"),
         (SQVAEConfig, {"codebook_init_std": -1.0}, "codebook_init_std must be at least 0"),
     ],
 )

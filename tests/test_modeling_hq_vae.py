@@ -186,6 +186,14 @@ class TestForward:
                 expected += float((log_p.exp() * (log_p - log_prior)).sum()) / 4
         assert float(output.terms["discrete"].detach()) == pytest.approx(expected, rel=1e-4)
 
+    def test_batch_norms_see_all_partial_decodes_together(self) -> None:
+        model = build("progressive hybrid").train()
+        norm = next(module for module in model.decoder.modules() if isinstance(module, nn.BatchNorm2d))
+        seen: list[int] = []
+        norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+        model(data(3))
+        assert seen == [3 * 4]
+
     @pytest.mark.parametrize("system", PROGRESSIVE)
     def test_every_partial_decode_is_in_the_loss(self, system: str) -> None:
         model = build(system)

@@ -9,8 +9,16 @@ from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import CodeLayout
 
-_KINDS = {"generator": "an image generator", "image tokenizer": "a discrete image tokenizer", "prior": "a code prior"}
-_PIPELINE_TAGS = {"generator": "unconditional-image-generation", "image tokenizer": "image-feature-extraction"}
+_KINDS = {
+    "generator": "an image generator",
+    "image tokenizer": "a discrete image tokenizer",
+    "autoencoder": "a variational autoencoder with continuous latents, a baseline without codes,",
+    "prior": "a code prior",
+}
+_PIPELINE_TAGS = {
+    "generator": "unconditional-image-generation",
+    **dict.fromkeys(("image tokenizer", "autoencoder"), "image-feature-extraction"),
+}
 _MAX_CLASSES = 20
 _USAGE = {
     "generator": """import hq_tokenizers
@@ -26,6 +34,14 @@ processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = AutoModel.from_pretrained("{model_id}").eval()
 codes = model.encode(processor(image)["pixel_values"])
 image = processor.postprocess(model.decode(codes))[0]
+""",
+    "autoencoder": """import hq_tokenizers
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained("{model_id}")
+model = AutoModel.from_pretrained("{model_id}").eval()
+reconstruction = model(processor(image)["pixel_values"], return_loss=False).reconstruction
+image = processor.postprocess(reconstruction)[0]
 """,
     "prior": """import hq_tokenizers
 from transformers import AutoModel
@@ -79,7 +95,7 @@ def create_model_card(
         f"# {model_id}",
         description or f"This is {_KINDS[kind]} of the library hq_tokenizers.",
         _usage(kind, model_id, id2label, self_contained),
-        _codes_section(layout),
+        _codes_section(layout) if layout is not None else "",
         _parameters_section(model, kind),
         _classes_section(id2label),
         _metrics_section(metrics),
@@ -95,9 +111,11 @@ def metrics_table(metrics: Mapping[str, float | str]) -> str:
     return "\n".join(["| measure | value |", "|---|---|", *rows])
 
 
-def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout]:
+def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
     if model.config.model_type == "hq_generator":
         return "generator", model.code_layout
+    if model.base_model_prefix == "image_tokenizer" and model.config.quantizer == "none":
+        return "autoencoder", None
     if model.base_model_prefix == "image_tokenizer":
         return "image tokenizer", model.code_layout()
     if model.base_model_prefix == "prior":

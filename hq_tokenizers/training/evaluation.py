@@ -48,12 +48,12 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         accelerator: Whose processes share the work.
 
     Returns:
-        "loss": negative ELBO per image in nats. Of images "mse": mean squared error per pixel value; "mse_per_image":
-        summed over the pixel values of an image; "psnr": in dB, the mean of the images' own PSNR. Of label maps
-        "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per level: "perplexity",
-        exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity", the mean over batches;
-        "active_codes" that occur in the split; "usage", perplexity / K, and "dead_rate", the share of codes that do not
-        occur; "entropy" of P̂, nats per position; "variance" of the quantiser.
+        "loss" and its terms by their names, as `ImageTokenizerOutput` has them. Of images "mse": mean squared error
+        per pixel value; "mse_per_image": summed over the pixel values of an image; "psnr": in dB, the mean of the
+        images' own PSNR. Of label maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
+        level: "perplexity", exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity",
+        the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K, and "dead_rate", the
+        share of codes that do not occur; "entropy" of P̂, nats per position; "variance" of the quantiser.
 
     Raises:
         ValueError: If there are fewer batches than processes.

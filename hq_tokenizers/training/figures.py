@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from .tracking import Record
 
 _SMALLEST_TILE = 48
+_COLUMNS = 4
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"linewidth": 0.8},
     "validation": {"marker": ".", "linestyle": "--"},
@@ -85,16 +87,20 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
     }
     if not shown:
         return
-    figure = Figure(figsize=(5 * len(shown), 4), layout="constrained")
+    columns = min(len(shown), _COLUMNS)
+    rows = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(1, len(shown)))
-    for axis, (title, names) in zip(axes, shown.items(), strict=True):
+    for place, (title, names) in enumerate(shown.items(), start=1):
+        axis = figure.add_subplot(rows, columns, place)
         for name in names:
             for split, style in _STYLES.items():
                 for label, steps, values in _lines(history, name, split):
                     axis.plot(steps, values, label=f"{label}, {split}", **style)
         axis.set_title(title)
         axis.set_xlabel("step")
+        if title.startswith("MSE"):
+            axis.set_yscale("log")
         axis.legend(fontsize="x-small")
     figure.savefig(path, dpi=100)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
@@ -34,7 +34,7 @@ from .tracking import Record, Tracker, read_history
 
 NUM_PICTURES = 32
 _PANELS = {
-    "loss (nats per image)": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
+    "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
     "codebook terms": ["commitment", "codebook"],
     "MSE per pixel": ["mse"],
     "LPIPS": ["lpips", "lpips_by_levels"],
@@ -86,11 +86,17 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     if accelerator.is_main_process:
         _save(Path(config.output_dir), model, test, accelerator.device)
         history = read_history(Path(config.output_dir))
-        save_curves(history, _PANELS, Path(config.output_dir) / "curves.png")
+        save_curves(history, _panels(model), Path(config.output_dir) / "curves.png")
         report["images_per_second"] = images_per_second(history)
         write_report(Path(config.output_dir), report)
     accelerator.wait_for_everyone()
     return report
+
+
+def _panels(model: PreTrainedModel) -> dict[str, list[str]]:
+    """The panels of the curves; deterministic and continuous bottlenecks have no P̂ and no variance of it."""
+    stochastic = model.config.quantizer not in ("vq", "none")
+    return {title: names for title, names in _PANELS.items() if stochastic or names not in (["entropy"], ["variance"])}
 
 
 def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
@@ -135,7 +141,12 @@ def _load_data(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, I
     return train, validation, test[0] if test else validation
 
 
-def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
+def tokenizer_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedConfig:
+    """The configuration of the model that will be trained, from its section and what the data decide.
+
+    Raises:
+        ValueError: If they do not fit together.
+    """
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
     from_data: dict[str, Any] = {"image_size": height if height == width else [height, width]}
     if config.data.label_map_classes is None:
@@ -148,6 +159,11 @@ def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTraine
             f"The model is one of label maps (likelihood {model_config.likelihood}), but the data are images: set "
             "data.label_map_classes to the number of classes, or choose a model of images."
         )
+    return model_config
+
+
+def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
+    model_config = tokenizer_config(config, train)
     set_seed(config.seed)
     return AutoModel.from_config(model_config)
 

@@ -53,7 +53,7 @@ def summary(record: Record) -> str:
     parts = []
     for name, text in wanted.items():
         # The data set's perplexity, where it is known, is the headline; the batch's is its stand-in.
-        if name in record and not (name == "batch_perplexity" and "perplexity" in record):
+        if name in record and record[name] != [] and not (name == "batch_perplexity" and "perplexity" in record):
             value = record[name]
             levels = "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else value
             parts.append(text.format(levels))

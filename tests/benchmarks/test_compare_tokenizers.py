@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from transformers import AutoModel
 
 from hq_tokenizers.data.config import DataConfig
@@ -65,6 +67,76 @@ def test_records_table_and_plots(compare, tmp_path):
         assert (tmp_path / "report" / f"small_{plot}.png").stat().st_size > 5000
 
 
+RECORDS = {
+    "stochastic": {
+        "num_parameters": 1234,
+        "bits_per_image": 48.0,
+        "images_per_second": 10.0,
+        "codebook_sizes": [8, 16],
+        "partial_mse": [0.03, 0.02],
+        "test": {
+            **{"mse": 0.02, "psnr": 17.0, "discrete": 24 * math.log(2), "perplexity": [4.0, 12.0]},
+            **{"batch_perplexity": [1.0, 1.0], "entropy": [1.0, 2.0]},
+        },
+        "history": [{"epoch": 1.0, "mse": 0.05, "entropy": [1.5, 2.5]}, {"epoch": 2.0, "mse": 0.02, "entropy": [1, 2]}],
+    },
+    "vae": {
+        **{"num_parameters": 99, "bits_per_image": None, "images_per_second": 10.0, "codebook_sizes": []},
+        **{"partial_mse": [], "test": {"mse": 0.01, "psnr": 20.0, "kl": 5 * math.log(2), "perplexity": []}},
+        "history": [{"epoch": 1.0, "mse": 0.01}],
+    },
+    "deterministic": {
+        **{"num_parameters": 99, "bits_per_image": 24.0, "images_per_second": 10.0, "codebook_sizes": [8]},
+        **{"partial_mse": [0.04], "test": {"mse": 0.04, "psnr": 14.0, "perplexity": [2.0], "entropy": [0.0]}},
+        "history": [{"epoch": 1.0, "mse": 0.04, "entropy": [0.0]}],
+    },
+}
+FINISHED = {name: [run] for name, run in RECORDS.items()}
+
+
+def test_rows_of_the_table(script):
+    other = RECORDS["stochastic"] | {"test": RECORDS["stochastic"]["test"] | {"mse": 0.03, "perplexity": [2.0, 4.0]}}
+    _, _, *rows = script.markdown_table(FINISHED | {"stochastic": [RECORDS["stochastic"], other]}).splitlines()
+    assert rows == [
+        "| stochastic | 1,234 | 48 | 24 | 25.00 (20.00, 30.00) | 17.00 | 3 / 8 | 38% / 50% | 30.00 → 20.00 | 10 |",
+        "| vae | 99 | – | 5 | 10.00 (10.00) | 20.00 | – | – | – | 10 |",
+        "| deterministic | 99 | 24 | – | 40.00 (40.00) | 14.00 | 2 | 25% | – | 10 |",
+    ]
+
+
+@pytest.fixture
+def axes(script, monkeypatch):
+    """The axes of the plots that are made, in their order."""
+    made, create = [], script._figure
+
+    def remember(columns=1):
+        figure, axes = create(columns)
+        made.extend(figure.axes)
+        return figure, axes
+
+    monkeypatch.setattr(script, "_figure", remember)
+    return made
+
+
+def test_what_the_plots_show(script, axes, tmp_path):
+    for plot in (script.plot_rate_distortion, script.plot_usage, script.plot_histories):
+        plot(FINISHED, tmp_path / "plot.png")
+    rates, usage, errors, entropies = axes
+    points = [(line.get_label(), *line.get_xydata()[0].round(6)) for line in rates.lines if len(line.get_xdata()) == 1]
+    named = [point for point in points if not point[0].startswith("_")]
+    assert named == [("stochastic", 48.0, 20.0), ("vae", 5.0, 10.0), ("deterministic", 24.0, 40.0)]
+    assert [point[1:] for point in points if point not in named] == [(24.0, 20.0)]
+    assert [bar.get_height() for bar in usage.patches] == [0.5, 0.75, 0.25]
+    assert [label.get_text() for label in usage.get_xticklabels()] == ["stochastic", "deterministic"]
+    assert [line.get_ydata().tolist() for line in errors.lines] == [[50.0, 20.0], [10.0], [40.0]]
+    assert [line.get_linestyle() for line in errors.lines] == ["-", "-", "--"]
+    assert [line.get_ydata().tolist() for line in entropies.lines] == [[2.0, 1.5]]
+    # One colour per system in all plots, whichever systems a plot leaves out.
+    colors = {line.get_label(): to_rgb(line.get_color()) for line in errors.lines}
+    assert {line.get_label(): to_rgb(line.get_color()) for line in rates.lines if line.get_label() in colors} == colors
+    assert to_rgb(usage.patches[-1].get_facecolor()) == colors["deterministic"]
+
+
 def test_partial_errors_are_those_of_the_saved_tokenizer(compare, tmp_path):
     compare("--only", "RSQ-VAE L=3", "--seeds", "[1]")
     record = json.loads((tmp_path / "report" / "small" / "rsq_vae_l_3-seed1.json").read_text())
@@ -108,6 +180,10 @@ def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
         (["--only", "VAE,VQ"], {}, r"--only names \['VQ'\]; the systems are RSQ-VAE L=3, VAE"),
         ([], {"systems": {}}, "there are no systems to compare"),
         ([], {"data": DATA | {"label_map_classes": 4}}, "data.label_map_classes has to be null"),
+        ([], {"systems": SYSTEMS | {"typo": {"preset": "vae", "num_level": 2}}}, "system 'typo': Unknown option"),
+        (["--schedule", "often"], {}, "schedule must be .*'often'"),
+        (["--learning_rate", "-1"], {}, "system 'RSQ-VAE L=3': learning_rate must be above 0, got -1"),
+        ([], {"systems": {"VAE, small": SYSTEMS["VAE"]}}, "the name 'VAE, small' has a comma"),
     ],
 )
 def test_what_is_refused(compare, no_training, words, changes, message):

@@ -4,8 +4,10 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from transformers import BertConfig, BertModel
 
+from hq_tokenizers import HQImageProcessor, SQVAEModel, vae
 from hq_tokenizers.hub import create_model_card
 
 
@@ -59,13 +61,24 @@ def test_cards_of_the_parts_work(generator, tmp_path, part):
     assert "| 0 | 4 × 4 | 1 | 16 |" in card.text
     code = card.text.split("```python\n")[1].split("```")[0]
     if part == "image_tokenizer":
-        from hq_tokenizers import HQImageProcessor
-
         HQImageProcessor.for_image_size(8, 1).save_pretrained(tmp_path)
         code = "image = __import__('PIL.Image').Image.new('RGB', (20, 30))\n" + code
     scope: dict = {}
     exec(code, scope)
     assert scope["codes"].layout == generator.code_layout
+
+
+def test_a_vae_claims_no_codes(tmp_path):
+    model = SQVAEModel(vae("digits", hidden_size=8))
+    model.save_pretrained(tmp_path)
+    HQImageProcessor.for_image_size(8, 1).save_pretrained(tmp_path)
+    card = create_model_card(model, str(tmp_path))
+    assert "continuous latents" in card.text
+    assert "codes per image" not in card.text
+    code = card.text.split("```python\n")[1].split("```")[0]
+    scope = {"image": Image.new("RGB", (20, 30))}
+    exec(code, scope)
+    assert scope["image"].size == (8, 8)
 
 
 def test_refuses_other_models():

@@ -46,6 +46,9 @@ def test_curves_of_one_and_several_levels(tmp_path):
     save_curves(history, {"loss": ["loss"], "entropy": ["entropy"], "absent": ["fid"]}, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1000, 400)
+    save_curves(history, {title: ["loss"] for title in "abcdef"}, tmp_path / "many.png")
+    with Image.open(tmp_path / "many.png") as picture:
+        assert picture.size == (2000, 800)
     save_curves([], {"loss": ["loss"]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
@@ -95,6 +98,7 @@ def test_summary_shows_what_matters():
     record = _record(1, loss=-12.345, mse=0.00123, batch_perplexity=[10.4], perplexity=[20.6, 7.0])
     assert summary(record) == "loss -12.35, MSE 0.00123, perplexity 21/7"
     assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
+    assert summary(_record(1, mse=0.00123, perplexity=[])) == "MSE 0.00123"
 
 
 def test_label_maps_have_one_colour_per_class():

@@ -12,10 +12,11 @@ from transformers import AutoImageProcessor, AutoModel
 from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.diagnostics import Finding
+from hq_tokenizers.presets import vq_vae
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.config import TokenizerTrainingConfig
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import flip_at_random, train_tokenizer
+from hq_tokenizers.training.tokenizer import _panels, flip_at_random, train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
@@ -63,6 +64,16 @@ def test_pictures_history_and_report(trained):
     assert [r["step"] for r in history if r["split"] == "validation"] == [10, 20, 30, 40]
     assert {"loss", "mse", "batch_perplexity", "entropy", "variance", "images_per_second"} <= history[0].keys()
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_every_figure_of_a_validation_is_plotted(trained):
+    folder, _ = trained
+    (record,) = [r for r in read_history(folder) if (r["split"], r["step"]) == ("validation", 40)]
+    elsewhere = {"step", "epoch", "split", "num_images", "mse_per_image", "psnr"}
+    plotted = {name for names in _panels(AutoModel.from_pretrained(folder)).values() for name in names}
+    assert record.keys() - elsewhere <= plotted
+    deterministic = _panels(AutoModel.from_config(vq_vae("digits")))
+    assert plotted - {name for names in deterministic.values() for name in names} == {"entropy", "variance"}
 
 
 def test_it_learns_and_the_schedule_of_the_temperature_advances(trained):
