@@ -33,7 +33,7 @@ from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.training.config import TokenizerTrainingConfig
-from hq_tokenizers.training.tokenizer import tokenizer_config, train_tokenizer
+from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 
 Run = dict[str, Any]
@@ -84,19 +84,20 @@ def main() -> None:
 
 
 def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
-    """Builds what will be trained, so that a mistake in the last system does not wait for the first to be trained.
+    """Reads all records and builds what will be trained: the last system's mistake must not wait for the first to end.
 
     Raises:
-        SystemExit: If a system, the budget or the data are not acceptable.
+        SystemExit: If a record is of something else, or a system, the budget or the data are not acceptable.
     """
-    missing = [(name, seed) for name, seed in runs if not finished_run(config, name, seed)]
-    if not missing:
-        return
-    (train,) = load_image_splits(config.data, "train_split")
-    for name, seed in missing:
+    finished = {name: finished_runs(config, name) for name in config.systems}
+    missing = [(name, seed) for name, seed in runs if seed not in [run["seed"] for run in finished[name]]]
+    for index, (name, seed) in enumerate(missing):
         try:
-            tokenizer_config(_training_config(config, name, seed), train)
-        except ValueError as error:
+            training = _training_config(config, name, seed)
+            if index == 0:
+                train, _, _ = load_splits(training)
+            check_model(training, train)
+        except (ValueError, TypeError, OSError) as error:
             raise SystemExit(f"error: system {name!r}: {error}") from error
 
 
@@ -104,13 +105,16 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
     """Trains one system with one seed, unless there is a record of it, and writes its record.
 
     Raises:
-        SystemExit: If the record is of another model, budget or data than the configuration's.
+        SystemExit: If the record is of another model, budget or data than the configuration's, or its folder holds a
+            longer run.
     """
     if finished_run(config, name, seed):
         return
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
     report = train_tokenizer(_training_config(config, name, seed))
+    if abs(report["epochs"] - config.epochs) * report["steps"] > report["epochs"]:
+        raise SystemExit(f"error: {folder} holds a run of {report['epochs']:g} epochs: give another output_dir.")
     (rows,) = load_image_splits(config.data, "test_split" if config.data.test_split else "validation_split")
     history = [record for record in read_history(folder) if record["split"] == "validation"]
     run = {
@@ -198,7 +202,7 @@ def finished_runs(config: Comparison, name: str) -> list[Run]:
 def markdown_table(finished: dict[str, list[Run]]) -> str:
     """One row per system; figures are means over the seeds, errors with the figure of each seed.
 
-    The KL is what the bound charges for the codes, N log K less the entropy of P̂, of bits/image at most; or for the
+    The KL is what the bound charges for the codes, with a uniform prior N log K less the entropy of P̂, or for the
     latents of a VAE.
     """
     lines = [
@@ -235,7 +239,7 @@ def level_means(rows: list[list[float]]) -> list[float]:
 
 def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
     """Error over the bits of a uniform prior; hollow, and joined to it, over those that the bound charges."""
-    figure, axis = _figure()
+    figure, axis = _figure(len(finished))
     for (name, runs), color in zip(finished.items(), _colors(), strict=False):
         error, bits = 1e3 * mean(run["test"]["mse"] for run in runs), runs[0]["bits_per_image"]
         if not _deterministic(runs):
@@ -251,7 +255,7 @@ def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
 
 
 def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
-    figure, axis = _figure()
+    figure, axis = _figure(len(finished))
     position, ticks, labels = 0.0, [], []
     for (name, runs), color in zip(finished.items(), _colors(), strict=False):
         perplexities = level_means([run["test"].get("perplexity", []) for run in runs])
@@ -269,7 +273,7 @@ def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
 
 def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
     """Validation error, and the mean entropy of P̂ in nats, over the epochs of the first finished seed."""
-    figure, axes = _figure(columns=2)
+    figure, axes = _figure(len(finished), columns=2)
     for (name, runs), color in zip(finished.items(), _colors(), strict=False):
         records = runs[0]["history"]
         epochs = [record["epoch"] for record in records]
@@ -302,17 +306,21 @@ def _deterministic(runs: list[Run]) -> bool:
 
 
 def _log_scale(axis: Any) -> None:
-    """A logarithmic vertical axis with plain numbers."""
+    """A logarithmic vertical axis with plain numbers that do not overlap."""
+    from matplotlib.ticker import LogLocator
+
     axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
 
 
-def _figure(columns: int = 1) -> tuple[Any, Any]:
+def _figure(num_names: int, columns: int = 1) -> tuple[Any, Any]:
+    """Axes in a row, high enough for a legend of all names."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * columns + 3.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(4.5 * columns + 3.5, max(4.5, 0.19 * num_names)), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns)
 

@@ -68,6 +68,6 @@ def read_record(path: Path, description: Mapping[str, Any]) -> Record | None:
         if record.get(key) != now:
             raise SystemExit(
                 f"error: {path} is of a run with {key} {record.get(key)}, the configuration says {now}. Delete the "
-                "record to train anew, or give the comparison another name."
+                "record and the run's folder to train anew, or give the comparison another name and output_dir."
             )
     return record

@@ -65,7 +65,7 @@ class HQVAEConfig(ImageTokenizerConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_choice("quantizer", self.quantizer, ("gaussian", "vq"))
-        if isinstance(self.code_groups, str):
+        if not isinstance(self.code_groups, list | tuple):
             raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
         self.code_groups = [_code_group_line(item) for item in self.code_groups]
         groups = self.groups
@@ -99,7 +99,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
         """`code_groups`, parsed."""
-        return tuple(map(parse_code_group, self.code_groups))
+        return tuple(parse_code_group(_code_group_line(item)) for item in self.code_groups)
 
     @property
     def stride(self) -> int:

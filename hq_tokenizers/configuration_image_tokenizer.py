@@ -119,6 +119,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
             raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
         if self.reestimation_epochs and not self.warmup_epochs:
             raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+                raise ValueError(f"{field.name} must be finite, got {value}.")
         self._check_names(kwargs)
         self._check_unused()
         check_image_size(self.image_size, self.stride)

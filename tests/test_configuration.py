@@ -46,6 +46,12 @@ class TestGrammar:
         assert all(isinstance(line, dict) for line in lines)
         config = HQVAEConfig(code_groups=lines)
         assert config.code_groups == ["stride 8: 16", "stride 4: 12, 10", "stride 2: 8 x 2"]
+        config.code_groups = [{"stride 4": "8, 8"}]
+        assert config.groups == (GroupSpec(4, (8, 8)),)
+        with pytest.raises(
+            ValueError, match=r"code_groups is a list with one line per resolution, got \{'stride 4': 16\}"
+        ):
+            HQVAEConfig(code_groups={"stride 4": 16})
         with pytest.raises(ValueError, match="in quotes if it has commas, got 10"):
             HQVAEConfig(code_groups=yaml.safe_load("[stride 8: 16, stride 4: 12, 10]"))
 
@@ -70,6 +76,7 @@ class TestErrors:
             ({"data_variance": 0.0}, "data_variance must be above 0"),
             ({"kl_weight": 0}, "kl_weight must be above 0, got 0"),
             ({"kl_weight": math.inf}, "kl_weight must be finite, got inf"),
+            ({"initial_log_variance": -math.inf}, "initial_log_variance must "),
             ({"ema_decay": 1.0}, r"ema_decay must be in \[0, 1\), got 1.0"),
             ({"restart_threshold": 1.0}, "restart_threshold needs the counts of codebook_update='ema'"),
             ({"warmup_epochs": 2}, "reestimation_epochs, which is 0"),

@@ -12,6 +12,7 @@ from hq_tokenizers.codes import CodeLayout
 _KINDS = {
     "generator": "an image generator",
     "image tokenizer": "a discrete image tokenizer",
+    "label map tokenizer": "a discrete tokenizer of label maps",
     "autoencoder": "a variational autoencoder with continuous latents, a baseline without codes,",
     "prior": "a code prior",
 }
@@ -34,6 +35,13 @@ processor = AutoImageProcessor.from_pretrained("{model_id}")
 model = AutoModel.from_pretrained("{model_id}").eval()
 codes = model.encode(processor(image)["pixel_values"])
 image = processor.postprocess(model.decode(codes))[0]
+""",
+    "label map tokenizer": """import hq_tokenizers
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{model_id}").eval()
+codes = model.encode(label_maps)  # a LongTensor (batch, height, width) of classes
+label_maps = model.decode(codes)
 """,
     "autoencoder": """import hq_tokenizers
 from transformers import AutoImageProcessor, AutoModel
@@ -117,7 +125,7 @@ def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
     if model.base_model_prefix == "image_tokenizer" and model.config.quantizer == "none":
         return "autoencoder", None
     if model.base_model_prefix == "image_tokenizer":
-        return "image tokenizer", model.code_layout()
+        return "label map tokenizer" if model.config.for_label_maps else "image tokenizer", model.code_layout()
     if model.base_model_prefix == "prior":
         return "prior", CodeLayout.from_dict(model.config.code_layout)
     raise TypeError(
@@ -135,7 +143,7 @@ def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained
     code = _USAGE[kind].format(model_id=model_id, label=f'"{id2label[0]}"' if id2label else "")
     code = code.replace("generate(, ", "generate(")
     text = f"## How to use\n\nWith hq_tokenizers installed:\n\n```python\n{code}```"
-    if self_contained:
+    if self_contained and kind == "generator":
         text += (
             "\n\nThe repository carries its own code, so that transformers alone can load it too; read the code before "
             f'you trust it:\n\n```python\ngenerate = pipeline("hq-generation", model="{model_id}", '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -59,8 +60,8 @@ class LoopConfig:
         for name in ("warmup_steps", "plateau_patience", "weight_decay"):
             _check_minimum(name, getattr(self, name), 0)
         for name in ("epochs", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}.")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size must be a multiple of gradient_accumulation, got {self.batch_size} and "

@@ -101,7 +101,8 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
         axis.set_xlabel("step")
         if title.startswith("MSE"):
             axis.set_yscale("log")
-        axis.legend(fontsize="x-small")
+        many = len(axis.lines) > 8
+        axis.legend(fontsize="xx-small" if many else "x-small", ncols=2 if many else 1)
     figure.savefig(path, dpi=100)
 
 

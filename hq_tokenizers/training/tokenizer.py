@@ -63,7 +63,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     Raises:
         ValueError: For options, data or a model that do not fit together, before anything is trained.
     """
-    train, validation, test = _load_data(config)
+    train, validation, test = load_splits(config)
     accelerator = create_accelerator()
     model = _build_model(config, train)
     _check_warmup(config, model, train, accelerator.num_processes)
@@ -96,7 +96,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
 def _panels(model: PreTrainedModel) -> dict[str, list[str]]:
     """The panels of the curves; deterministic and continuous bottlenecks have no P̂ and no variance of it."""
     stochastic = model.config.quantizer not in ("vq", "none")
-    return {title: names for title, names in _PANELS.items() if stochastic or names not in (["entropy"], ["variance"])}
+    return {title: names for title, names in _PANELS.items() if stochastic or not {"entropy", "variance"} & set(names)}
 
 
 def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
@@ -129,7 +129,12 @@ def main(arguments: list[str] | None = None) -> None:
     run(["train-tokenizer", *(sys.argv[1:] if arguments is None else arguments)])
 
 
-def _load_data(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
+def load_splits(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
+    """The training, validation and test split; the validation split again where there is no test split.
+
+    Raises:
+        ValueError: If they differ in the size or the channels of their images.
+    """
     names = ["train_split", "validation_split"] + (["test_split"] if config.data.test_split else [])
     train, validation, *test = load_image_splits(config.data, *names)
     for rows, name in ((validation, "validation_split"), *((rows, "test_split") for rows in test)):
@@ -141,12 +146,18 @@ def _load_data(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, I
     return train, validation, test[0] if test else validation
 
 
-def tokenizer_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedConfig:
-    """The configuration of the model that will be trained, from its section and what the data decide.
+def check_model(config: TokenizerTrainingConfig, train: ImageRows) -> None:
+    """Builds the model of a run without its memory, so that many runs can be checked before the first of them.
 
     Raises:
-        ValueError: If they do not fit together.
+        ValueError: If model, data and length of the run do not fit together.
+        TypeError: If a field of the model has a value of another type than it should.
     """
+    with torch.device("meta"):
+        _check_warmup(config, AutoModel.from_config(_model_config(config, train)), train, num_processes=1)
+
+
+def _model_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedConfig:
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
     from_data: dict[str, Any] = {"image_size": height if height == width else [height, width]}
     if config.data.label_map_classes is None:
@@ -163,7 +174,7 @@ def tokenizer_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTr
 
 
 def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
-    model_config = tokenizer_config(config, train)
+    model_config = _model_config(config, train)
     set_seed(config.seed)
     return AutoModel.from_config(model_config)
 

@@ -109,8 +109,8 @@ def axes(script, monkeypatch):
     """The axes of the plots that are made, in their order."""
     made, create = [], script._figure
 
-    def remember(columns=1):
-        figure, axes = create(columns)
+    def remember(*arguments, **options):
+        figure, axes = create(*arguments, **options)
         made.extend(figure.axes)
         return figure, axes
 
@@ -162,6 +162,21 @@ def test_what_has_a_record_is_not_trained_again(compare, tmp_path, request):
         compare()
 
 
+def test_a_longer_run_in_the_folder_is_no_run_of_this_budget(compare, tmp_path):
+    compare("--only", "VAE", "--seeds", "[0]", "--epochs", "2")
+    with pytest.raises(SystemExit, match="vae/seed0 holds a run of 2 epochs: give another output_dir"):
+        compare("--only", "VAE", "--seeds", "[0]", "--name", "other")
+    assert not (tmp_path / "report" / "other" / "vae-seed0.json").exists()
+
+
+def test_foreign_records_are_refused_before_others_are_trained(compare, no_training, tmp_path):
+    path = tmp_path / "report" / "small" / "vae-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"model": {"preset": "sq_vae"}}))
+    with pytest.raises(SystemExit, match=r"vae-seed0\.json is of a run with model"):
+        compare("--only", "RSQ-VAE L=3")
+
+
 def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
     path = tmp_path / "report" / "small" / "vae-seed0.json"
     path.parent.mkdir(parents=True)
@@ -182,7 +197,15 @@ def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
         ([], {"data": DATA | {"label_map_classes": 4}}, "data.label_map_classes has to be null"),
         ([], {"systems": SYSTEMS | {"typo": {"preset": "vae", "num_level": 2}}}, "system 'typo': Unknown option"),
         (["--schedule", "often"], {}, "schedule must be .*'often'"),
-        (["--learning_rate", "-1"], {}, "system 'RSQ-VAE L=3': learning_rate must be above 0, got -1"),
+        (["--learning_rate", "-1"], {}, "system 'RSQ-VAE L=3': learning_rate must be above 0 and finite, got -1"),
+        ([], {"systems": SYSTEMS | {"none": None}}, "system 'none': "),
+        ([], {"systems": SYSTEMS | {"text": {"preset": "vae", "hidden_size": 8.5}}}, "system 'text': "),
+        (
+            [],
+            {"systems": SYSTEMS | {"long": {"preset": "robust_vq_vae", "network": "digits"}}},
+            "system 'long': The run",
+        ),
+        ([], {"data": {"name": "parquet", "path": "/nowhere", "files": {"train": "a"}}}, "system 'RSQ-VAE L=3': "),
         ([], {"systems": {"VAE, small": SYSTEMS["VAE"]}}, "the name 'VAE, small' has a comma"),
     ],
 )

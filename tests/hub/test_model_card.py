@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from hq_tokenizers import HQImageProcessor, SQVAEModel, vae
+from hq_tokenizers import HQImageProcessor, SQVAEModel, sq_vae, vae
 from hq_tokenizers.hub import create_model_card
 
 
@@ -79,6 +79,16 @@ def test_a_vae_claims_no_codes(tmp_path):
     scope = {"image": Image.new("RGB", (20, 30))}
     exec(code, scope)
     assert scope["image"].size == (8, 8)
+
+
+def test_the_card_of_a_tokenizer_of_label_maps(tmp_path):
+    model = SQVAEModel(sq_vae("celebamask", image_size=16, hidden_size=8, codebook_dim=8, num_classes=3))
+    model.save_pretrained(tmp_path)
+    card = create_model_card(model, str(tmp_path))
+    assert "a discrete tokenizer of label maps" in card.text
+    scope = {"label_maps": torch.zeros(2, 16, 16, dtype=torch.long)}
+    exec(card.text.split("```python\n")[1].split("```")[0], scope)
+    assert scope["label_maps"].shape == (2, 16, 16)
 
 
 def test_refuses_other_models():
