@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,6 +55,16 @@ def sample_uniform(
     """Uniform noise (B, *shape) in float32, in [0, 1), row i drawn from generator i and moved to `device`."""
     rows = [torch.rand(tuple(shape), device=g.device, generator=g) for g in generators]
     return _stack(rows, shape, device)
+
+
+def fixed_normal(shape: Sequence[int], device: torch.device | str | None = None) -> torch.Tensor:
+    """Normal(0, 1) noise in float32 that is the same in every call: a hash of the index of each number."""
+    bits = torch.arange(math.prod(shape), device=device) + 0x9E3779B9
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        bits = ((bits ^ (bits >> 16)) * multiplier) & 0xFFFFFFFF
+    # 23 bits and a half are numbers between 0 and 1 in float32, ends excluded.
+    uniform = ((bits ^ (bits >> 16)) >> 9).float().add(0.5) / 2**23
+    return torch.special.ndtri(uniform).reshape(tuple(shape))
 
 
 def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device | str | None) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hq_tokenizers.randomness import sample_exponential, sample_generators, sample_uniform
+from hq_tokenizers.randomness import fixed_normal, sample_exponential, sample_generators, sample_uniform
 
 # KS and chi-square tests run on fixed seeds: they either pass always or never.
 SIGNIFICANCE = 1e-3
@@ -110,3 +110,13 @@ class TestSampleExponential:
 def test_uniform_noise_is_uniform() -> None:
     noise = sample_uniform((25_000,), sample_generators(11, 2)).double()
     assert stats.kstest(noise.flatten().numpy(), stats.uniform.cdf).pvalue > SIGNIFICANCE
+
+
+def test_fixed_normal_noise_is_normal_independent_and_always_the_same() -> None:
+    noise = fixed_normal((7, 7, 1000)).double()
+    assert stats.kstest(noise.flatten().numpy(), stats.norm.cdf).pvalue > SIGNIFICANCE
+    for step in (1, 1000, 7000):
+        flat = noise.flatten()
+        assert stats.pearsonr(flat[:-step], flat[step:]).pvalue > SIGNIFICANCE
+    torch.rand(3)
+    assert torch.equal(fixed_normal((7, 7, 1000)).double(), noise)

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from hq_tokenizers.quantization.continuous import GaussianBottleneck
+from hq_tokenizers.randomness import fixed_normal
 
 MEAN = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(1))
 LOG_VARIANCE = torch.randn(2, 3, 2, 4, generator=torch.Generator().manual_seed(2))
@@ -46,8 +47,10 @@ def test_gradient_passes_the_sample() -> None:
     torch.testing.assert_close(by_log_variance, (sample - mean).detach() / 2, rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_takes_the_mean_and_there_are_no_codes() -> None:
+def test_evaluation_has_the_same_noise_for_every_image_and_no_codes() -> None:
     output = GaussianBottleneck()(MEAN, None, LOG_VARIANCE)
-    assert torch.equal(output.quantized, MEAN)
+    noise = (output.quantized - MEAN) / (LOG_VARIANCE / 2).exp()
+    torch.testing.assert_close(noise, fixed_normal(MEAN.shape[1:]).expand_as(MEAN), rtol=1e-4, atol=1e-5)
+    assert torch.equal(GaussianBottleneck()(MEAN[:1], None, LOG_VARIANCE[:1]).quantized, output.quantized[:1])
     assert output.indices is None
     assert output.entropy.numel() == output.variance.numel() == 0
