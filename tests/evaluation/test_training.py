@@ -85,8 +85,8 @@ def test_figures_are_those_of_the_command_and_are_drawn(tmp_path, six_pixels, mo
     assert ("frechet_distance", "evaluation") in panels
     with Image.open(tmp_path / "run" / "curves.png") as picture:
         # Loss, MSE, Fréchet distance, MSE of the first levels, perplexity, perplexity / K, active codes, share of dead
-        # codes, entropy, variance: 500 pixels each.
-        assert picture.width == 10 * 500
+        # codes, entropy, variance: 500 × 400 pixels each, four in a row.
+        assert picture.size == (4 * 500, 3 * 400)
 
 
 def test_mistakes_come_before_training(tmp_path, six_pixels, no_weights):
