@@ -1,9 +1,8 @@
-"""Stage two: training a prior on encoded images. Also `python -m hq_tokenizers.priors.training CONFIG.yaml`."""
+"""Stage two: training a prior on encoded images."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -158,13 +157,6 @@ def evaluate_prior(
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs `train-prior` with the arguments of the command line."""
-    from hq_tokenizers.cli import main as run
-
-    run(["train-prior", *(sys.argv[1:] if arguments is None else arguments)])
-
-
 def _build_model(
     config: PriorTrainingConfig, encoded: EncodedImages, tokenizer: PreTrainedModel | None
 ) -> PreTrainedModel:
@@ -278,7 +270,3 @@ def _sample_grid(model: PreTrainedModel, tokenizer: PreTrainedModel, config: Pri
     labels = [index % classes for index in range(number)] if classes else [-1] * number
     codes = model.generate(torch.tensor(labels), generator=config.seed)
     return image_grid(tokenizer.decode(codes), columns)
-
-
-if __name__ == "__main__":
-    main()

@@ -42,7 +42,7 @@ COMMANDS = {
             "command again to continue an interrupted run exactly where it stopped; with schedule plateau or constant "
             "also with more epochs or max_steps, to train a finished one further (cosine needs the steps of a run "
             "beforehand). With several devices: "
-            "torchrun --nproc_per_node 2 -m hq_tokenizers.training.tokenizer CONFIG.yaml."
+            "torchrun --nproc_per_node 2 -m hq_tokenizers train-tokenizer CONFIG.yaml."
         ),
         examples=(
             "hq-tokenizers train-tokenizer --model '{preset: sq_vae, network: digits}' --epochs 20",
@@ -97,7 +97,7 @@ COMMANDS = {
             "against the split data.test_split, or data.validation_split where that is null. Prints a table and leaves "
             "report.json, where every figure says how it came about, model_card_row.md, and reconstructions.png with a "
             "tokenizer's best, median and worst. With several devices: "
-            "torchrun --nproc_per_node 2 -m hq_tokenizers.evaluation CONFIG.yaml."
+            "torchrun --nproc_per_node 2 -m hq_tokenizers evaluate CONFIG.yaml."
         ),
         examples=(
             "hq-tokenizers evaluate --tokenizer runs/tokenizer --data.name digits",

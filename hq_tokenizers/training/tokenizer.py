@@ -1,8 +1,7 @@
-"""Stage one: training an image tokenizer. Also `python -m hq_tokenizers.training.tokenizer CONFIG.yaml`."""
+"""Stage one: training an image tokenizer."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,13 +119,6 @@ def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> t
     (batch,) = data.batches([torch.arange(min(NUM_PICTURES, len(data)))], device)
     with torch.no_grad():
         return batch["pixel_values"], model(batch["pixel_values"], return_loss=False).reconstruction
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Runs `train-tokenizer` with the arguments of the command line."""
-    from hq_tokenizers.cli import main as run
-
-    run(["train-tokenizer", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def load_splits(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
@@ -313,7 +305,3 @@ def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: tor
         processor = HQImageProcessor.for_image_size(model.config.image_size, model.config.num_channels)
         processor.save_pretrained(output_dir)
     save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")
-
-
-if __name__ == "__main__":
-    main()
