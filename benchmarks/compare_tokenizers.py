@@ -29,10 +29,10 @@ from records import check_names, data_description, read_record, slug, write_reco
 from transformers import AutoModel
 
 from hq_tokenizers.cli.scripts import script_options
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
 from hq_tokenizers.training.tracking import read_history
 

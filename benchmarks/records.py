@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.options.data import DataConfig
 
 Record = dict[str, Any]
 

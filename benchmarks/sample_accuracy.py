@@ -19,9 +19,9 @@ from torch import nn
 from tqdm.auto import trange
 
 from hq_tokenizers.cli.scripts import script_options
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.training.figures import image_grid, save_png
 

@@ -23,11 +23,11 @@ from transformers import AutoModel
 
 from hq_tokenizers.cli.demo import judge_samples, tokenizer_recipe
 from hq_tokenizers.cli.scripts import script_options
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
-from hq_tokenizers.training.config import EncodeConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.figures import image_grid, save_png
 from hq_tokenizers.training.tokenizer import train_tokenizer

@@ -7,17 +7,19 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_image_tokenizer import ImageTokenizerConfig
-from .configuration_utils import check_choice
+from .checks import CodebookSize, Length, check_value
+from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
 _FIELDS_OF_SINGLE_LAYER = (
     *("num_downsampling", "variance_type", "variance_parametrization", "variance_floor", "dequantization_noise"),
     *("likelihood", "num_classes", "initial_log_concentration", "initial_label_concentration"),
 )
+
+
+_MOST_LEVELS = 256
+_LARGEST_STRIDE = 2**16
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class GroupSpec:
     codebook_sizes: tuple[int, ...]
 
 
-@strict
 class HQVAEConfig(ImageTokenizerConfig):
     """Configuration of an `HQVAEModel`: the fields of `ImageTokenizerConfig` and the following.
 
@@ -55,26 +56,18 @@ class HQVAEConfig(ImageTokenizerConfig):
 
     model_type = "hq_vae"
 
-    code_groups: list[str] | tuple[str, ...] = ("stride 8: 512", "stride 4: 512")
-    quantizer: str = "gaussian"
+    code_groups: Annotated[list[str] | tuple[str, ...], Length(1, 16)] = ("stride 8: 512", "stride 4: 512")
+    quantizer: Literal["gaussian", "vq"] = "gaussian"
     shared_codebook: bool = False
-    initial_log_variance: float | int = math.log(60)
-    log_variance_range: list[float] | tuple[float, float] = (-14.0, 8.0)
+    initial_log_variance: LogVariance = math.log(60)
+    log_variance_range: Annotated[list[LogVariance] | tuple[LogVariance, ...], Length(2, 2)] = (-14.0, 8.0)
     learned_prior: bool = False
     progressive: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_choice("quantizer", self.quantizer, ("gaussian", "vq"))
         if not isinstance(self.code_groups, list | tuple):
             raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
         self.code_groups = [_code_group_line(item) for item in self.code_groups]
-        groups = self.groups
-        if not groups:
-            raise ValueError("code_groups needs at least one group, such as 'stride 4: 512 x 4'.")
-        if any(coarse.stride <= fine.stride for coarse, fine in itertools.pairwise(groups)):
-            raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
-        if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):
-            raise ValueError(f"shared_codebook needs equal codebook sizes within a group: {list(self.code_groups)}.")
         if "codebook_size" in kwargs:
             raise ValueError(
                 "A hierarchy has no single codebook_size: write the sizes into code_groups, as in 'stride 4: 512 x 4'."
@@ -82,6 +75,15 @@ class HQVAEConfig(ImageTokenizerConfig):
         single = [name for name in _FIELDS_OF_SINGLE_LAYER if name in kwargs]
         if single:
             raise ValueError(f"{', '.join(single)}: of SQVAEConfig only, a hierarchy has no such field.")
+        super().__post_init__(**kwargs)
+
+    def _check_relations(self) -> None:
+        super()._check_relations()
+        groups = self.groups
+        if any(coarse.stride <= fine.stride for coarse, fine in itertools.pairwise(groups)):
+            raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
+        if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):
+            raise ValueError(f"shared_codebook needs equal codebook sizes within a group: {list(self.code_groups)}.")
         if self.learned_prior and len(groups) == 1:
             raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
         if self.quantizer == "vq" and self.learned_prior:
@@ -94,7 +96,6 @@ class HQVAEConfig(ImageTokenizerConfig):
                 f"initial_log_variance must lie in log_variance_range {self.log_variance_range}, got "
                 f"{self.initial_log_variance}."
             )
-        super().__post_init__(**kwargs)
 
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
@@ -134,13 +135,23 @@ def parse_code_group(text: str) -> GroupSpec:
         raise ValueError(
             f"A code group is written 'stride S: K' or 'stride S: K x LEVELS' or 'stride S: K1, K2, …', got {text!r}."
         )
-    stride = int(match[1])
-    if stride < 2 or stride & (stride - 1):
-        raise ValueError(f"The stride of a code group must be a power of two of at least 2, got {stride} in {text!r}.")
+    stride = _number(match[1])
+    if not 2 <= stride <= _LARGEST_STRIDE or stride & (stride - 1):
+        raise ValueError(
+            f"The stride of a code group must be a power of two of at least 2 and at most {_LARGEST_STRIDE:,}, got "
+            f"{stride} in {text!r}."
+        )
     sizes: list[int] = []
     for item in match[2].split(","):
-        size, *times = (int(number) for number in re.split(r"[xX×]", item))
-        sizes += [size] * (times[0] if times else 1)
-    if not sizes or min(sizes) < 1:
-        raise ValueError(f"A code group needs at least one level of at least one code, got {text!r}.")
+        size, *times = map(_number, re.split(r"[xX×]", item))
+        sizes += [size] * min(times[0] if times else 1, _MOST_LEVELS + 1)
+    if not 1 <= len(sizes) <= _MOST_LEVELS:
+        raise ValueError(f"A code group has at least one level and at most {_MOST_LEVELS:,}, got {text!r}.")
+    for size in sizes:
+        check_value(f"Each codebook size in {text!r}", size, CodebookSize)
     return GroupSpec(stride, tuple(sizes))
+
+
+def _number(digits: str) -> int:
+    """An integer of any length of digits, at most 10¹²: Python refuses to read thousands of digits."""
+    return int(digits) if len(digits.strip()) <= 12 else 10**12

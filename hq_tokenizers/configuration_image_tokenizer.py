@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_utils import check_choice, check_image_size, check_minimum, check_positive
+from .checks import ImageSize, NotNegative, Number, Positive, Range, Width, check_fields, check_image_size, did_you_mean
+
+LogVariance = Annotated[Number, Range(-80, 80)]
+"""Beyond it, exp leaves the range of float32."""
+Blocks = Annotated[int, Range(1, 1000)]
+Epochs = Annotated[int, Range(0, 1_000_000)]
 
 
-@strict
 class ImageTokenizerConfig(PreTrainedConfig):
     """Fields of every image tokenizer.
 
@@ -54,33 +56,33 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     base_config_key = "image_tokenizer_config"
 
-    image_size: int | list[int] | tuple[int, int] = 32
-    num_channels: int = 3
-    hidden_size: int = 64
-    num_residual_blocks: int = 2
-    num_decoder_residual_blocks: int = 2
+    image_size: ImageSize = 32
+    num_channels: Width = 3
+    hidden_size: Annotated[int, Range(2, 65_536)] = 64
+    num_residual_blocks: Blocks = 2
+    num_decoder_residual_blocks: Annotated[int, Range(0, 1000)] = 2
     bottleneck_convolution: bool = True
     bottleneck_norm: bool = True
     bottleneck_batch_norm: bool = False
-    codebook_dim: int = 64
-    codebook_init_std: float | int = 1.0
-    codebook_learning_rate_factor: float | int = 1.0
+    codebook_dim: Width = 64
+    codebook_init_std: NotNegative = 1.0
+    codebook_learning_rate_factor: Positive = 1.0
     train_variance: bool = True
-    decoder_variance: str = "batch"
-    initial_decoder_log_variance: float | int = math.log(0.1)
-    kl_weight: float | int = 1.0
-    gumbel_temperature: float | int = 1.0
-    gumbel_decay: float | int = 1e-5
-    gumbel_min_temperature: float | int = 0.0
-    commitment_weight: float | int = 0.25
-    data_variance: float | int = 0.06
-    codebook_update: str = "gradient"
-    ema_decay: float | int = 0.99
-    restart_threshold: float | int = 0.0
-    warmup_epochs: int = 0
-    reestimation_epochs: int = 0
-    reservoir_size: int = 20480
-    max_quantizer_elements: int = 2**27
+    decoder_variance: Literal["batch", "learned"] = "batch"
+    initial_decoder_log_variance: LogVariance = math.log(0.1)
+    kl_weight: Positive = 1.0
+    gumbel_temperature: Positive = 1.0
+    gumbel_decay: NotNegative = 1e-5
+    gumbel_min_temperature: NotNegative = 0.0
+    commitment_weight: NotNegative = 0.25
+    data_variance: Positive = 0.06
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+    ema_decay: Annotated[Number, Range(0, 1, below=True)] = 0.99
+    restart_threshold: NotNegative = 0.0
+    warmup_epochs: Epochs = 0
+    reestimation_epochs: Epochs = 0
+    reservoir_size: Annotated[int, Range(1, 2**27)] = 20480
+    max_quantizer_elements: Annotated[int, Range(1, 2**40)] = 2**27
 
     @property
     def for_label_maps(self) -> bool:
@@ -88,54 +90,34 @@ class ImageTokenizerConfig(PreTrainedConfig):
         return False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_choice("decoder_variance", self.decoder_variance, ("batch", "learned"))
-        check_choice("codebook_update", self.codebook_update, ("gradient", "ema"))
-        check_minimum("hidden_size", self.hidden_size, 2)
-        for name in ("num_channels", "num_residual_blocks", "codebook_dim", "reservoir_size", "max_quantizer_elements"):
-            check_minimum(name, getattr(self, name), 1)
-        for name in (
-            *(
-                "codebook_init_std",
-                "num_decoder_residual_blocks",
-                "gumbel_decay",
-                "gumbel_min_temperature",
-                "commitment_weight",
-            ),
-            *("restart_threshold", "warmup_epochs", "reestimation_epochs"),
-        ):
-            check_minimum(name, getattr(self, name), 0)
-        for name in ("gumbel_temperature", "codebook_learning_rate_factor", "data_variance", "kl_weight"):
-            check_positive(name, getattr(self, name))
+        check_fields(self, below=PreTrainedConfig)
+        self._check_relations()
+        self._check_names(kwargs)
+        self._check_unused()
+        check_image_size(self.image_size, self.stride)
+        super().__post_init__(**kwargs)
+
+    def _check_relations(self) -> None:
+        """Refuses values that are right alone and wrong together."""
         if self.gumbel_min_temperature > self.gumbel_temperature:
             raise ValueError(
                 f"gumbel_min_temperature must be at most gumbel_temperature {self.gumbel_temperature}, got "
                 f"{self.gumbel_min_temperature}."
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}.")
         if self.restart_threshold and self.codebook_update != "ema":
             raise ValueError("restart_threshold needs the counts of codebook_update='ema'; set it to 0 otherwise.")
         if self.warmup_epochs and not self.reestimation_epochs:
             raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
         if self.reestimation_epochs and not self.warmup_epochs:
             raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-                raise ValueError(f"{field.name} must be finite, got {value}.")
-        self._check_names(kwargs)
-        self._check_unused()
-        check_image_size(self.image_size, self.stride)
-        super().__post_init__(**kwargs)
 
     def _check_names(self, unknown: dict[str, Any]) -> None:
         """Refuses misspelt fields; transformers stores any argument it does not know as an attribute."""
         fields = [field.name for field in dataclasses.fields(self)]
         for name in unknown:
-            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.85)
-            if nearest:
-                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {nearest[0]!r}?")
+            hint = did_you_mean(name, fields, cutoff=0.85)
+            if hint:
+                raise ValueError(f"{type(self).__name__} has no field {name!r}. {hint}")
 
     def _check_unused(self) -> None:
         """Refuses fields that were set and would have no effect."""

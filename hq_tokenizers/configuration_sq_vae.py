@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Literal
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_image_tokenizer import ImageTokenizerConfig
-from .configuration_utils import check_choice, check_minimum, check_positive
+from .checks import CodebookSize, NotNegative, Positive, Range
+from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
 
-@strict
 class SQVAEConfig(ImageTokenizerConfig):
     """Configuration of an `SQVAEModel`: the fields of `ImageTokenizerConfig` and the following.
 
@@ -38,24 +35,21 @@ class SQVAEConfig(ImageTokenizerConfig):
 
     model_type = "sq_vae"
 
-    num_downsampling: int = 2
-    quantizer: str = "gaussian"
-    likelihood: str = "gaussian"
-    num_classes: int = 0
-    codebook_size: int = 512
-    variance_type: str = "I"
-    variance_parametrization: str = "released"
-    variance_floor: float | int = 0.0
-    initial_log_variance: float | int = math.log(20)
-    initial_log_concentration: float | int = math.log(0.05)
-    initial_label_concentration: float | int = 100.0
+    num_downsampling: Annotated[int, Range(1, 16)] = 2
+    quantizer: Literal["gaussian", "vmf", "vq", "none"] = "gaussian"
+    likelihood: Literal["gaussian", "categorical", "vmf"] = "gaussian"
+    num_classes: Annotated[int, Range(0, 65_536)] = 0
+    codebook_size: CodebookSize = 512
+    variance_type: Literal["I", "II", "III", "IV"] = "I"
+    variance_parametrization: Literal["released", "plain"] = "released"
+    variance_floor: NotNegative = 0.0
+    initial_log_variance: LogVariance = math.log(20)
+    initial_log_concentration: LogVariance = math.log(0.05)
+    initial_label_concentration: Positive = 100.0
     dequantization_noise: bool = False
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_choice("quantizer", self.quantizer, ("gaussian", "vmf", "vq", "none"))
-        check_choice("likelihood", self.likelihood, ("gaussian", "categorical", "vmf"))
-        check_choice("variance_type", self.variance_type, ("I", "II", "III", "IV"))
-        check_choice("variance_parametrization", self.variance_parametrization, ("released", "plain"))
+    def _check_relations(self) -> None:
+        super()._check_relations()
         if self.for_label_maps and self.num_classes < 2:
             raise ValueError(
                 f"likelihood={self.likelihood!r} models label maps of num_classes ≥ 2 classes: {self.num_classes}."
@@ -64,11 +58,6 @@ class SQVAEConfig(ImageTokenizerConfig):
             raise ValueError("num_classes is for label maps: set likelihood to 'categorical' or 'vmf'.")
         if self.for_label_maps and self.quantizer == "vq":
             raise ValueError("quantizer='vq' has no objective for label maps; use 'gaussian' or 'vmf'.")
-        check_minimum("num_downsampling", self.num_downsampling, 1)
-        check_minimum("codebook_size", self.codebook_size, 1)
-        check_minimum("variance_floor", self.variance_floor, 0)
-        check_positive("initial_label_concentration", self.initial_label_concentration)
-        super().__post_init__(**kwargs)
 
     @property
     def stride(self) -> int:

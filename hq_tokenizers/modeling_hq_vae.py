@@ -27,9 +27,9 @@ from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 
+from .checks import check_image_size
 from .codes import CodeGroup, CodeLayout, Codes
 from .configuration_hq_vae import GroupSpec, HQVAEConfig
-from .configuration_utils import check_image_size
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
     image_likelihood,

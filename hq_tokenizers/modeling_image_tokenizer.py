@@ -19,9 +19,9 @@ from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.usage import code_counts, perplexity
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
+from .checks import check_image_size
 from .codes import CodeLayout, Codes
 from .configuration_image_tokenizer import ImageTokenizerConfig
-from .configuration_utils import check_image_size
 from .randomness import GeneratorLike, sample_generators
 
 P = ParamSpec("P")

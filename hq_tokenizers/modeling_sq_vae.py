@@ -27,9 +27,9 @@ from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVaria
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 
+from .checks import check_image_size
 from .codes import CodeGroup, CodeLayout, Codes
 from .configuration_sq_vae import SQVAEConfig
-from .configuration_utils import check_image_size
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
     image_likelihood,

@@ -12,9 +12,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .checks import check_choice, check_minimum
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_sq_vae import SQVAEConfig
-from .configuration_utils import check_choice, check_minimum
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "digits": {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
+
+from hq_tokenizers.checks import check_fields
 
 from .sub_models import build_sub_config
 
@@ -13,7 +14,6 @@ from .sub_models import build_sub_config
 REMOTE_CODE = "transformers_modules."
 
 
-@strict
 class HQGeneratorConfig(PreTrainedConfig):
     """Configuration of an `HQGeneratorModel`.
 
@@ -41,6 +41,7 @@ class HQGeneratorConfig(PreTrainedConfig):
     id2label: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_fields(self, below=PreTrainedConfig)
         self.image_tokenizer_config = build_sub_config("image_tokenizer_config", self.image_tokenizer_config)
         self.prior_config = build_sub_config("prior_config", self.prior_config)
         if not __name__.startswith(REMOTE_CODE):

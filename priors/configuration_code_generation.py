@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from transformers import GenerationConfig
 
-from .masking import DECODING_SETTINGS, check_decoding
-from .sampling import GUIDANCE_SCHEDULES, LevelSampling, guidance_scales
+from hq_tokenizers.checks import Fraction, Length, NotNegative, Number, Positive, Range, check_value
 
-CACHE_IMPLEMENTATIONS = ("static", "dynamic")
+from .masking import DECODING_SETTINGS, check_decoding
+from .sampling import GuidanceSchedule, LevelSampling, guidance_scales
+
 _DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -30,11 +29,20 @@ _DEFAULTS: dict[str, Any] = {
 _METADATA = ("transformers_version",)
 # Settings that only one kind of prior understands; None leaves the choice to the model.
 _OF_ONE_MODEL = {"cache_implementation": "rq_prior"} | dict.fromkeys(DECODING_SETTINGS, "masked_prior")
-_PER_LEVEL: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "temperature": (lambda value: _is_number(value) and value >= 0, "a number of at least 0 (0 = likeliest code)"),
-    "top_k": (lambda value: _is_number(value) and value == int(value) and value >= 0, "an integer ≥ 0 (0 = off)"),
-    "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "a number in (0, 1] (1 = off)"),
-    "min_p": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1) (0 = off)"),
+_PER_LEVEL: dict[str, Any] = {
+    "temperature": NotNegative,
+    "top_k": Annotated[int, Range(0, 2**31 - 1)],
+    "top_p": Annotated[Number, Range(0, 1, above=True)],
+    "min_p": Fraction,
+}
+"""What each level's sampling accepts, one value for all levels or a list of one per level."""
+_OF_A_CALL: dict[str, Any] = {
+    "guidance_scale": NotNegative,
+    "guidance_schedule": GuidanceSchedule,
+    "guidance_power": Positive,
+    "guidance_interval": Annotated[list[Annotated[Number, Range(0, 1)]], Length(2, 2)],
+    "num_candidates": Annotated[int, Range(1, 1_000_000)],
+    "cache_implementation": Literal["static", "dynamic"] | None,
 }
 
 
@@ -125,20 +133,16 @@ class CodeGenerationConfig(GenerationConfig):
             ValueError: Naming the setting, its value and what is accepted.
         """
         self._refuse_foreign_settings()
-        for name, (accepts, accepted) in _PER_LEVEL.items():
-            given = getattr(self, name)
-            for value in given if isinstance(given, list) else [given]:
-                if not accepts(value):
-                    raise ValueError(f"{name} must be {accepted}, or a list of one per level, got {given!r}.")
-        self._check_guidance()
-        if self.cache_implementation not in (None, *CACHE_IMPLEMENTATIONS):
+        for name, hint in _PER_LEVEL.items():
+            check_value(name, getattr(self, name), hint | Annotated[list[hint], Length(1, 10_000)])  # type: ignore[valid-type]
+        for name, hint in _OF_A_CALL.items():
+            check_value(name, getattr(self, name), hint)
+        first, last = self.guidance_interval
+        if first > last:
             raise ValueError(
-                f"cache_implementation must be one of {', '.join(CACHE_IMPLEMENTATIONS)}, "
-                f"got {self.cache_implementation!r}."
+                f"guidance_interval must be [first, last] with first ≤ last, got {self.guidance_interval}."
             )
         check_decoding(**{name: getattr(self, name) for name in DECODING_SETTINGS if getattr(self, name) is not None})
-        if not (_is_number(self.num_candidates) and isinstance(self.num_candidates, int) and self.num_candidates >= 1):
-            raise ValueError(f"num_candidates must be an integer of at least 1 (1 = off), got {self.num_candidates!r}.")
         super().validate(*args, **kwargs)
 
     def check_model(self, model_type: str) -> None:
@@ -171,24 +175,6 @@ class CodeGenerationConfig(GenerationConfig):
             self.guidance_schedule, self.guidance_scale, num_steps, self.guidance_power, self.guidance_interval
         )
 
-    def _check_guidance(self) -> None:
-        if not (_is_number(self.guidance_scale) and self.guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be a number of at least 0 (1 = off), got {self.guidance_scale!r}.")
-        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
-            raise ValueError(
-                f"guidance_schedule must be one of {', '.join(GUIDANCE_SCHEDULES)}, got {self.guidance_schedule!r}."
-            )
-        if not (_is_number(self.guidance_power) and self.guidance_power > 0):
-            raise ValueError(f"guidance_power must be a number above 0, got {self.guidance_power!r}.")
-        bounds = self.guidance_interval
-        if not (
-            isinstance(bounds, list)
-            and len(bounds) == 2
-            and all(map(_is_number, bounds))
-            and 0 <= bounds[0] <= bounds[1] <= 1
-        ):
-            raise ValueError(f"guidance_interval must be [first, last] with 0 ≤ first ≤ last ≤ 1, got {bounds!r}.")
-
     def _refuse_foreign_settings(self) -> None:
         for name, value in vars(self).items():
             if name in _DEFAULTS or name in _METADATA or name.startswith("_") or value is None:
@@ -216,7 +202,3 @@ def per_level(name: str, value: Any, num_levels: int) -> list[Any]:
             "level, or a single number for all."
         )
     return values
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

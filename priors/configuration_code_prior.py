@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from transformers import PreTrainedConfig
 
+from hq_tokenizers.checks import CodebookSize, Fraction, Length, Number, Range, Width, check_fields, check_value
 from hq_tokenizers.codes import CodeGroup, CodeLayout
-from hq_tokenizers.configuration_utils import check_choice
 
 _DEFAULT_LAYOUT = CodeLayout((CodeGroup(8, 8, (512,)),))
-BLOCK_TYPES = ("llama", "gpt")
-INPUT_EMBEDDINGS = ("learned", "code_vectors")
+Layers = Annotated[int, Range(1, 1000)]
+Small = Annotated[Number, Range(0, 1, above=True)]
 
 
 class CodePriorConfig(PreTrainedConfig):
@@ -48,33 +48,27 @@ class CodePriorConfig(PreTrainedConfig):
     base_config_key = "prior_config"
 
     code_layout: dict | None = None
-    num_classes: int = 0
-    cross_attention_dim: int | None = None
-    hidden_size: int = 256
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 4
-    block_type: str = "llama"
-    intermediate_size: int | None = None
-    input_embeddings: str = "learned"
-    code_vector_dim: int | list[int] | None = None
-    dropout: float | int = 0.1
-    label_dropout: float | int = 0.1
-    label_smoothing: float | int = 0.0
-    initializer_range: float | int = 0.02
-    norm_eps: float | int = 1e-6
+    num_classes: Annotated[int, Range(0, 10_000_000)] = 0
+    cross_attention_dim: Width | None = None
+    hidden_size: Width = 256
+    num_hidden_layers: Layers = 8
+    num_attention_heads: Width = 4
+    block_type: Literal["llama", "gpt"] = "llama"
+    intermediate_size: Annotated[int, Range(1, 2**20)] | None = None
+    input_embeddings: Literal["learned", "code_vectors"] = "learned"
+    code_vector_dim: Width | Annotated[list[Width] | tuple[Width, ...], Length(1, 16)] | None = None
+    dropout: Fraction = 0.1
+    label_dropout: Fraction = 0.1
+    label_smoothing: Fraction = 0.0
+    initializer_range: Small = 0.02
+    norm_eps: Small = 1e-6
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.code_layout is None:
             self.code_layout = _DEFAULT_LAYOUT.to_dict()
+        check_fields(self, below=PreTrainedConfig)
         self._check_sizes()
-        check_choice("block_type", self.block_type, BLOCK_TYPES)
         self._check_code_vectors()
-        for name in ("dropout", "label_dropout", "label_smoothing"):
-            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1):
-                raise ValueError(f"{name} is a probability in [0, 1), got {getattr(self, name)!r}.")
-        for name in ("initializer_range", "norm_eps"):
-            if not (_is_number(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}.")
         if self.intermediate_size is None:
             gated = -(-self.hidden_size * 8 // (3 * 64)) * 64
             self.intermediate_size = 4 * self.hidden_size if self.block_type == "gpt" else gated
@@ -105,22 +99,19 @@ class CodePriorConfig(PreTrainedConfig):
         return tuple(dims) if isinstance(dims, (list, tuple)) else (dims or 0,) * len(self.layout.groups)
 
     def _check_sizes(self) -> None:
-        lowest = {"num_classes": 0, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1}
-        for name in ("intermediate_size", "cross_attention_dim"):
-            if getattr(self, name) is not None:
-                lowest[name] = 1
-        for name, minimum in lowest.items():
-            check_integer(name, getattr(self, name), minimum)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
                 f"each head needs the same width."
             )
         # Builds the layout so that a wrong description fails here, not when the first batch arrives.
-        _ = self.layout
+        for group in self.layout.groups:
+            for name, value in (("height", group.height), ("width", group.width)):
+                check_value(f"The {name} of a grid of code_layout", value, Width)
+            for size in group.codebook_sizes:
+                check_value("A codebook size of code_layout", size, CodebookSize)
 
     def _check_code_vectors(self) -> None:
-        check_choice("input_embeddings", self.input_embeddings, INPUT_EMBEDDINGS)
         given, groups = self.code_vector_dim, len(self.layout.groups)
         if self.input_embeddings == "learned":
             if given is not None:
@@ -132,13 +123,3 @@ class CodePriorConfig(PreTrainedConfig):
                 'input_embeddings="code_vectors" needs code_vector_dim, the width of the tokenizer\'s code vectors: an '
                 f"integer of at least 1, or a list of one per group ({groups} here), got {given!r}."
             )
-
-
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """Raises a ValueError unless `value` is an integer of at least `minimum`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

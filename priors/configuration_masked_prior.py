@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hq_tokenizers.configuration_utils import check_choice
-
 from .configuration_code_prior import CodePriorConfig
-from .masking import MASKING_SCHEDULES, check_decoding
+from .masking import MaskingSchedule, check_decoding
 
 
 class MaskedPriorConfig(CodePriorConfig):
@@ -27,11 +25,10 @@ class MaskedPriorConfig(CodePriorConfig):
 
     model_type = "masked_prior"
 
-    masking_schedule: str = "cosine"
+    masking_schedule: MaskingSchedule = "cosine"
     scheduler_config: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_choice("masking_schedule", self.masking_schedule, MASKING_SCHEDULES)
+        super().__post_init__(**kwargs)
         if self.scheduler_config is not None:
             check_decoding(**self.scheduler_config)
-        super().__post_init__(**kwargs)

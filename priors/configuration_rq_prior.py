@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from hq_tokenizers.configuration_utils import check_choice
-
-from .configuration_code_prior import CodePriorConfig, check_integer
-
-POSITION_EMBEDDINGS = ("learned", "rotary")
+from .configuration_code_prior import CodePriorConfig, Layers
 
 
 class RQPriorConfig(CodePriorConfig):
@@ -29,12 +25,10 @@ class RQPriorConfig(CodePriorConfig):
 
     model_type = "rq_prior"
 
-    num_depth_layers: int = 2
-    position_embedding: str = "learned"
+    num_depth_layers: Layers = 2
+    position_embedding: Literal["learned", "rotary"] = "learned"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        check_integer("num_depth_layers", self.num_depth_layers, 1)
-        check_choice("position_embedding", self.position_embedding, POSITION_EMBEDDINGS)
         super().__post_init__(**kwargs)
         head_dim = self.hidden_size // self.num_attention_heads
         if self.position_embedding == "rotary" and head_dim % 4:

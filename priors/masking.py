@@ -6,14 +6,21 @@ Shape legend: B batch, P positions of a level.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
-MASKING_SCHEDULES = ("cosine", "linear", "square", "cubic", "square-root")
-DECODING_ORDERS = ("confidence", "random")
-# How codes are revealed; the same names in the scheduler and in CodeGenerationConfig.
-DECODING_SETTINGS = ("num_steps", "masking_schedule", "decoding_order", "choice_temperature")
+from hq_tokenizers.checks import Count, Length, NotNegative, check_choice, check_value
+
+MaskingSchedule = Literal["cosine", "linear", "square", "cubic", "square-root"]
+MASKING_SCHEDULES: tuple[str, ...] = get_args(MaskingSchedule)
+DECODING_SETTINGS: dict[str, Any] = {
+    "num_steps": Count | Annotated[list[Count] | tuple[Count, ...], Length(1, 10_000)],
+    "masking_schedule": MaskingSchedule,
+    "decoding_order": Literal["confidence", "random"],
+    "choice_temperature": NotNegative,
+}
+"""How codes are revealed, with what is accepted; the same names in the scheduler and in CodeGenerationConfig."""
 
 
 def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
@@ -34,8 +41,7 @@ def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
     if schedule == "cosine":
         return torch.cos(progress * (math.pi / 2))
     powers = {"linear": 1.0, "square": 2.0, "cubic": 3.0, "square-root": 0.5}
-    if schedule not in powers:
-        raise ValueError(f"masking_schedule must be one of {', '.join(MASKING_SCHEDULES)}, got {schedule!r}.")
+    check_choice("masking_schedule", schedule, MASKING_SCHEDULES)
     return 1 - progress ** powers[schedule]
 
 
@@ -46,20 +52,9 @@ def check_decoding(**settings: Any) -> None:
         ValueError: Naming the setting, its value and what is accepted.
     """
     for name, value in settings.items():
-        if name == "num_steps":
-            steps = value if isinstance(value, (list, tuple)) else [value]
-            accepts = bool(steps) and all(isinstance(step, int) and step is not True and step >= 1 for step in steps)
-            accepted = "an integer of at least 1, or a list of one per level"
-        elif name == "choice_temperature":
-            accepts = isinstance(value, (int, float)) and value is not True and 0 <= value < math.inf
-            accepted = "a number of at least 0 (0 = off)"
-        elif name in DECODING_SETTINGS:
-            choices = MASKING_SCHEDULES if name == "masking_schedule" else DECODING_ORDERS
-            accepts, accepted = value in choices, f"one of {', '.join(choices)}"
-        else:
+        if name not in DECODING_SETTINGS:
             raise ValueError(f"{name} is unknown; accepted are {', '.join(DECODING_SETTINGS)}.")
-        if not accepts:
-            raise ValueError(f"{name} must be {accepted}, got {value!r}.")
+        check_value(name, value, DECODING_SETTINGS[name])
 
 
 def num_hidden(schedule: str, step: int, num_steps: int, num_unknown: torch.Tensor) -> torch.Tensor:

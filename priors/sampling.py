@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from hq_tokenizers.randomness import sample_uniform
 
-GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine", "interval")
+GuidanceSchedule = Literal["constant", "linear", "power-cosine", "interval"]
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,6 @@ def guidance_scales(
     if schedule == "interval":
         low, high = interval
         return tuple(scale if low <= t <= high else 1.0 for t in times)
-    raise ValueError(f"guidance_schedule {schedule!r} is unknown; accepted are {', '.join(GUIDANCE_SCHEDULES)}.")
+    raise ValueError(
+        f"guidance_schedule {schedule!r} is unknown; accepted are {', '.join(get_args(GuidanceSchedule))}."
+    )

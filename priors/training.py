@@ -16,16 +16,16 @@ from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch
-from hq_tokenizers.evaluation.config import check_unused_in_training
+from hq_tokenizers.options.evaluation import check_unused_in_training
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.training.batches import validation_batches
-from hq_tokenizers.training.config import PriorTrainingConfig
 from hq_tokenizers.training.encoding import weights_sha256
 from hq_tokenizers.training.evaluation import RunningSums
 from hq_tokenizers.training.figures import image_grid, save_curves, save_png
 from hq_tokenizers.training.loop import Metrics, Stage, TrainingLoop, create_accelerator
 from hq_tokenizers.training.model_section import build_model_config
 from hq_tokenizers.training.optimization import decay_groups
-from hq_tokenizers.training.options import options_to_dict
 from hq_tokenizers.training.reports import images_per_second, write_report
 from hq_tokenizers.training.tracking import Record, Tracker, read_history
 from hq_tokenizers.training.trained_models import load_trained

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from hq_tokenizers._version import __version__
-from hq_tokenizers.training.options import load_options
+from hq_tokenizers.options.reading import load_options
 
 from .commands import COMMANDS
 from .help import command_help, overview

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hq_tokenizers.evaluation.config import EvaluateConfig
-from hq_tokenizers.training.config import (
-    DemoConfig,
-    EncodeConfig,
-    GenerateConfig,
-    PriorTrainingConfig,
-    TokenizerTrainingConfig,
-)
+from hq_tokenizers.options.evaluation import EvaluateConfig
+from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
+from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
 
 @dataclass(frozen=True)

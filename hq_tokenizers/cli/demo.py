@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.digits import MAX_GREY_LEVEL
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.generation import DemoConfig
+from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.training import train_prior
-from hq_tokenizers.training.config import DemoConfig, EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.figures import image_grid, reconstruction_grid, save_png
 from hq_tokenizers.training.reports import write_report

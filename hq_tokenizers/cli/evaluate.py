@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
 from hq_tokenizers.evaluation.generator import compare_samples, evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reports import check_output_dir, write_evaluation
 from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
+from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
-from hq_tokenizers.training.config import PriorTrainingConfig
 from hq_tokenizers.training.loop import create_accelerator
-from hq_tokenizers.training.options import options_to_dict
 from hq_tokenizers.training.tracking import Record
 from hq_tokenizers.training.trained_models import load_trained
 

@@ -14,13 +14,14 @@ from transformers import AutoImageProcessor
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import OVERVIEW
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.options.generation import GenerateConfig
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.training import train_prior
-from hq_tokenizers.training.config import GenerateConfig, PriorTrainingConfig
 from hq_tokenizers.training.figures import image_grid, save_png
 from hq_tokenizers.training.loop import create_accelerator
-from hq_tokenizers.training.options import options_to_dict
 from hq_tokenizers.training.reports import REPORT, read_report, write_report
 from hq_tokenizers.training.trained_models import load_trained
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from hq_tokenizers.training.options import describe_options
+from hq_tokenizers.options.reading import describe_options
 
 from .commands import COMMANDS, Command
 

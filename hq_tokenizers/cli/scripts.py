@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TypeVar
 
-from hq_tokenizers.training.options import load_options
+from hq_tokenizers.options.reading import load_options
 
 from .help import option_lines
 

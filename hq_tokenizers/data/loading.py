@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from hq_tokenizers.image_processing_hq import GREY_MODES
+from hq_tokenizers.options.data import DataConfig
 
-from .config import DataConfig
 from .digits import MAX_GREY_LEVEL
 from .images import MEMORY_LIMIT, ImageFormat, ImageRows
 from .label_maps import LabelMapFormat

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import DataConfig
+from hq_tokenizers.options.data import DataConfig
+
 from .digits import load_digits
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hq_tokenizers.configuration_utils import image_height_width
+from hq_tokenizers.checks import image_height_width
+from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.training.encoding import weights_sha256
 
-from .config import EvaluateConfig
 from .image_sets import SetComparison
 from .references import load_reference
 from .sampling import NumberedSamples

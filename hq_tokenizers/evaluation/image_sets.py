@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.training.batches import validation_batches
 
-from .config import EvaluateConfig
 from .networks import as_rgb, build_fid, finish
 from .progress import progress_bar
 from .references import Reference

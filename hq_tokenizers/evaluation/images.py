@@ -11,8 +11,8 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_folder
 from hq_tokenizers.metrics.reconstruction import Reconstruction
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
+from hq_tokenizers.options.evaluation import EvaluateConfig
 
-from .config import EvaluateConfig
 from .image_sets import SetComparison, check_sizes, share_of_images
 from .networks import Notes, as_rgb, build_lpips, finish, unless_impossible
 from .reconstructions import Results

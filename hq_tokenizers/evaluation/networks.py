@@ -13,8 +13,7 @@ from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_net
 from hq_tokenizers.metrics.fid import FID
 from hq_tokenizers.metrics.lpips import LPIPS
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
-
-from .config import FeatureConfig, MetricConfig
+from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
 
 T = TypeVar("T")
 Notes = dict[str, str]

@@ -17,10 +17,10 @@ from hq_tokenizers.metrics.codebook_usage import CodebookUsage
 from hq_tokenizers.metrics.reconstruction import Reconstruction
 from hq_tokenizers.metrics.segmentation import Segmentation
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
+from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.training.batches import validation_batches
 from hq_tokenizers.training.tracking import Record
 
-from .config import MetricConfig
 from .networks import Notes, as_rgb, build_fid, build_lpips, finish, unless_impossible
 from .progress import progress_bar
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_folder, load_image_splits
-
-from .config import EvaluateConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig
 
 
 @dataclass(frozen=True)

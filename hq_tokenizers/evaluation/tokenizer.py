@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.training.encoding import check_images, weights_sha256
 from hq_tokenizers.training.figures import reconstruction_grid, save_png
 from hq_tokenizers.training.trained_models import load_trained
 
-from .config import EvaluateConfig
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split
 

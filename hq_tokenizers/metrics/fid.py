@@ -9,7 +9,7 @@ import datasets
 import evaluate
 import torch
 
-from hq_tokenizers.configuration_utils import check_minimum
+from hq_tokenizers.checks import check_minimum
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network
 from hq_tokenizers.metrics.feature_statistics import FeatureStatistics, StatisticsPair, load_statistics, save_statistics
 from hq_tokenizers.metrics.hash_sample import HashSample

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .config import LoopConfig
-from .options import options_from_dict, options_to_dict
+from hq_tokenizers.options.reading import options_from_dict, options_to_dict
+from hq_tokenizers.options.training import LoopConfig
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 _FREE_OPTIONS = {

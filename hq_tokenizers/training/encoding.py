@@ -17,9 +17,9 @@ from hq_tokenizers.data.encoded import CodeRows, EncodedImages, SoftCodes
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.label_maps import LabelMapFormat
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.training import EncodeConfig
 
 from .batches import validation_batches
-from .config import EncodeConfig
 from .loop import create_accelerator
 from .trained_models import load_trained
 

@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 
 from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import LoopConfig
 
 from .batches import BatchPlan
 from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
-from .config import LoopConfig
 from .continuation import check_inputs, check_options, count_steps
 from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
-from .options import options_to_dict
 from .tracking import Record, Tracker, read_history
 
 BEST_WEIGHTS = "best.safetensors"

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from hq_tokenizers.checks import did_you_mean
+from hq_tokenizers.options.reading import convert_option, unknown_name
 from hq_tokenizers.presets import NETWORKS, PRESETS
-
-from .options import convert_option, unknown_name
 
 
 def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
@@ -87,6 +86,5 @@ def _checked(accepted: dict[str, Any], fields: dict[str, Any], from_data: Mappin
 def _known(option: str, value: Any, accepted: list[str]) -> str:
     if value in accepted:
         return value
-    nearest = difflib.get_close_matches(str(value), accepted, n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise ValueError(f"model.{option} {value!r} is unknown.{hint} Accepted: {', '.join(accepted)}.")
+    hint = did_you_mean(str(value), accepted)
+    raise ValueError(f"model.{option} {value!r} is unknown.{hint and f' {hint}'} Accepted: {', '.join(accepted)}.")

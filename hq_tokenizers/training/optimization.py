@@ -11,9 +11,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from transformers import get_scheduler
 
+from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.quantization.reestimation import Reservoir
-
-from .config import LoopConfig
 
 
 def build_optimizer(config: LoopConfig, parameter_groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

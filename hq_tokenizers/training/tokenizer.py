@@ -14,20 +14,20 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.diagnostics import diagnose
-from hq_tokenizers.evaluation.config import check_unused_in_training
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.options.evaluation import check_unused_in_training
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
-from .config import TokenizerTrainingConfig
 from .continuation import count_steps
 from .evaluation import evaluate_tokenizer
 from .figures import reconstruction_grid, save_curves, save_png
 from .loop import Metrics, Stage, TrainingLoop, create_accelerator
 from .model_section import build_tokenizer_config
-from .options import options_to_dict
 from .reports import images_per_second, write_report
 from .tracking import Record, Tracker, read_history
 

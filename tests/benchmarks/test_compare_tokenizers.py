@@ -8,8 +8,8 @@ import torch
 from matplotlib.colors import to_rgb
 from transformers import AutoModel
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
 
 SMALL = {"network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 SYSTEMS = {

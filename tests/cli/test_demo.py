@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hq_tokenizers.cli.demo import describe, judge_samples, prior_recipe, run_demo, tokenizer_recipe
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.training.config import DemoConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.generation import DemoConfig
 
 
 @pytest.fixture(scope="module")

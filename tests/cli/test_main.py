@@ -15,10 +15,10 @@ from transformers import AutoModel, pipeline
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
 from hq_tokenizers.cli.generate import save_generator
+from hq_tokenizers.options.reading import describe_options, load_options
 from hq_tokenizers.presets import sq_vae
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.training.model_section import build_tokenizer_config
-from hq_tokenizers.training.options import describe_options, load_options
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 _PACKAGE = str(EXAMPLES.parent / "hq_tokenizers")

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.datasets import load_digits as sklearn_digits
 
 from hq_tokenizers import HQImageProcessor
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sources import load_source, select_split
+from hq_tokenizers.options.data import DataConfig
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
 
 CPU = torch.device("cpu")
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from hq_tokenizers.data.config import DataConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, FeatureConfig, MetricConfig
-from hq_tokenizers.training.options import load_options
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.options.reading import load_options
 
 LABEL_MAPS = {"tokenizer": "a", "data": DataConfig(label_map_classes=12)}
 

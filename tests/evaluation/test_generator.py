@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hq_tokenizers.cli.evaluate import evaluate
-from hq_tokenizers.data.config import DataConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
 
 DATA = DataConfig(validation_split="test[:40]")
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from hq_tokenizers import SQVAEConfig, SQVAEModel, vae
 from hq_tokenizers.cli.evaluate import evaluate
-from hq_tokenizers.data.config import DataConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
 from hq_tokenizers.evaluation.tokenizer import best_median_worst
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
 
 DATA = DataConfig(validation_split="test[:40]")
 

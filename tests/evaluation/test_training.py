@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.evaluate import evaluate
-from hq_tokenizers.data.config import DataConfig
-from hq_tokenizers.evaluation.config import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
-from hq_tokenizers.training.config import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.tokenizer import train_tokenizer
 from hq_tokenizers.training.tracking import read_history

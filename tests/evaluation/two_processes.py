@@ -8,10 +8,10 @@ from pathlib import Path
 from conftest import six_pixel_network
 
 from hq_tokenizers.cli.evaluate import evaluate
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.evaluation import networks
-from hq_tokenizers.evaluation.config import EvaluateConfig, MetricConfig
-from hq_tokenizers.training.config import TokenizerTrainingConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.training.loop import create_accelerator
 from hq_tokenizers.training.tokenizer import train_tokenizer
 

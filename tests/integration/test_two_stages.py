@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel, pipeline
 
 from hq_tokenizers.cli.generate import train_prior_and_save_generator
-from hq_tokenizers.data.config import DataConfig
-from hq_tokenizers.training.config import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.tokenizer import train_tokenizer
 

@@ -12,9 +12,9 @@ from transformers import AutoModel
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages, SoftCodes
+from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.presets import sq_vae
 from hq_tokenizers.priors.training import evaluate_prior, train_prior, unigram_entropies
-from hq_tokenizers.training.config import PriorTrainingConfig
 from hq_tokenizers.training.encoding import weights_sha256
 from hq_tokenizers.training.loop import create_accelerator
 from hq_tokenizers.training.tracking import read_history

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hq_tokenizers.data.encoded import CodeRows
+from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
-from hq_tokenizers.training.config import LoopConfig
 from hq_tokenizers.training.loop import BEST_WEIGHTS, Stage, TrainingLoop, create_accelerator
 from hq_tokenizers.training.tracking import HISTORY, read_history
 

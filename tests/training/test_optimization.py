@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.quantization.reestimation import Reservoir
-from hq_tokenizers.training.config import LoopConfig
 from hq_tokenizers.training.optimization import MovingAverage, Schedule, build_optimizer, decay_groups
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from hq_tokenizers.training.config import LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
-from hq_tokenizers.training.options import describe_options, load_options, options_from_dict, options_to_dict
+from hq_tokenizers.options.reading import describe_options, load_options, options_from_dict, options_to_dict
+from hq_tokenizers.options.training import LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
 
 @dataclass(kw_only=True)
@@ -64,8 +64,8 @@ def test_dashes_and_empty_files(tmp_path):
         (["--rate", "fast"], "rate must be a number, got 'fast'"),
         (["--rate", "true"], "rate must be a number, got True"),
         (["--flag", "1"], "flag must be true or false, got 1"),
-        (["--kind", "c"], "kind must be one of a, b, got 'c'"),
-        (["--inner.size", "1.5"], "inner.size must be an integer or a list or null, got 1.5"),
+        (["--kind", "c"], "kind must be one of 'a', 'b', got 'c'"),
+        (["--inner.size", "1.5"], "inner.size must be an integer or a list, each entry an integer, or null, got 1.5"),
         (["--inner", "3"], "inner is a section"),
         (["--rate"], "--rate needs a value"),
         (["--flag", "--rate", "1"], "--flag needs a value"),

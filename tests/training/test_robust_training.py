@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.presets import robust_vq_vae
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.training.checkpoints import list_checkpoints
-from hq_tokenizers.training.config import TokenizerTrainingConfig
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import _check_warmup, train_tokenizer
 from hq_tokenizers.training.tracking import read_history

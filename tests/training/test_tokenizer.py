@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.diagnostics import Finding
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.presets import vq_vae
 from hq_tokenizers.training.checkpoints import list_checkpoints
-from hq_tokenizers.training.config import TokenizerTrainingConfig
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import _panels, flip_at_random, train_tokenizer
 from hq_tokenizers.training.tracking import read_history

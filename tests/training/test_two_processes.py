@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from hq_tokenizers import SQVAEModel
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.training.evaluation import evaluate_tokenizer
 from hq_tokenizers.training.loop import create_accelerator
 

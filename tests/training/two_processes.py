@@ -8,9 +8,9 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from hq_tokenizers.data.config import DataConfig
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.training.config import EncodeConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import EncodeConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.evaluation import evaluate_tokenizer
 from hq_tokenizers.training.loop import TrainingLoop, create_accelerator

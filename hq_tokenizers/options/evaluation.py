@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from hq_tokenizers.configuration_utils import check_minimum
-from hq_tokenizers.data.config import DataConfig
+from hq_tokenizers.checks import Count, Name, Range, Seed, check_fields
+from hq_tokenizers.options.data import DataConfig
 
 
 @dataclass(kw_only=True)
@@ -23,7 +23,7 @@ class FeatureConfig:
         "its own; auto is inception, left out with a note where a tokenizer is judged without it; null leaves it out",
     ] = "auto"
     feature_weights: Annotated[
-        str | None, "file of that network's weights; null takes torch's hub cache, or downloads them"
+        Name | None, "file of that network's weights; null takes torch's hub cache, or downloads them"
     ] = None
     allow_few_images: Annotated[
         bool,
@@ -32,6 +32,7 @@ class FeatureConfig:
     ] = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check_weights(self, "features", "feature_weights")
         if self.allow_few_images and self.features is None:
             raise ValueError("metrics.allow_few_images is true, but metrics.features is null: leave one of them out.")
@@ -50,7 +51,7 @@ class MetricConfig(FeatureConfig):
         "backbone of LPIPS; auto is squeeze, left out with a note where it cannot be had; null leaves it out",
     ] = "auto"
     lpips_weights: Annotated[
-        str | None, "file of the backbone's weights; null takes torch's hub cache, or downloads them"
+        Name | None, "file of the backbone's weights; null takes torch's hub cache, or downloads them"
     ] = None
 
     def __post_init__(self) -> None:
@@ -66,21 +67,21 @@ class EvaluateConfig:
         ValueError: If not exactly one subject is given, an option is for another subject, or a number is out of range.
     """
 
-    tokenizer: Annotated[str | None, "folder or Hub id of a tokenizer: judges its reconstructions of the data"] = None
-    generator: Annotated[str | None, "folder or Hub id of a generator: judges its samples against the data"] = None
-    images: Annotated[str | None, "folder of images: judges these against the data"] = None
-    output_dir: Annotated[str, "where the report goes"] = "runs/evaluation"
+    tokenizer: Annotated[Name | None, "folder or Hub id of a tokenizer: judges its reconstructions of the data"] = None
+    generator: Annotated[Name | None, "folder or Hub id of a generator: judges its samples against the data"] = None
+    images: Annotated[Name | None, "folder of images: judges these against the data"] = None
+    output_dir: Annotated[Name, "where the report goes"] = "runs/evaluation"
     data: DataConfig = field(default_factory=DataConfig)
     reference: Annotated[
-        str | None,
+        Name | None,
         "generator, images: folder of images, or file that save_reference wrote, to compare with instead of the data",
     ] = None
     save_reference: Annotated[
-        str | None, "generator, images: file (.safetensors) for the statistics of the images that were compared with"
+        Name | None, "generator, images: file (.safetensors) for the statistics of the images that were compared with"
     ] = None
     metrics: MetricConfig = field(default_factory=MetricConfig)
     kid: Annotated[bool, "generator, images: also the kernel distance (KID with inception)"] = False
-    kid_subset_size: Annotated[int, "images in each of KID's 100 random subsets"] = 1000
+    kid_subset_size: Annotated[int, Range(2, 2**31 - 1), "images in each of KID's 100 random subsets"] = 1000
     inception_score: Annotated[bool, "generator, images: also the Inception Score, for which features is inception"] = (
         False
     )
@@ -89,26 +90,25 @@ class EvaluateConfig:
         bool,
         "images: also compare each image with the one of the same name in the folder `reference`, as a reconstruction",
     ] = False
-    num_images: Annotated[int, "generator: samples to draw, of the classes in turn"] = 50_000
-    seed: Annotated[int, "generator: sample i has the noise of seed + i"] = 0
+    num_images: Annotated[Count, "generator: samples to draw, of the classes in turn"] = 50_000
+    seed: Annotated[Seed, "generator: sample i has the noise of seed + i"] = 0
     generation: Annotated[
         dict[str, Any],
         "generator: sampling settings, such as --generation.temperature 0.9; default: those saved with the prior",
     ] = field(default_factory=dict)
     images_dir: Annotated[
-        str | None, "generator: folder to keep the samples in, from which an interrupted run goes on; null keeps none"
+        Name | None, "generator: folder to keep the samples in, from which an interrupted run goes on; null keeps none"
     ] = None
-    batch_size: Annotated[int, "images at a time and process"] = 64
+    batch_size: Annotated[Count, "images at a time and process"] = 64
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = [name for name in ("tokenizer", "generator", "images") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 "evaluate takes exactly one of tokenizer, generator and images, got "
                 f"{' and '.join(given) if given else 'none of them'}."
             )
-        for name, minimum in (("batch_size", 1), ("num_images", 1), ("kid_subset_size", 2)):
-            check_minimum(name, getattr(self, name), minimum)
         (subject,) = given
         self._check_subject(subject)
         self._check_set_metrics()

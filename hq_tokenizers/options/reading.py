@@ -7,14 +7,15 @@ sections; a `dict` field takes any keys (the `model` section, whose keys are the
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
+
+from hq_tokenizers.checks import accepts, check_value, did_you_mean
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "",
     Raises:
         ValueError: For an unknown name or a value of the wrong type.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     checked = {}
     for name, value in values.items():
@@ -100,14 +101,13 @@ def describe_options(cls: type, prefix: str = "", defaults: Any = None) -> Itera
         if dataclasses.is_dataclass(hint):
             yield from describe_options(typing.cast(type, hint), f"{name}.", default)
         else:
-            yield name, _to_yaml(default), hint.__metadata__[0]
+            yield name, _to_yaml(default), next(item for item in hint.__metadata__ if isinstance(item, str))
 
 
 def unknown_name(name: str, accepted: Sequence[str]) -> str:
     """The message for a name that is not among the accepted ones; the nearest come first."""
-    nearest = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
-    return f"Unknown option {name!r}. {hint}Accepted: {', '.join(sorted(accepted))}."
+    hint = did_you_mean(name, accepted, number=3, cutoff=0.5)
+    return f"Unknown option {name!r}.{hint and f' {hint}'} Accepted: {', '.join(sorted(accepted))}."
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -160,57 +160,38 @@ def convert_option(hint: Any, value: Any, name: str) -> Any:
     """A value checked against a type annotation. YAML reads 1e-3 as a string, so numbers in strings are numbers here.
 
     Args:
-        hint: The annotation.
+        hint: The annotation, see `checks.check_value`.
         value: What YAML gave.
         name: The option to name in errors.
 
     Raises:
         ValueError: If the value does not fit.
     """
-    if hint is Any:
-        return value
     if dataclasses.is_dataclass(hint):
         raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
+    converted = _converted(hint, value)
+    check_value(name, converted, hint)
+    return converted
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """The value as the first of the annotated types that it can be read as; itself where there is none."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _converted(arguments[0], value)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(arguments, value, name)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
-        return value
+        readings = ((argument, _converted(argument, value)) for argument in arguments if value is not None)
+        return next((reading for argument, reading in readings if accepts(argument, reading)), value)
     if origin is list and isinstance(value, list):
-        return [convert_option(arguments[0], item, name) for item in value]
+        return [_converted(arguments[0], item) for item in value]
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
-            pass
-    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    elif isinstance(value, origin or hint) and isinstance(value, bool) == (hint is bool):
-        return value
-    raise ValueError(f"{name} must be {_name_of(hint)}, got {value!r}.")
-
-
-def _convert_union(arguments: tuple[Any, ...], value: Any, name: str) -> Any:
-    if value is None and type(None) in arguments:
-        return None
-    for hint in arguments:
-        try:
-            return convert_option(hint, value, name)
-        except (ValueError, TypeError):
-            continue
-    kinds = [_name_of(hint) for hint in arguments]
-    raise ValueError(f"{name} must be {' or '.join(kinds)}, got {value!r}.")
-
-
-def _name_of(hint: Any) -> str:
-    names = {type(None): "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}
-    if hint in names:
-        return names[hint]
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    return "a list" if typing.get_origin(hint) is list else "a mapping of names to values"
+        except (ValueError, OverflowError):
+            return value
+    return value
 
 
 def _to_yaml(value: Any) -> str:

@@ -1,0 +1,228 @@
+"""What is said about a wrong value, once: types, ranges, choices, image sizes, misspelt names.
+
+A field says in its annotation what it accepts, `hidden_size: Annotated[int, Range(2, 65_536)]`; `check_fields` holds
+every field of a configuration to that. Every error names the field, its value and what is accepted. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True)
+class Range:
+    """In an annotation: what a number may be.
+
+    Args:
+        low: Smallest value.
+        high: Largest value; more would be a mistake, or take memory that nobody has.
+        above: Whether `low` itself is excluded.
+        below: Whether `high` itself is excluded.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a number, or every number of a list, lies in the range."""
+        if isinstance(value, list | tuple):
+            return all(map(self.accepts, value))
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low, high = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.low, self.high))
+        if not (self.above or self.below):
+            return f"from {low} to {high}"
+        return f"{'above' if self.above else 'of at least'} {low} and {'below' if self.below else 'at most'} {high}"
+
+
+@dataclass(frozen=True)
+class Length:
+    """In an annotation: how many entries a list, a mapping or a text may have."""
+
+    low: int
+    high: int
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it has as many."""
+        return self.low <= len(value) <= self.high
+
+    def __str__(self) -> str:
+        return f"of length {self.low}" if self.low == self.high else f"of length {self.low:,} to {self.high:,}"
+
+
+Number = float | int
+Count = Annotated[int, Range(1, 2**31 - 1)]
+Width = Annotated[int, Range(1, 65_536)]
+CodebookSize = Annotated[int, Range(1, 2**24)]
+Seed = Annotated[int, Range(0, 2**31 - 1)]
+Positive = Annotated[Number, Range(0, 1e9, above=True)]
+NotNegative = Annotated[Number, Range(0, 1e9)]
+Fraction = Annotated[Number, Range(0, 1, below=True)]
+Name = Annotated[str, Length(1, 4096)]
+ImageSize = Width | Annotated[list[Width] | tuple[Width, ...], Length(2, 2)]
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Checks a value against an annotation.
+
+    Args:
+        name: What the error calls it.
+        value: The value.
+        hint: A type, `Literal`, union, list, tuple or dict, also `Annotated` with `Range` and `Length`. A float may be
+            an integer, but neither NaN nor infinite; a truth value is no integer.
+
+    Raises:
+        ValueError: If it is of another type or out of range.
+    """
+    if not accepts(hint, value):
+        raise ValueError(f"{name} must be {describe(hint)}, got {value!r}.")
+
+
+def check_fields(owner: Any, below: type = object) -> None:
+    """Checks every field that the class of a configuration, or a class between it and `below`, declares.
+
+    Raises:
+        ValueError: Naming the first field with a wrong value.
+    """
+    for name, hint in field_hints(type(owner), below).items():
+        check_value(name, getattr(owner, name), hint)
+
+
+@functools.cache
+def field_hints(cls: type, below: type = object) -> Mapping[str, Any]:
+    """Annotations of the dataclass fields that a class and its bases up to `below`, exclusive, declare."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base is below or not issubclass(base, below):
+            continue
+        annotations = inspect.get_annotations(base, eval_str=True)
+        hints |= {name: hint for name, hint in annotations.items() if name in fields}
+    return hints
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Whether a value is of the annotated type and in the annotated range."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Annotated:
+        return accepts(arguments[0], value) and all(m.accepts(value) for m in arguments[1:] if hasattr(m, "accepts"))
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(argument, value) for argument in arguments)
+    if origin is Literal:
+        return any(type(value) is type(argument) and value == argument for argument in arguments)
+    if hint is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, origin or hint) or isinstance(value, bool) != (hint is bool):
+        return False
+    return _accepts_items(origin, arguments, value)
+
+
+def _accepts_items(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
+    if not arguments:
+        return True
+    if origin is dict:
+        return all(accepts(arguments[0], key) and accepts(arguments[1], item) for key, item in value.items())
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return len(value) == len(arguments) and all(map(accepts, arguments, value))
+    return all(accepts(arguments[0], item) for item in value)
+
+
+_WORDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    type(None): "null",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping of names to values",
+}
+
+
+def describe(hint: Any, beside: Sequence[Any] = ()) -> str:
+    """What an annotation accepts, in words; `beside` are the alternatives it stands among."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        conditions = [str(item) for item in arguments[1:] if hasattr(item, "accepts")]
+        return " ".join([describe(arguments[0], beside), *conditions])
+    if origin in (typing.Union, types.UnionType):
+        # A float may be an integer: said once. Lists and tuples are both lists to a reader.
+        kinds = [argument for argument in arguments if not (argument is int and float in arguments)]
+        return " or ".join(dict.fromkeys(describe(kind, (*beside, *arguments)) for kind in kinds))
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    words = _WORDS.get(origin or hint)
+    if words is None:
+        return getattr(hint, "__name__", str(hint))
+    if origin in (list, tuple) and arguments:
+        return f"{words} of them" if arguments[0] in beside else f"{words} ({describe(arguments[0])} each)"
+    return words
+
+
+def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
+    """Raises a ValueError unless `value` is one of `accepted`; the nearest one is suggested."""
+    if value not in accepted:
+        hint = did_you_mean(str(value), accepted)
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}.{hint and f' {hint}'}")
+
+
+def check_minimum(name: str, value: Any, minimum: float) -> None:
+    """Raises a ValueError if `value` is below `minimum` or no finite number."""
+    if not accepts(float, value):
+        raise ValueError(f"{name} must be a number, got {value!r}.")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}.")
+
+
+def did_you_mean(name: str, accepted: Iterable[str], number: int = 1, cutoff: float = 0.6) -> str:
+    """The question "Did you mean codebook_size?" for a name that is near an accepted one, else an empty text."""
+    nearest = difflib.get_close_matches(name, list(accepted), n=number, cutoff=cutoff)
+    return f"Did you mean {' or '.join(nearest)}?" if nearest else ""
+
+
+def image_height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of an image size given as an integer or a pair.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    size = list(image_size) if isinstance(image_size, list | tuple) else image_size
+    if not accepts(ImageSize, size):
+        raise ValueError(f"image_size must be an integer or [height, width], got {image_size!r}.")
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def check_image_size(image_size: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """(height, width), after checking that the stride divides both.
+
+    Raises:
+        ValueError: If it does not, naming the nearest sizes that fit.
+    """
+    height, width = image_height_width(image_size)
+    for side in (height, width):
+        if side < stride or side % stride:
+            lower = max(stride, side // stride * stride)
+            nearest = f"{lower}" if side < stride else f"{lower} or {lower + stride}"
+            raise ValueError(
+                f"Images of {height}×{width} do not fit a tokenizer of stride {stride}: both sides must be multiples "
+                f"of {stride}; instead of {side}, use {nearest}."
+            )
+    return height, width

@@ -1,0 +1,59 @@
+"""Which images to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from hq_tokenizers.checks import ImageSize, Length, Name, Range, check_fields
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Options of the image data.
+
+    Raises:
+        ValueError: If the name needs a path that is not given, or a size is impossible.
+    """
+
+    name: Annotated[
+        Name, '"digits" (embedded, 8×8 grey, no network), "imagefolder", "parquet", or the id of a data set on the Hub'
+    ] = "digits"
+    path: Annotated[Name | None, "folder of the images or parquet files, or a pattern such as data/train-*.parquet"] = (
+        None
+    )
+    files: Annotated[
+        Annotated[dict[Name, Name | Annotated[list[Name], Length(1, 100_000)]], Length(1, 1000)] | None,
+        "patterns inside `path` per split, as {train: train-*.parquet, test: test.parquet}; null goes by file names",
+    ] = None
+    train_split: Annotated[Name, 'split to train on; slices such as "train[:50000]" or "train[:90%]" work'] = "train"
+    validation_split: Annotated[Name, "split to validate on while training"] = "test"
+    test_split: Annotated[Name | None, "split for the figures of the report; null uses validation_split"] = None
+    image_column: Annotated[Name | None, "column of the images; null finds the only image column"] = None
+    label_column: Annotated[Name | None, 'column of the classes; null takes "label" when there is one'] = None
+    image_size: Annotated[
+        ImageSize | None,
+        "resize (shorter side, then centre crop) to this size, an integer or [height, width]; null keeps the size",
+    ] = None
+    num_channels: Annotated[Literal[1, 3] | None, "1 converts to grey, 3 to colour; null takes the first image's"] = (
+        None
+    )
+    label_map_classes: Annotated[
+        Annotated[int, Range(2, 256)] | None,
+        "the images are label maps, whose pixels are that many classes from 0 on; null: they are images",
+    ] = None
+    horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
+    num_workers: Annotated[
+        int, Range(0, 1024), "processes that decode images when the decoded data set exceeds 2 GB of memory"
+    ] = 2
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.name in ("imagefolder", "parquet") and self.path is None:
+            raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the images.')
+        if self.name == "digits" and (self.path or self.files):
+            raise ValueError(
+                "data.path is set but data.name is digits, the embedded set: set data.name to imagefolder or parquet."
+            )
+        if self.label_map_classes is not None and self.num_channels is not None:
+            raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")

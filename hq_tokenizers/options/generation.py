@@ -1,0 +1,44 @@
+"""Options of the commands `generate` and `demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from hq_tokenizers.checks import Count, Length, Name, Seed, check_fields
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Options of `generate`.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    generator: Annotated[Name, "folder or Hub id of a generator"] = "runs/prior/generator"
+    output_dir: Annotated[Name, "folder of the images to write"] = "runs/samples"
+    class_labels: Annotated[
+        Annotated[list[int | Name], Length(1, 1_000_000)] | Name | int | None,
+        "class names or ids, as in [cat, dog]; null draws every class, or none",
+    ] = None
+    num_images: Annotated[Count, "images per class"] = 8
+    seed: Annotated[Seed, "image i has the noise of seed + i"] = 0
+    batch_size: Annotated[Count, "images at a time; the images do not depend on it"] = 64
+    generation: Annotated[
+        dict[str, Any], "sampling settings, such as --generation.temperature 0.9; default: those saved with the prior"
+    ] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(kw_only=True)
+class DemoConfig:
+    """Options of `demo`."""
+
+    output_dir: Annotated[Name, "where everything goes; what is there already is not done again"] = "runs/demo"
+    seed: Annotated[Seed, "seed of both trainings and of the samples"] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -1,0 +1,169 @@
+"""The options of every command, with their meanings; nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from hq_tokenizers.checks import Count, Length, Name, Range, Seed, check_fields
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """What both training stages share.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/training"
+    seed: Annotated[Seed, "seed of initial weights, data order and noise"] = 0
+    batch_size: Annotated[Count, "images per optimiser step, over all processes and accumulation steps"] = 32
+    gradient_accumulation: Annotated[Count, "parts that a batch is split into, one after the other, to save memory"] = 1
+    epochs: Annotated[
+        float,
+        Range(0, 1e6, above=True),
+        "passes over the training images; to be raised later only without schedule cosine",
+    ] = 100.0
+    max_steps: Annotated[Count | None, "optimiser steps, instead of epochs"] = None
+    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adam"
+    learning_rate: Annotated[float, Range(0, 1e3, above=True), "peak learning rate"] = 1e-3
+    adam_betas: Annotated[
+        list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of Adam's two moments"
+    ] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: Annotated[float, Range(0, 1e3), "weight decay"] = 0.0
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
+    ] = "plateau"
+    warmup_steps: Annotated[int, Range(0, 2**31 - 1), "steps of linear warm-up, for constant and cosine"] = 0
+    plateau_factor: Annotated[
+        float, Range(0, 1, above=True, below=True), "what a plateau multiplies the learning rate by"
+    ] = 0.5
+    plateau_patience: Annotated[int, Range(0, 2**31 - 1), "validations without improvement that make a plateau"] = 3
+    max_grad_norm: Annotated[
+        Annotated[float, Range(0, 1e9, above=True)] | None, "clip the gradient's norm to this; null does not clip"
+    ] = None
+    ema_decay: Annotated[
+        Annotated[float, Range(0, 1, above=True, below=True)] | None,
+        "keep an exponential moving average of the weights, and end with it",
+    ] = None
+    bf16: Annotated[bool, "bfloat16 autocast (the quantiser stays in float32)"] = False
+    gradient_checkpointing: Annotated[
+        bool, "compute activations again in the backward pass instead of keeping them: slower, in less memory"
+    ] = False
+    log_steps: Annotated[Count, "optimiser steps between log records"] = 50
+    validation_steps: Annotated[Count | None, "optimiser steps between validations; null is once an epoch"] = None
+    checkpoint_steps: Annotated[Count | None, "optimiser steps between checkpoints; null is once an epoch"] = None
+    evaluation_steps: Annotated[
+        Count | None, "optimiser steps between evaluations with pretrained networks, see `metrics`; null never does"
+    ] = None
+    keep_checkpoints: Annotated[Count, "newest checkpoints to keep"] = 2
+    keep_best: Annotated[bool, "end with the weights of the lowest validation loss instead of the last ones"] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size must be a multiple of gradient_accumulation, got {self.batch_size} and "
+                f"{self.gradient_accumulation}."
+            )
+        if self.warmup_steps and self.schedule == "plateau":
+            raise ValueError("warmup_steps needs schedule constant or cosine; plateau has no warm-up.")
+
+
+@dataclass(kw_only=True)
+class TokenizerTrainingConfig(LoopConfig):
+    """Options of `train-tokenizer`."""
+
+    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/tokenizer"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Annotated[
+        dict[str, Any],
+        "the tokenizer: a preset (sq_vae, vae, vq_vae, robust_vq_vae, rsq_vae, rq_vae, sq_vae_2, vq_vae_2, hybrid_vae) "
+        "with a network (digits, mnist, cifar10, which is the default, celeba, or for label maps celebamask), as "
+        "{preset: sq_vae, network: mnist}; or {model_type: sq_vae}, which it is without a preset, or hq_vae; and any "
+        "field of its configuration (--model.codebook_size 256), for rsq_vae and rq_vae also num_levels; the "
+        "docstrings in hq_tokenizers/configuration_*.py explain the fields; image_size and num_channels come from the "
+        "data",
+    ] = field(default_factory=dict)
+    metrics: MetricConfig = field(default_factory=MetricConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "preset" not in self.model:
+            self.model = {"model_type": "sq_vae", **self.model}
+
+
+@dataclass(kw_only=True)
+class PriorTrainingConfig(LoopConfig):
+    """Options of `train-prior`."""
+
+    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/prior"
+    codes: Annotated[Name, "folder that `encode` wrote"] = "runs/codes"
+    tokenizer: Annotated[Name | None, "the tokenizer, for sample images; null takes the one that made the codes"] = None
+    conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
+    soft_targets: Annotated[
+        bool,
+        "train towards the tokenizer's probabilities of the codes, which encode --soft_targets 8 stores, instead of "
+        "the codes; the validation figures remain those of the codes",
+    ] = False
+    model: Annotated[
+        dict[str, Any],
+        "the prior: model_type, rq_prior unless masked_prior is given, and any field of its configuration "
+        "(--model.hidden_size 256), which the docstrings in priors/configuration_*.py explain; the code layout and the "
+        "number of classes come from the codes",
+    ] = field(default_factory=dict)
+    generation: Annotated[dict[str, Any], "sampling defaults saved with the prior, such as {temperature: 0.9}"] = field(
+        default_factory=dict
+    )
+    samples: Annotated[int, Range(0, 1_000_000), "images of the sample grid"] = 64
+    evaluation_reference: Annotated[
+        Name | None,
+        "what samples are compared with every evaluation_steps: a folder of images, or a file that evaluate "
+        "--save_reference wrote",
+    ] = None
+    evaluation_images: Annotated[int, Range(2, 2**31 - 1), "samples to draw for that"] = 5000
+    metrics: FeatureConfig = field(default_factory=FeatureConfig)
+    batch_size: Annotated[Count, "images per optimiser step, over all processes and accumulation steps"] = 64
+    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adamw"
+    learning_rate: Annotated[float, Range(0, 1e3, above=True), "peak learning rate"] = 5e-4
+    adam_betas: Annotated[
+        list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of Adam's two moments"
+    ] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: Annotated[float, Range(0, 1e3), "weight decay"] = 0.05
+    schedule: Annotated[
+        Literal["plateau", "constant", "cosine"],
+        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
+    ] = "cosine"
+    warmup_steps: Annotated[int, Range(0, 2**31 - 1), "steps of linear warm-up, for constant and cosine"] = 100
+    max_grad_norm: Annotated[
+        Annotated[float, Range(0, 1e9, above=True)] | None, "clip the gradient's norm to this; null does not clip"
+    ] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model = {"model_type": "rq_prior", **self.model}
+        if self.evaluation_steps is not None and self.evaluation_reference is None:
+            raise ValueError("evaluation_steps needs evaluation_reference, the images to compare samples with.")
+
+
+@dataclass(kw_only=True)
+class EncodeConfig:
+    """Options of `encode`."""
+
+    tokenizer: Annotated[Name, "folder or Hub id of a trained tokenizer"] = "runs/tokenizer"
+    output_dir: Annotated[Name, "folder of the codes to write"] = "runs/codes"
+    batch_size: Annotated[Count, "images at a time"] = 256
+    soft_targets: Annotated[
+        int,
+        Range(0, 2**24),
+        "likeliest codes to store for every code of the training images, with the probabilities that a stochastic "
+        "tokenizer gives them, for train-prior --soft_targets true; 8 take 16 times the space of the codes, 0 none",
+    ] = 0
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
