@@ -29,7 +29,6 @@ from records import Record, check_names, data_description, read_record, slug, wr
 from sample_accuracy import Classifier, real_accuracy, train_classifier
 from transformers import AutoModel, PreTrainedModel
 
-from hq_tokenizers.cli.generate import train_prior_and_save_generator
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
@@ -37,14 +36,16 @@ from hq_tokenizers.evaluation.generator import compare_samples
 from hq_tokenizers.evaluation.image_sets import SetComparison
 from hq_tokenizers.evaluation.references import evaluated_split
 from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
 from hq_tokenizers.options.reading import options_from_dict
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
-from hq_tokenizers.training.encoding import encode_images, weights_sha256
-from hq_tokenizers.training.figures import image_grid, save_png
-from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.figures import image_grid, save_png
+from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.prior import train_prior_and_save_generator
 
 UNIGRAM = "unigram"
 

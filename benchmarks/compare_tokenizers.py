@@ -33,8 +33,8 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
+from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
-from hq_tokenizers.training.tracking import read_history
 
 Run = dict[str, Any]
 _FIGURES = ("num_parameters", "code_layout", "codebook_sizes", "bits_per_image", "steps", "images_per_second", "test")

@@ -23,7 +23,7 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
-from hq_tokenizers.training.figures import image_grid, save_png
+from hq_tokenizers.reporting.figures import image_grid, save_png
 
 
 @dataclass(kw_only=True)

@@ -28,8 +28,8 @@ from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
+from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.training.encoding import encode_images
-from hq_tokenizers.training.figures import image_grid, save_png
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -6,7 +6,9 @@ Importing this package registers the models with transformers' Auto classes and 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 
@@ -15,19 +17,33 @@ _root = Path(__file__).resolve().parent.parent
 if not (Path(__file__).resolve().parent / "priors").is_dir() and (_root / "priors" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-from .codes import CodeGroup, CodeLayout, Codes
-from .configuration_hq_vae import HQVAEConfig
-from .configuration_sq_vae import SQVAEConfig
-from .image_processing_hq import HQImageProcessor
-from .modeling_hq_vae import HQVAEModel
-from .modeling_outputs import ImageTokenizerOutput
-from .modeling_sq_vae import SQVAEModel
-from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
-from .presets import hybrid_vae, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vae, vq_vae, vq_vae_2
-from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
-from .registration import register
 
-register()
+def _is_the_command() -> bool:
+    """Whether this process is `hq-tokenizers` or `python -m hq_tokenizers`.
+
+    The command answers --help and misspelt options without torch, and registers the models itself before it works.
+    """
+    program = sys.argv[0] if sys.argv else ""
+    # While Python looks for the module to run, the program is called "-m".
+    with_m = program == "-m" and ("-m", "hq_tokenizers") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    return with_m or Path(program).stem in ("hq-tokenizers", "hq-tokenizers-script")
+
+
+# Registration cannot wait for its first use: `pipeline("hq-generation", …)` asks transformers, not this package.
+if TYPE_CHECKING or not _is_the_command():
+    from .codes import CodeGroup, CodeLayout, Codes
+    from .configuration_hq_vae import HQVAEConfig
+    from .configuration_sq_vae import SQVAEConfig
+    from .image_processing_hq import HQImageProcessor
+    from .modeling_hq_vae import HQVAEModel
+    from .modeling_outputs import ImageTokenizerOutput
+    from .modeling_sq_vae import SQVAEModel
+    from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
+    from .presets import hybrid_vae, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vae, vq_vae, vq_vae_2
+    from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
+    from .registration import register
+
+    register()
 
 __all__ = [
     "CodeGroup",

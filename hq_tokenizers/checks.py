@@ -89,17 +89,31 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         ValueError: If it is of another type or out of range.
     """
     if not accepts(hint, value):
-        raise ValueError(f"{name} must be {describe(hint)}, got {value!r}.")
+        raise ValueError(f"{name} must be {describe(hint)}, got {_shown(value)}.")
 
 
-def check_fields(owner: Any, below: type = object) -> None:
+def _shown(value: Any) -> str:
+    """The value as Python writes it, cut where it would fill the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits.
+        text = "an integer of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def check_fields(owner: Any, below: type = object, prefix: str = "") -> None:
     """Checks every field that the class of a configuration, or a class between it and `below`, declares.
+
+    Args:
+        owner: A dataclass.
+        below: A base class whose fields are not checked, nor those of its bases.
+        prefix: What to put before names in errors.
 
     Raises:
         ValueError: Naming the first field with a wrong value.
     """
     for name, hint in field_hints(type(owner), below).items():
-        check_value(name, getattr(owner, name), hint)
+        check_value(f"{prefix}{name}", getattr(owner, name), hint)
 
 
 @functools.cache
@@ -129,7 +143,8 @@ def accepts(hint: Any, value: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(argument) and value == argument for argument in arguments)
     if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+        finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        return finite and not isinstance(value, bool)
     if not isinstance(value, origin or hint) or isinstance(value, bool) != (hint is bool):
         return False
     return _accepts_items(origin, arguments, value)
@@ -210,8 +225,18 @@ def image_height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def check_image_size(image_size: int | Sequence[int], stride: int) -> tuple[int, int]:
+def as_image_size(height: int, width: int) -> int | list[int]:
+    """Height and width as a user writes them: 32, or [32, 48]."""
+    return height if height == width else [height, width]
+
+
+def check_image_size(image_size: int | Sequence[int], stride: int, prefix: str = "") -> tuple[int, int]:
     """(height, width), after checking that the stride divides both.
+
+    Args:
+        image_size: An integer or a pair.
+        stride: The stride.
+        prefix: What to put before the error.
 
     Raises:
         ValueError: If it does not, naming the nearest sizes that fit.
@@ -222,7 +247,7 @@ def check_image_size(image_size: int | Sequence[int], stride: int) -> tuple[int,
             lower = max(stride, side // stride * stride)
             nearest = f"{lower}" if side < stride else f"{lower} or {lower + stride}"
             raise ValueError(
-                f"Images of {height}×{width} do not fit a tokenizer of stride {stride}: both sides must be multiples "
-                f"of {stride}; instead of {side}, use {nearest}."
+                f"{prefix}Images of {height}×{width} do not fit a tokenizer of stride {stride}: both sides must be "
+                f"multiples of {stride}; instead of {side}, use {nearest}."
             )
     return height, width

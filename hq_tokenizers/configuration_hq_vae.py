@@ -55,6 +55,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     """
 
     model_type = "hq_vae"
+    stride_field = "code_groups"
 
     code_groups: Annotated[list[str] | tuple[str, ...], Length(1, 16)] = ("stride 8: 512", "stride 4: 512")
     quantizer: Literal["gaussian", "vq"] = "gaussian"
@@ -86,7 +87,7 @@ class HQVAEConfig(ImageTokenizerConfig):
             raise ValueError(f"shared_codebook needs equal codebook sizes within a group: {list(self.code_groups)}.")
         if self.learned_prior and len(groups) == 1:
             raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
-        if self.quantizer == "vq" and self.learned_prior:
+        if self.learned_prior and not self.is_stochastic:
             raise ValueError("learned_prior needs quantizer='gaussian'.")
         low, high = self.log_variance_range
         if not low < high:
@@ -119,7 +120,7 @@ def _code_group_line(item: Any) -> str:
         return f"{stride}: {sizes}"
     if isinstance(item, str):
         return item
-    raise ValueError(f"A code group is text such as 'stride 4: 512, 256', in quotes if it has commas, got {item!r}.")
+    raise ValueError(f"A line of code_groups is text, 'stride 4: 512, 256', in quotes if it has commas, got {item!r}.")
 
 
 def parse_code_group(text: str) -> GroupSpec:
@@ -133,12 +134,13 @@ def parse_code_group(text: str) -> GroupSpec:
     )
     if match is None:
         raise ValueError(
-            f"A code group is written 'stride S: K' or 'stride S: K x LEVELS' or 'stride S: K1, K2, …', got {text!r}."
+            "A line of code_groups is written 'stride S: K', 'stride S: K x LEVELS' or 'stride S: K1, K2, …', got "
+            f"{text!r}."
         )
     stride = _number(match[1])
     if not 2 <= stride <= _LARGEST_STRIDE or stride & (stride - 1):
         raise ValueError(
-            f"The stride of a code group must be a power of two of at least 2 and at most {_LARGEST_STRIDE:,}, got "
+            f"A stride of code_groups must be a power of two of at least 2 and at most {_LARGEST_STRIDE:,}, got "
             f"{stride} in {text!r}."
         )
     sizes: list[int] = []
@@ -146,9 +148,9 @@ def parse_code_group(text: str) -> GroupSpec:
         size, *times = map(_number, re.split(r"[xX×]", item))
         sizes += [size] * min(times[0] if times else 1, _MOST_LEVELS + 1)
     if not 1 <= len(sizes) <= _MOST_LEVELS:
-        raise ValueError(f"A code group has at least one level and at most {_MOST_LEVELS:,}, got {text!r}.")
+        raise ValueError(f"A line of code_groups has at least one level and at most {_MOST_LEVELS:,}, got {text!r}.")
     for size in sizes:
-        check_value(f"Each codebook size in {text!r}", size, CodebookSize)
+        check_value(f"Each codebook size of code_groups, in {text!r},", size, CodebookSize)
     return GroupSpec(stride, tuple(sizes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
@@ -20,6 +20,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     """Fields of every image tokenizer.
 
     Args:
+        quantizer: How latents become codes; the configuration of a model says which it has.
         image_size: Height and width of the training images, an integer or [height, width], divisible by the stride.
             The model accepts any other size that the stride divides.
         num_channels: Image channels: 1 grey, 3 colour.
@@ -55,7 +56,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
     """
 
     base_config_key = "image_tokenizer_config"
+    stride_field: ClassVar[str]
+    """The field that decides the stride."""
 
+    quantizer: Literal["gaussian", "vmf", "vq", "none"] = "gaussian"
     image_size: ImageSize = 32
     num_channels: Width = 3
     hidden_size: Annotated[int, Range(2, 65_536)] = 64
@@ -85,6 +89,16 @@ class ImageTokenizerConfig(PreTrainedConfig):
     max_quantizer_elements: Annotated[int, Range(1, 2**40)] = 2**27
 
     @property
+    def has_codes(self) -> bool:
+        """Whether images become codes; a VAE has continuous latents instead."""
+        return self.quantizer != "none"
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether codes have a posterior P̂(z_q | z), from which training samples."""
+        return self.quantizer in ("gaussian", "vmf")
+
+    @property
     def for_label_maps(self) -> bool:
         """Whether the model's data are label maps, LongTensors (B, H, W), instead of images."""
         return False
@@ -94,7 +108,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         self._check_relations()
         self._check_names(kwargs)
         self._check_unused()
-        check_image_size(self.image_size, self.stride)
+        prefix = f"image_size and {self.stride_field} do not go together. "
+        check_image_size(self.image_size, self.stride, prefix)
         super().__post_init__(**kwargs)
 
     def _check_relations(self) -> None:
@@ -128,8 +143,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def _purposes(self) -> dict[str, tuple[bool, str]]:
         """Of fields that not every system has a use for: whether this one has, and what they are for."""
-        quantizer = getattr(self, "quantizer", "gaussian")
-        vq, stochastic = quantizer == "vq", quantizer in ("gaussian", "vmf")
+        vq, stochastic = self.has_codes and not self.is_stochastic, self.is_stochastic
         averages = vq and self.codebook_update == "ema"
         gaussian_images = not vq and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"

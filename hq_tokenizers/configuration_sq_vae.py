@@ -34,6 +34,7 @@ class SQVAEConfig(ImageTokenizerConfig):
     """
 
     model_type = "sq_vae"
+    stride_field = "num_downsampling"
 
     num_downsampling: Annotated[int, Range(1, 16)] = 2
     quantizer: Literal["gaussian", "vmf", "vq", "none"] = "gaussian"
@@ -56,7 +57,7 @@ class SQVAEConfig(ImageTokenizerConfig):
             )
         if not self.for_label_maps and self.num_classes:
             raise ValueError("num_classes is for label maps: set likelihood to 'categorical' or 'vmf'.")
-        if self.for_label_maps and self.quantizer == "vq":
+        if self.for_label_maps and self.has_codes and not self.is_stochastic:
             raise ValueError("quantizer='vq' has no objective for label maps; use 'gaussian' or 'vmf'.")
 
     @property

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tvF
+from transformers import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, infer_channel_dimension_format
 from transformers.processing_utils import ImagesKwargs
+
+from .checks import image_height_width
 
 OUTPUT_TYPES = ("pil", "pt", "np")
 _PIL_MODES = {1: "L", 3: "RGB"}
@@ -77,15 +80,20 @@ class HQImageProcessor(TorchvisionBackend):
     image_std = 0.5
 
     @classmethod
+    def for_config(cls, config: PreTrainedConfig, **kwargs: Any) -> HQImageProcessor:
+        """The processor of a tokenizer, from its configuration: images are brought to its size and channels."""
+        return cls.for_image_size(config.image_size, config.num_channels, **kwargs)
+
+    @classmethod
     def for_image_size(cls, image_size: int | Sequence[int], num_channels: int, **kwargs: Any) -> HQImageProcessor:
-        """The processor of a tokenizer: images are brought to its size and number of channels.
+        """A processor that brings images to a size and a number of channels.
 
         Args:
             image_size: Height and width in pixels, or one number for both.
             num_channels: 1 or 3.
             **kwargs: Other settings.
         """
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        height, width = image_height_width(image_size)
         return cls(do_resize=True, size={"height": height, "width": width}, num_channels=num_channels, **kwargs)
 
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:

@@ -27,20 +27,17 @@ from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 
+from .builders import build_bottom_up, build_decoder, build_group_quantizer, build_image_likelihood, build_latent_norm
 from .checks import check_image_size
 from .codes import CodeGroup, CodeLayout, Codes
-from .configuration_hq_vae import GroupSpec, HQVAEConfig
+from .configuration_hq_vae import HQVAEConfig
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
-    image_likelihood,
     inference,
-    latent_norm,
     level_diagnostics,
-    vector_quantizer,
 )
 from .modeling_outputs import ImageTokenizerOutput
-from .networks import ImageDecoder
-from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock
+from .networks_hierarchical import FirstBlock, InjectedBlock
 from .randomness import GeneratorLike
 
 
@@ -72,49 +69,19 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         groups = config.groups
         strides = [group.stride for group in groups]
         width, dim = config.hidden_size, config.codebook_dim
-        self.bottom_up = BottomUp(
-            config.num_channels,
-            width,
-            strides,
-            config.num_residual_blocks,
-            config.bottleneck_convolution,
-            config.bottleneck_norm,
-        )
+        self.bottom_up = build_bottom_up(config)
         with_fill = config.progressive or config.learned_prior
         injected = (
             InjectedBlock(width, dim, coarse // fine, config.num_decoder_residual_blocks, with_fill)
             for coarse, fine in itertools.pairwise(strides)
         )
         self.blocks = nn.ModuleList([FirstBlock(width, dim), *injected])
-        self.latent_norms = nn.ModuleList(latent_norm(config) for _ in groups)
-        self.quantizer = nn.ModuleList(
-            self._build_quantizer(config, group, first=index == 0) for index, group in enumerate(groups)
-        )
-        self.decoder = ImageDecoder(
-            in_channels=width,
-            hidden_size=width,
-            out_channels=config.num_channels,
-            num_stages=strides[-1].bit_length() - 1,
-            num_blocks=config.num_decoder_residual_blocks,
-            first_convolution=config.bottleneck_convolution,
-        )
+        self.latent_norms = nn.ModuleList(build_latent_norm(config) for _ in groups)
+        self.quantizer = nn.ModuleList(build_group_quantizer(config, index) for index in range(len(groups)))
+        self.decoder = build_decoder(config, width, config.num_channels, strides[-1])
         num_levels = sum(len(group.codebook_sizes) for group in groups)
-        self.likelihood = image_likelihood(config, config.quantizer, num_levels if config.progressive else 1)
+        self.likelihood = build_image_likelihood(config, num_levels if config.progressive else 1)
         self._finish_init()
-
-    @staticmethod
-    def _build_quantizer(config: HQVAEConfig, group: GroupSpec, first: bool) -> nn.Module:
-        if config.quantizer == "vq":
-            return vector_quantizer(config, group.codebook_sizes, config.shared_codebook)
-        return ResidualGaussianQuantizer(
-            group.codebook_sizes,
-            config.codebook_dim,
-            config.shared_codebook,
-            config.log_variance_range,
-            config.train_variance,
-            config.learned_prior and not first,
-            config.max_quantizer_elements,
-        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -224,7 +191,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: For a quantiser that is not stochastic.
         """
-        if self.config.quantizer != "gaussian":
+        if not self.config.is_stochastic:
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
         result: list[torch.Tensor] = []
         state = None
@@ -275,7 +242,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         partial: bool = False,
     ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
         """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
-        temperature = self.gumbel_temperature if relaxed else None
+        temperature = self.temperature() if relaxed else None
         quantized: list[QuantizerOutput] = []
         states: list[torch.Tensor] = []
         state = None

@@ -11,24 +11,22 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
-from hq_tokenizers.losses.likelihoods import GaussianImages, SquaredErrorImages
+from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
-from hq_tokenizers.quantization.usage import code_counts, perplexity
+from hq_tokenizers.quantization.temperature import GumbelTemperature
+from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 from .checks import check_image_size
 from .codes import CodeLayout, Codes
-from .configuration_image_tokenizer import ImageTokenizerConfig
+from .evaluation_mode import evaluation_mode
 from .randomness import GeneratorLike, sample_generators
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-SMALLEST_TEMPERATURE = 1e-6
-"""Keeps the schedule from reaching 0, where the relaxed sample has no value; relevant after 10⁶ steps only."""
 
 
 def inference(method: Callable[P, T]) -> Callable[P, T]:
@@ -44,13 +42,8 @@ def inference(method: Callable[P, T]) -> Callable[P, T]:
         assert isinstance(model, nn.Module)
         if not model.training:
             return method(*args, **kwargs)
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
+        with evaluation_mode(model):
             return method(*args, **kwargs)
-        finally:
-            for module in training:
-                module.training = True
 
     return run
 
@@ -58,8 +51,8 @@ def inference(method: Callable[P, T]) -> Callable[P, T]:
 class ImageTokenizerPreTrainedModel(PreTrainedModel):
     """Base class of the image tokenizers.
 
-    While training, the Gumbel temperature follows τ(t) = max(τ₀ exp(−decay · t), τ_min); the number of optimiser steps
-    t is the persistent buffer `training_step`, advanced by `advance()`, so that it is saved and resumed with the model.
+    While training, relaxed samples follow the Gumbel temperature, which `advance()` moves on after every optimiser
+    step.
     """
 
     base_model_prefix = "image_tokenizer"
@@ -73,13 +66,15 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
 
-    training_step: torch.Tensor
     quantizer: nn.Module
     likelihood: nn.Module
 
     def _finish_init(self) -> None:
         """Adds the state every tokenizer has and initialises the weights; a subclass's `__init__` ends with it."""
-        self.register_buffer("training_step", torch.zeros((), dtype=torch.long))
+        config = self.config
+        self.temperature = GumbelTemperature(
+            config.gumbel_temperature, config.gumbel_decay, config.gumbel_min_temperature
+        )
         # Also where the model is built in another type.
         self.quantizer.float()
         self.likelihood.float()
@@ -124,18 +119,12 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.epoch)
         elif isinstance(module, GaussianImages) and module.log_variance is not None:
             init.constant_(module.log_variance, config.initial_decoder_log_variance)
-        elif module is self:
-            init.zeros_(self.training_step)
+        elif isinstance(module, GumbelTemperature):
+            init.zeros_(module.step)
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""
-        self.training_step += num_steps
-
-    @property
-    def gumbel_temperature(self) -> torch.Tensor:
-        """The current Gumbel temperature τ(t), a float32 scalar on the model's device."""
-        annealed = self.config.gumbel_temperature * torch.exp(-self.config.gumbel_decay * self.training_step.float())
-        return annealed.clamp_min(max(self.config.gumbel_min_temperature, SMALLEST_TEMPERATURE))
+        self.temperature.advance(num_steps)
 
     @property
     def stride(self) -> int:
@@ -169,7 +158,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: For a VAE, which has none.
         """
-        if self.config.quantizer == "none":
+        if not self.config.has_codes:
             raise ValueError("A VAE (quantizer='none') has continuous latents and no codebook.")
         quantizers: Any = self.quantizer if isinstance(self.quantizer, nn.ModuleList) else [self.quantizer]
         return tuple(book.codes.detach() for quantizer in quantizers for book in quantizer.level_codebooks())
@@ -194,7 +183,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         """One generator per image for sampled codes; None for the most probable ones."""
         if not sample:
             return None
-        if self.config.quantizer == "vq":
+        if self.config.has_codes and not self.config.is_stochastic:
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
         return sample_generators(generator, num_images)
 
@@ -266,48 +255,14 @@ def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
 
 def level_diagnostics(quantized: Sequence[QuantizerOutput], codes: Codes | None) -> dict[str, torch.Tensor]:
     """The `diagnostics` of `ImageTokenizerOutput` for the quantised groups of a batch."""
-    counts = [] if codes is None else list(map(code_counts, codes.levels(), codes.layout.codebook_sizes))
     empty = quantized[0].partial_sums[0].new_zeros(0)
+    usage = {"perplexity": empty, "active_codes": empty}
+    if codes is not None:
+        usage = usage_figures(list(map(code_counts, codes.levels(), codes.layout.codebook_sizes)))
     diagnostics = {
         "entropy": torch.cat([group.entropy for group in quantized]),
-        "perplexity": torch.stack([perplexity(count) for count in counts]) if counts else empty,
-        "active_codes": torch.stack([(count > 0).sum().float() for count in counts]) if counts else empty,
+        "perplexity": usage["perplexity"],
+        "active_codes": usage["active_codes"],
         "variance": torch.cat([group.variance for group in quantized]),
     }
     return {name: value.detach() for name, value in diagnostics.items()}
-
-
-def vector_quantizer(
-    config: ImageTokenizerConfig, codebook_sizes: Sequence[int], shared: bool
-) -> ResidualVectorQuantizer:
-    """The deterministic quantiser of a configuration, with `codebook_sizes` levels."""
-    reestimation = None
-    if config.reestimation_epochs:
-        reestimation = CodebookReestimation(
-            config.warmup_epochs, config.reestimation_epochs, config.reservoir_size, config.codebook_dim
-        )
-    return ResidualVectorQuantizer(
-        codebook_sizes,
-        config.codebook_dim,
-        shared,
-        config.commitment_weight,
-        config.codebook_update,
-        config.ema_decay,
-        config.restart_threshold,
-        reestimation,
-        config.max_quantizer_elements,
-    )
-
-
-def image_likelihood(config: ImageTokenizerConfig, quantizer: str, num_reconstructions: int = 1) -> GaussianImages:
-    """The decoder's distribution over images; for VQ its scaled squared error."""
-    if quantizer == "vq":
-        return SquaredErrorImages(config.data_variance)
-    return GaussianImages(config.decoder_variance == "learned", num_reconstructions)
-
-
-def latent_norm(config: ImageTokenizerConfig) -> nn.Module:
-    """BN and a 1×1 projection before the quantiser (robust VQ training), or nothing."""
-    if not config.bottleneck_batch_norm:
-        return nn.Identity()
-    return nn.Sequential(nn.BatchNorm2d(config.codebook_dim), nn.Conv2d(config.codebook_dim, config.codebook_dim, 1))

@@ -22,24 +22,27 @@ from torch import nn
 from transformers import initialization as init
 
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
-from hq_tokenizers.quantization.continuous import GaussianBottleneck
-from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.quantization.gaussian import GaussianVariance
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 
+from .builders import (
+    build_decoder,
+    build_encoder,
+    build_image_likelihood,
+    build_label_likelihood,
+    build_latent_norm,
+    build_single_quantizer,
+)
 from .checks import check_image_size
 from .codes import CodeGroup, CodeLayout, Codes
 from .configuration_sq_vae import SQVAEConfig
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
-    image_likelihood,
     inference,
-    latent_norm,
     level_diagnostics,
-    vector_quantizer,
 )
 from .modeling_outputs import ImageTokenizerOutput
-from .networks import ImageDecoder, ImageEncoder
 from .randomness import GeneratorLike
 
 
@@ -68,54 +71,12 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     def __init__(self, config: SQVAEConfig):
         super().__init__(config)
         data_channels = label_channels(config.num_classes) if config.for_label_maps else config.num_channels
-        self.encoder = ImageEncoder(
-            in_channels=data_channels,
-            hidden_size=config.hidden_size,
-            num_stages=config.num_downsampling,
-            num_blocks=config.num_residual_blocks,
-            final_convolution=config.bottleneck_convolution,
-            final_norm=config.bottleneck_norm,
-            out_channels=config.codebook_dim,
-            with_variance=config.has_variance_head,
-        )
-        self.latent_norm = latent_norm(config)
-        self.quantizer = self._build_quantizer(config)
-        self.decoder = ImageDecoder(
-            in_channels=config.codebook_dim,
-            hidden_size=config.hidden_size,
-            out_channels=data_channels,
-            num_stages=config.num_downsampling,
-            num_blocks=config.num_decoder_residual_blocks,
-            first_convolution=config.bottleneck_convolution,
-        )
-        self.likelihood = self._build_likelihood(config)
+        self.encoder = build_encoder(config, data_channels)
+        self.latent_norm = build_latent_norm(config)
+        self.quantizer = build_single_quantizer(config)
+        self.decoder = build_decoder(config, config.codebook_dim, data_channels, config.stride)
+        self.likelihood = build_label_likelihood(config) if config.for_label_maps else build_image_likelihood(config)
         self._finish_init()
-
-    @staticmethod
-    def _build_likelihood(config: SQVAEConfig) -> GaussianImages | CategoricalLabels:
-        if config.likelihood == "vmf":
-            return VonMisesFisherLabels(config.num_classes)
-        if config.likelihood == "categorical":
-            return CategoricalLabels(config.num_classes)
-        return image_likelihood(config, config.quantizer)
-
-    @staticmethod
-    def _build_quantizer(config: SQVAEConfig) -> nn.Module:
-        if config.quantizer == "none":
-            return GaussianBottleneck()
-        if config.quantizer == "vq":
-            return vector_quantizer(config, (config.codebook_size,), shared=False)
-        if config.quantizer == "vmf":
-            return VonMisesFisherQuantizer(config.codebook_size, config.codebook_dim, config.max_quantizer_elements)
-        return GaussianQuantizer(
-            num_codes=config.codebook_size,
-            code_dim=config.codebook_dim,
-            variance=GaussianVariance(
-                config.variance_type, config.variance_parametrization, config.variance_floor, config.train_variance
-            ),
-            dequantization_noise=config.dequantization_noise,
-            max_elements=config.max_quantizer_elements,
-        )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -208,7 +169,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: For a quantiser that is not stochastic.
         """
-        if self.config.quantizer not in ("gaussian", "vmf"):
+        if not self.config.is_stochastic:
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
         latents, log_variance = self._latents(pixel_values)
         return (self.quantizer.log_probabilities(latents, log_variance),)
@@ -242,7 +203,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         self, pixel_values: torch.Tensor, relaxed: bool, generators: Sequence[torch.Generator] | None = None
     ) -> QuantizerOutput:
         latents, log_variance = self._latents(pixel_values)
-        return self.quantizer(latents, self.gumbel_temperature if relaxed else None, log_variance, generators)
+        return self.quantizer(latents, self.temperature() if relaxed else None, log_variance, generators)
 
     def _decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
         # One memory layout on every path: convolutions differ in the last bit between layouts.

@@ -1,9 +1,14 @@
-"""Randomness that does not depend on the batch size: one generator per sample."""
+"""All noise: one generator per sample, Gumbel noise, and the state of torch's global generators.
+
+What samples takes a generator per sample, so that a result does not depend on the batch size; training draws from the
+global generators, whose state its checkpoints keep.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -69,3 +74,49 @@ def fixed_normal(shape: Sequence[int], device: torch.device | str | None = None)
 
 def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device | str | None) -> torch.Tensor:
     return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, *shape, device=device)
+
+
+def gumbel_noise(like: torch.Tensor) -> torch.Tensor:
+    """Gumbel(0, 1) noise of the shape of `like` from torch's global generator: −log(−log U) with U uniform.
+
+    U = 0 gives −∞, a code that is not chosen. (On a CPU, drawing exponential noise takes eight times as long.)
+    """
+    return torch.rand_like(like).log_().neg_().log_().neg_()
+
+
+def sample_gumbel(
+    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str | None = None
+) -> torch.Tensor:
+    """−log E with E = −log U ~ Exponential(1): standard Gumbel noise (B, *shape), row i drawn from generator i.
+
+    On a CPU uniform numbers take a fifth of the time of PyTorch's exponential ones.
+    """
+    uniform = sample_uniform(shape, generators, device)
+    # Infinite noise would hide the only code that a filter left, or make −∞ + ∞ of an excluded one's score.
+    resolution = torch.finfo(uniform.dtype)
+    return uniform.clamp_(resolution.tiny, 1 - resolution.eps / 2).log_().neg_().log_().neg_()
+
+
+def noise_state() -> dict[str, torch.Tensor]:
+    """The state of the CPU's generator and of the accelerator's, where there is one."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.accelerator.is_available():
+        state["accelerator"] = torch.get_device_module().get_rng_state()
+    return state
+
+
+def load_noise_state(state: dict[str, torch.Tensor]) -> None:
+    """Restores what `noise_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "accelerator" in state and torch.accelerator.is_available():
+        torch.get_device_module().set_rng_state(state["accelerator"])
+
+
+@contextmanager
+def keep_noise() -> Iterator[None]:
+    """Restores, afterwards, the state there was before."""
+    state = noise_state()
+    try:
+        yield
+    finally:
+        load_noise_state(state)

@@ -59,7 +59,10 @@ class HQGeneratorConfig(PreTrainedConfig):
 
     def _set_class_names(self, kwargs: dict[str, Any]) -> None:
         given = self.prior_config.id2label if self.id2label is None else self.id2label  # type: ignore[union-attr]
-        names = {int(label): name for label, name in (given or {}).items()}
+        try:
+            names = {int(label): name for label, name in (given or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"id2label must map the ids of classes to their names, got {given!r}.") from error
         if sorted(names) != list(range(self.num_classes)):
             raise ValueError(
                 f"id2label must name the classes 0 to {self.num_classes - 1} of the prior, got {sorted(names)}."

@@ -65,7 +65,7 @@ class HQGenerationPipeline(Pipeline):
                 "`hq-tokenizers generate`."
             )
         if kwargs.get("image_processor") is None:
-            kwargs["image_processor"] = HQImageProcessor.for_image_size(config.image_size, config.num_channels)
+            kwargs["image_processor"] = HQImageProcessor.for_config(config)
         # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
         kwargs.pop("local_files_only", None)
         super().__init__(model, *args, **kwargs)

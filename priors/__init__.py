@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "configuration_code_generation": ["CodeGenerationConfig"],
-    "configuration_masked_prior": ["MaskedPriorConfig"],
-    "configuration_rq_prior": ["RQPriorConfig"],
-    "likelihood": ["bits_per_dimension"],
-    "modeling_masked_prior": ["MaskedPriorModel", "MaskedPriorOutput"],
-    "modeling_rq_prior": ["RQPriorModel", "RQPriorOutput"],
-    "progress": ["PartialCodes"],
-    "scheduling_masked_codes": ["MaskedCodeScheduler", "MaskedCodeSchedulerOutput"],
-}
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+from .configuration_code_generation import CodeGenerationConfig
+from .configuration_masked_prior import MaskedPriorConfig
+from .configuration_rq_prior import RQPriorConfig
+from .likelihood import bits_per_dimension
+from .modeling_masked_prior import MaskedPriorModel, MaskedPriorOutput
+from .modeling_rq_prior import RQPriorModel, RQPriorOutput
+from .progress import PartialCodes
 
-__all__ = [*sorted(_MODULE_OF)]
+if TYPE_CHECKING:
+    from .scheduling_masked_codes import MaskedCodeScheduler, MaskedCodeSchedulerOutput
 
+__all__ = [
+    "CodeGenerationConfig",
+    "MaskedCodeScheduler",
+    "MaskedCodeSchedulerOutput",
+    "MaskedPriorConfig",
+    "MaskedPriorModel",
+    "MaskedPriorOutput",
+    "PartialCodes",
+    "RQPriorConfig",
+    "RQPriorModel",
+    "RQPriorOutput",
+    "bits_per_dimension",
+]
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
 
+    def __getattr__(name: str) -> Any:
+        """The scheduler is imported when it is asked for: it imports diffusers, which takes seconds."""
+        if name not in ("MaskedCodeScheduler", "MaskedCodeSchedulerOutput"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import scheduling_masked_codes
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+        return getattr(scheduling_masked_codes, name)

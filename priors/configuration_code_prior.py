@@ -105,7 +105,11 @@ class CodePriorConfig(PreTrainedConfig):
                 f"each head needs the same width."
             )
         # Builds the layout so that a wrong description fails here, not when the first batch arrives.
-        for group in self.layout.groups:
+        try:
+            groups = self.layout.groups
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"code_layout is none: {error}") from error
+        for group in groups:
             for name, value in (("height", group.height), ("width", group.width)):
                 check_value(f"The {name} of a grid of code_layout", value, Width)
             for size in group.codebook_sizes:

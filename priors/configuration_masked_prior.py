@@ -31,4 +31,4 @@ class MaskedPriorConfig(CodePriorConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.scheduler_config is not None:
-            check_decoding(**self.scheduler_config)
+            check_decoding("scheduler_config.", **self.scheduler_config)

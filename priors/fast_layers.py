@@ -24,9 +24,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from .block_parts import GELUBlock, SwiGLU
-from .causal_transformer import CausalTransformer
-from .transformer_layers import CrossAttention, SelfAttention, TransformerLayer
+from .transformer import CausalTransformer, CrossAttention, GELUBlock, SelfAttention, SwiGLU, TransformerLayer
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Function = Callable[[torch.Tensor], torch.Tensor]

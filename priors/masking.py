@@ -45,16 +45,20 @@ def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
     return 1 - progress ** powers[schedule]
 
 
-def check_decoding(**settings: Any) -> None:
+def check_decoding(prefix: str = "", /, **settings: Any) -> None:
     """Checks any of the `DECODING_SETTINGS`.
+
+    Args:
+        prefix: What to put before names in errors.
+        **settings: The settings.
 
     Raises:
         ValueError: Naming the setting, its value and what is accepted.
     """
     for name, value in settings.items():
         if name not in DECODING_SETTINGS:
-            raise ValueError(f"{name} is unknown; accepted are {', '.join(DECODING_SETTINGS)}.")
-        check_value(name, value, DECODING_SETTINGS[name])
+            raise ValueError(f"{prefix}{name} is unknown; accepted are {', '.join(DECODING_SETTINGS)}.")
+        check_value(f"{prefix}{name}", value, DECODING_SETTINGS[name])
 
 
 def num_hidden(schedule: str, step: int, num_steps: int, num_unknown: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,7 @@ Shape legend: B batch, N inputs, P positions of all groups, S conditioning vecto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,19 +14,17 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 
 from hq_tokenizers.codes import Codes
+from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
-from .causal_transformer import CausalTransformer
-from .class_embedding import NULL_LABEL, ClassEmbedding, as_labels, check_label_range
 from .code_embeddings import CodeEmbedding, CodeVectorEmbedding
-from .conditions import Conditions, check_vectors
+from .conditions import NULL_LABEL, ClassEmbedding, Conditions, as_labels, check_label_range, check_vectors
 from .configuration_code_generation import CodeGenerationConfig
 from .configuration_code_prior import CodePriorConfig
-from .groupwise_transformer import GroupwiseTransformer
 from .known_codes import KnownCodes, prepare_known_codes
 from .progress import OnStep, ProgressLike, StepCallback, report_progress
 from .rejection_sampling import ScoreFunction, best_of
-from .transformer_layers import AttentionMemory, encode_memory, init_output_projection
+from .transformer import AttentionMemory, CausalTransformer, GroupwiseTransformer, encode_memory, init_output_projection
 
 
 class CodePriorModel(PreTrainedModel, GenerationMixin):
@@ -297,7 +294,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
     ) -> Conditions:
-        """The conditions of the images, a share of them hidden while training."""
+        """The conditions of the images, after checking them and the codes."""
         self._check_layout(codes)
         # Values are only read where that is free; on an accelerator the embedding's own assertion catches them.
         readable = codes.groups[0].is_cpu and not torch.compiler.is_compiling()
@@ -314,12 +311,14 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
             check_label_range(class_labels, self.config.num_classes)
         dim = self.config.cross_attention_dim
         vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, dim, codes.batch_size)
-        conditions = Conditions(class_labels, *vectors)
-        if self.training and self.config.label_dropout > 0:
-            conditions = conditions.hide(
-                torch.rand(class_labels.shape, device=class_labels.device) < self.config.label_dropout
-            )
-        return conditions
+        return Conditions(class_labels, *vectors)
+
+    def _hide_conditions(self, conditions: Conditions) -> Conditions:
+        """Label dropout: in training, hides the whole condition of a random share of the images."""
+        if not self.training or not self.config.label_dropout:
+            return conditions
+        labels = conditions.labels
+        return conditions.hide(torch.rand(labels.shape, device=labels.device) < self.config.label_dropout)
 
     def _pair_inputs(
         self,
@@ -369,16 +368,3 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
     @property
     def _num_layers(self) -> int:
         return self.config.num_hidden_layers
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switches dropout off for a while: a prior is sampled while it trains, and parts of it may be frozen in eval."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

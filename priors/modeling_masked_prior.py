@@ -35,14 +35,13 @@ from .code_embeddings import PositionEmbedding
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig, per_level
 from .configuration_masked_prior import MaskedPriorConfig
-from .groupwise_transformer import GroupwiseTransformer
+from .generation_masked_prior import MaskedSampler
 from .known_codes import KnownCodes
-from .level_predictor import LevelPredictor
 from .likelihood import code_cross_entropy, level_targets
-from .masked_sampler import MaskedSampler
 from .masking import DECODING_SETTINGS, check_decoding, mask_ratio, ranks
 from .modeling_code_prior import CodePriorModel
 from .progress import OnStep
+from .transformer import GroupwiseTransformer
 
 if TYPE_CHECKING:
     from .scheduling_masked_codes import MaskedCodeScheduler
@@ -165,6 +164,7 @@ class MaskedPriorModel(CodePriorModel):
                 not make a device wait) a value is out of range.
         """
         conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         hidden, predicted = self._draw_hidden(codes.batch_size, codes.device)
         logits = self._logits(codes, hidden, conditions)
@@ -216,7 +216,7 @@ class MaskedPriorModel(CodePriorModel):
         if generator is None:
             generator = [torch.Generator().manual_seed(0) for _ in range(codes.batch_size)]
         generators = sample_generators(generator, codes.batch_size)
-        predictor, bounds = LevelPredictor(self, conditions), []
+        predictor, bounds = MaskedPredictor(self, conditions), []
         for level, (group, depth) in enumerate(self.layout.levels()):
             values = codes.groups[group].flatten(1, 2)
             bounds.append(self._level_bound(predictor, level, values, depth, num_masks, generators))
@@ -247,7 +247,14 @@ class MaskedPriorModel(CodePriorModel):
         """Samples level by level, see `MaskedSampler`."""
         scheduler = self._scheduler_for(config)
         steps = self._steps_per_level(scheduler)
-        return MaskedSampler(self, scheduler, steps, conditions, generators, config, known, on_step).run()
+
+        def predictor_for(rows: Conditions) -> MaskedPredictor:
+            return MaskedPredictor(self, rows)
+
+        sampler = MaskedSampler(
+            self.layout, predictor_for, scheduler, steps, conditions, generators, config, known, on_step
+        )
+        return sampler.run()
 
     def embed_group(self, group: int, codes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """A Σ_{visible} e(k) + Σ_{hidden} m: codes and BoolTensor (B, P_g, D_g) → (B, P_g, H).
@@ -298,7 +305,7 @@ class MaskedPriorModel(CodePriorModel):
 
     def _level_bound(
         self,
-        predictor: LevelPredictor,
+        predictor: MaskedPredictor,
         level: int,
         codes: torch.Tensor,
         depth: int,
@@ -330,3 +337,42 @@ class MaskedPriorModel(CodePriorModel):
             min(count, self.layout.groups[group].num_positions)
             for count, (group, _) in zip(steps, self.layout.levels(), strict=True)
         ]
+
+
+class MaskedPredictor:
+    """The model at work on B rows, level after level: a `LevelPredictor`, in sampling and in `log_prob`.
+
+    Conditions and finished groups are embedded once.
+
+    Args:
+        model: The prior.
+        conditions: Of the B rows.
+    """
+
+    def __init__(self, model: MaskedPriorModel, conditions: Conditions) -> None:
+        self.model = model
+        self.levels = list(model.layout.levels())
+        sizes = [group.num_positions for group in model.layout.groups]
+        self.context = model.position_context(conditions.labels).split(sizes, dim=1)
+        self.memory = model.encode_conditions(conditions)
+        self.finished: list[torch.Tensor] = []
+
+    def finish_group(self, codes: torch.Tensor) -> None:
+        """Takes the codes (B, P_g, D_g) of the next group, all of which are known now."""
+        index = len(self.finished)
+        self.finished.append(self.context[index] + self.model.embed_group(index, codes, torch.zeros_like(codes).bool()))
+
+    def logits(self, level: int, codes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (B, P_g, K) of a level of the group that follows the finished ones.
+
+        Args:
+            level: The level.
+            codes: (B, P_g, D_g); read at the depths above the level's, and at its own where it is not hidden.
+            hidden: BoolTensor (B, P_g), the level's hidden codes.
+        """
+        group, depth = self.levels[level]
+        depths = torch.arange(codes.shape[-1], device=codes.device)
+        everywhere = torch.where(depths == depth, hidden[..., None], depths > depth)
+        inputs = self.context[group] + self.model.embed_group(group, codes, everywhere)
+        states = self.model.spatial_transformer(torch.cat([*self.finished, inputs], dim=1), group + 1, self.memory)
+        return self.model.heads[level](states[:, -codes.shape[1] :])

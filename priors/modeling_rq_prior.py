@@ -23,21 +23,22 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from hq_tokenizers.codes import Codes
 
-from .autoregressive_sampler import AutoregressiveSampler
-from .causal_transformer import CausalTransformer
+from .code_cache import new_cache
 from .code_embeddings import GroupEmbedding, PositionEmbedding, rotary_angles
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
 from .configuration_rq_prior import RQPriorConfig
+from .fast_layers import with_fast_layers
+from .generation_rq_prior import AutoregressiveSampler
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets
 from .modeling_code_prior import CodePriorModel
 from .progress import OnStep
+from .transformer import CausalTransformer
 
 
 @dataclass
@@ -105,6 +106,7 @@ class RQPriorModel(CodePriorModel):
                 not make a device wait) a value is out of range.
         """
         conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         logits = self._teacher_forced_logits(codes, conditions)
         smoothing = self.config.label_smoothing if self.training else 0.0
@@ -148,18 +150,17 @@ class RQPriorModel(CodePriorModel):
         on_step: OnStep,
     ) -> Codes:
         """Samples position by position, see `AutoregressiveSampler`."""
-        return AutoregressiveSampler(self, conditions, generators, config, known, on_step).run()
+
+        def predictor_for(rows: Conditions) -> RQPredictor:
+            return RQPredictor(self, rows, config.cache_implementation or "static")
+
+        return AutoregressiveSampler(self.layout, predictor_for, conditions, generators, config, known, on_step).run()
 
     def position_angles(self) -> torch.Tensor | None:
         """Rotary angles of the positions, (P, head_dim / 2); None with learned positions."""
         if self.config.position_embedding == "learned":
             return None
         return rotary_angles(self.layout, self.config.hidden_size // self.config.num_attention_heads, self.device)
-
-    def level_logits(self, depth_inputs: torch.Tensor, level: int, past_key_values: Cache) -> torch.Tensor:
-        """Logits of the next level of a position, given v_{t,d}, (B, 1, H), and the cache of v_{t,<d}: (B, 1, K)."""
-        hidden_states = self.depth_transformer(depth_inputs + self.level_embedding.weight[level], past_key_values)
-        return self.heads[level](hidden_states)
 
     def _teacher_forced_logits(self, codes: Codes, conditions: Conditions) -> tuple[torch.Tensor, ...]:
         embedded = self.code_embedding(codes)
@@ -190,3 +191,48 @@ class RQPriorModel(CodePriorModel):
     @property
     def _num_layers(self) -> int:
         return self.config.num_hidden_layers + self.config.num_depth_layers
+
+
+class RQPredictor:
+    """The model at work on B' rows, position after position: a `PositionPredictor`.
+
+    Args:
+        model: The prior.
+        conditions: Of the rows.
+        cache_implementation: Of the keys and values of the positions so far, see `new_cache`.
+    """
+
+    def __init__(self, model: RQPriorModel, conditions: Conditions, cache_implementation: str) -> None:
+        self.model = with_fast_layers(model, len(conditions))
+        self.context = model.position_context(conditions.labels)
+        self.angles = model.position_angles()
+        self.memory = model.encode_conditions(conditions)
+        num_positions = model.layout.num_positions
+        self.spatial_cache = new_cache(cache_implementation, len(model.spatial_transformer.layers), num_positions)
+        max_depth = max(group.depth for group in model.layout.groups)
+        # Emptied for every position and never longer than a few codes, so it is always allocated once.
+        self.depth_cache = new_cache("static", len(model.depth_transformer.layers), max_depth)
+        self.position = 0
+
+    def next_position(self, previous: torch.Tensor | None) -> torch.Tensor:
+        """h_t = v_{t,1} of the next position, (B', 1, H), given A Σ_d e(k_{t−1,d})."""
+        inputs = self.context[:, self.position, None]
+        if previous is not None:
+            inputs = inputs + previous
+        angles = None if self.angles is None else self.angles[self.position, None]
+        self.depth_cache.reset()
+        self.position += 1
+        return self.model.spatial_transformer(inputs, self.spatial_cache, angles, self.memory)
+
+    def logits(self, depth_inputs: torch.Tensor, level: int) -> torch.Tensor:
+        """Logits (B', K) of a level, given v_{t,d}, (B', 1, H); the cache holds v_{t,<d}."""
+        inputs = depth_inputs + self.model.level_embedding.weight[level]
+        return self.model.heads[level](self.model.depth_transformer(inputs, self.depth_cache))[:, 0]
+
+    def embed(self, level: int, codes: torch.Tensor) -> torch.Tensor:
+        """e(k), (B', 1, d), of codes (B',) of a level."""
+        return self.model.code_embedding.lookup(level, codes)[:, None]
+
+    def project(self, group: int, summed: torch.Tensor) -> torch.Tensor:
+        """A Σ e(k), (B', 1, H)."""
+        return self.model.code_embedding.project(group, summed)

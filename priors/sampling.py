@@ -12,8 +12,6 @@ from typing import Literal, get_args
 
 import torch
 
-from hq_tokenizers.randomness import sample_uniform
-
 GuidanceSchedule = Literal["constant", "linear", "power-cosine", "interval"]
 
 
@@ -61,19 +59,6 @@ def filter_logits(logits: torch.Tensor, sampling: LevelSampling) -> torch.Tensor
         threshold = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
         logits = logits.masked_fill(logits < threshold, -math.inf)
     return logits
-
-
-def sample_gumbel(
-    shape: Sequence[int], generators: Sequence[torch.Generator], device: torch.device | str | None = None
-) -> torch.Tensor:
-    """−log E with E = −log U ~ Exponential(1): standard Gumbel noise (B, *shape), row i drawn from generator i.
-
-    On a CPU uniform numbers take a fifth of the time of PyTorch's exponential ones.
-    """
-    uniform = sample_uniform(shape, generators, device)
-    # Infinite noise would hide the only code that a filter left, or make −∞ + ∞ of an excluded one's score.
-    resolution = torch.finfo(uniform.dtype)
-    return uniform.clamp_(resolution.tiny, 1 - resolution.eps / 2).log_().neg_().log_().neg_()
 
 
 def sample_codes(logits: torch.Tensor, gumbel: torch.Tensor, sampling: LevelSampling) -> torch.Tensor:

@@ -15,8 +15,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
+from hq_tokenizers.randomness import sample_gumbel
+
 from .masking import check_decoding, num_hidden, ranks
-from .sampling import LevelSampling, sample_codes, sample_gumbel
+from .sampling import LevelSampling, sample_codes
 
 
 @dataclass

@@ -32,7 +32,7 @@ class TestGrammar:
         "text", ["", "512", "stride 4", "stride 4:", "stride 4: 512 x", "stride x: 4", "stride 4: 8; 9", "stride -4: 8"]
     )
     def test_what_is_not_a_line(self, text: str) -> None:
-        with pytest.raises(ValueError, match="A code group is written 'stride S: K'") as caught:
+        with pytest.raises(ValueError, match="A line of code_groups is written 'stride S: K'") as caught:
             parse_code_group(text)
         assert repr(text) in str(caught.value)
 
@@ -58,7 +58,7 @@ class TestGrammar:
     @pytest.mark.parametrize(
         ("levels", "message"),
         [
-            ("0", "codebook size in 'stride 4: 0' must be an integer from 1 to 16,777,216, got 0"),
+            ("0", "codebook size of code_groups, in 'stride 4: 0', must be an integer from 1 to 16,777,216, got 0"),
             ("8, 0", "from 1 to 16,777,216, got 0"),
             ("8, 17000000", "from 1 to 16,777,216, got 17000000"),
             ("8 x 2, 1" + "0" * 5000, "from 1 to 16,777,216, got 10"),
@@ -87,17 +87,20 @@ class TestErrors:
             ({"kl_weight": 0}, "kl_weight must be a number above 0 .*, got 0"),
             ({"kl_weight": math.inf}, "kl_weight must be a number above 0 .*, got inf"),
             ({"initial_log_variance": -math.inf}, "initial_log_variance must "),
-            ({"ema_decay": 1.0}, "ema_decay must be a number at least 0 and below 1, got 1.0"),
+            ({"ema_decay": 1.0}, "ema_decay must be a number of at least 0 and below 1, got 1.0"),
             ({"restart_threshold": 1.0}, "restart_threshold needs the counts of codebook_update='ema'"),
             ({"warmup_epochs": 2}, "reestimation_epochs, which is 0"),
             ({"image_size": 33}, "instead of 33, use 32 or"),
             ({"image_size": [32, 30]}, "Images of 32×30 do not fit"),
             (
                 {"image_size": [32, 32, 3]},
-                r"image_size must be an integer .* or a list, .* of length 2, got \[32, 32, 3\]",
+                r"image_size must be an integer .* or a list of them of length 2, got \[32, 32, 3\]",
             ),
             ({"hidden_size": "64"}, "hidden_size must be an integer from 2 to 65,536, got '64'"),
-            ({"image_size": "32"}, "image_size must be an integer from 1 to 65,536 or a list, each .*, got '32'"),
+            (
+                {"image_size": "32"},
+                "image_size must be an integer from 1 to 65,536 or a list of them of length 2, got '32'",
+            ),
         ],
     )
     def test_common_fields(self, config: type[SQVAEConfig], fields: dict[str, Any], message: str) -> None:
@@ -124,7 +127,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"code_groups": []}, "code_groups must be a list, each entry a text of length 1 to 16, got"),
+            ({"code_groups": []}, "code_groups must be a list \\(a text each\\) of length 1 to 16, got"),
             ({"code_groups": ["stride 4: 8", "stride 8: 8"]}, "strides of code_groups must fall"),
             ({"code_groups": ["stride 4: 8", "stride 4: 8"]}, "strides of code_groups must fall"),
             ({"code_groups": "stride 4: 8"}, r"code_groups is a list with one line per resolution, got 'stride 4: 8'"),

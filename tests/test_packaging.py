@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -232,3 +233,52 @@ def test_importing_loads_none_of_the_slow_packages(tmp_path: Path) -> None:
     print(*(name for name in {slow} if name in set(sys.modules) - before))
     """
     assert run_python("-c", textwrap.dedent(code), cwd=tmp_path, python_path=[ROOT]).split() == []
+
+
+# What a user may write; every line has types that a checker knows.
+USERS_FILE = """
+import torch
+from hq_tokenizers import Codes, HQGeneratorModel, HQVAEConfig, HQVAEModel, RQPriorConfig, RQPriorModel, SQVAEModel, sq_vae
+from hq_tokenizers.hub import create_model_card
+from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler, MaskedPriorConfig, MaskedPriorModel
+
+tokenizer = SQVAEModel(sq_vae("digits", codebook_size=32))
+hierarchy = HQVAEModel(HQVAEConfig(image_size=16, code_groups=["stride 4: 64", "stride 2: 64 x 2"]))
+codes: Codes = tokenizer.encode(torch.rand(2, 1, 8, 8))
+images: torch.Tensor = tokenizer.decode(codes)
+prior = RQPriorModel(RQPriorConfig(code_layout=codes.layout.to_dict(), num_classes=10))
+samples: Codes = prior.generate([3, 7], num_images=2, generator=0, temperature=0.9)
+masked = MaskedPriorModel(MaskedPriorConfig(code_layout=codes.layout.to_dict(), block_type="gpt"))
+masked.scheduler = MaskedCodeScheduler(num_steps=4)
+generator: HQGeneratorModel = HQGeneratorModel.from_sub_models(tokenizer, prior)
+output = generator.generate(class_labels=["3"], num_images=2, generation_config=CodeGenerationConfig(top_k=8))
+create_model_card(generator, "me/digits").save("README.md")
+bits: float = samples.layout.bits_per_image
+log_prob: torch.Tensor = prior.log_prob(codes, torch.tensor([1, 2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_knows_every_public_name(installed: Path, tmp_path: Path) -> None:
+    lines = []
+    for package in ("hq_tokenizers", "hq_tokenizers.priors", "hq_tokenizers.pipelines", "hq_tokenizers.hub"):
+        for name in importlib.import_module(package).__all__:
+            is_class = isinstance(getattr(importlib.import_module(package), name), type)
+            use = f"def _(value: {name}) -> None: reveal_type(value)" if is_class else f"reveal_type({name})"
+            lines.append(f"from {package} import {name}\n{use}")
+    (tmp_path / "users.py").write_text(USERS_FILE)
+    (tmp_path / "wrong.py").write_text("from hq_tokenizers import rsq_vae\nrsq_vae(num_levels='four')\n")
+    (tmp_path / "names.py").write_text("\n".join(lines))
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nignore_missing_imports = true\nfollow_imports = silent\n[mypy-transformers.*]\nfollow_imports = skip\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "users.py", "wrong.py", "names.py"]
+    environment = os.environ | {"MYPYPATH": str(installed)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    errors = [line for line in done.stdout.splitlines() if ": error:" in line]
+    # That it finds what is wrong shows that it looks.
+    assert errors, done.stdout
+    assert all(line.startswith("wrong.py") for line in errors), done.stdout
+    revealed = [line for line in done.stdout.splitlines() if "Revealed type" in line]
+    assert len(revealed) == len(lines)
+    assert [line for line in revealed if 'is "Any"' in line] == []

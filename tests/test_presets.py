@@ -115,7 +115,7 @@ def test_weights_a_checkpoint_lacks_are_initialised(tmp_path: Any) -> None:
 
 
 def test_initial_weights_are_the_papers() -> None:
-    model = SQVAEModel(sq_vae("cifar10"))
+    model = SQVAEModel(sq_vae("cifar10")).requires_grad_(False)
     assert float(model.quantizer.codebook.weight.std()) == pytest.approx(1.0, rel=0.03)
     assert float(model.encoder.stem[3].weight.std()) == pytest.approx(0.02, rel=0.05)
     norm = model.encoder.stem[1]

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hq_tokenizers.randomness import fixed_normal, sample_exponential, sample_generators, sample_uniform
+from hq_tokenizers import randomness
+from hq_tokenizers.randomness import (
+    fixed_normal,
+    keep_noise,
+    sample_exponential,
+    sample_generators,
+    sample_gumbel,
+    sample_uniform,
+)
 
 # KS and chi-square tests run on fixed seeds: they either pass always or never.
 SIGNIFICANCE = 1e-3
@@ -120,3 +128,25 @@ def test_fixed_normal_noise_is_normal_independent_and_always_the_same() -> None:
         assert stats.pearsonr(flat[:-step], flat[step:]).pvalue > SIGNIFICANCE
     torch.rand(3)
     assert torch.equal(fixed_normal((7, 7, 1000)).double(), noise)
+
+
+def test_what_is_drawn_inside_leaves_no_trace_even_after_an_error():
+    state = torch.get_rng_state()
+    expected = torch.rand(3).tolist()
+    torch.set_rng_state(state)
+    with keep_noise():
+        assert torch.rand(3).tolist() == expected
+    with pytest.raises(ZeroDivisionError), keep_noise():
+        torch.rand(3).sum().item() / 0
+    assert torch.rand(3).tolist() == expected
+
+
+@pytest.mark.parametrize("extreme", [0.0, 1.0])
+def test_gumbel_noise_is_finite_at_the_ends_of_the_interval(monkeypatch: pytest.MonkeyPatch, extreme: float) -> None:
+    monkeypatch.setattr(randomness, "sample_uniform", lambda shape, generators, device: torch.full(shape, extreme))
+    assert sample_gumbel((3,), []).isfinite().all()
+
+
+def test_gumbel_noise_has_its_distribution() -> None:
+    noise = sample_gumbel((50_000,), [torch.Generator().manual_seed(3)]).double().flatten()
+    assert stats.kstest(noise.numpy(), "gumbel_r").pvalue > SIGNIFICANCE

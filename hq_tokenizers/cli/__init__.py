@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import Any
 
 from hq_tokenizers._version import __version__
+from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.options.reading import load_options
 
 from .commands import COMMANDS
-from .help import command_help, overview
+from .help import command_help, overview, topic_help
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,7 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         _run(sys.argv[1:] if arguments is None else list(arguments))
-        _leave_process_group()
+        if "torch" in sys.modules:
+            from hq_tokenizers.processes import leave_process_group
+
+            leave_process_group()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has read enough. Python would complain once more when it closes the stream.
@@ -45,21 +49,44 @@ def _run(words: list[str]) -> None:
         return
     name, *rest = words
     if name not in COMMANDS:
-        raise SystemExit(f"error: there is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+        hint = did_you_mean(name, COMMANDS)
+        raise SystemExit(
+            f"error: there is no command {name!r}.{hint and f' {hint}'} The commands are {', '.join(COMMANDS)}."
+        )
     command = COMMANDS[name]
-    if "-h" in rest or "--help" in rest:
+    topic = _help_topic(rest)
+    if topic == "":
         print(command_help(name, command))
         return
     source = rest.pop(0) if rest and not rest[0].startswith("--") else None
     options: Any = load_options(command.options, source, rest)
+    if topic is not None:
+        print(topic_help(name, topic, options))
+        return
+    _prepare_libraries()
     module, _, function = command.runner.partition(":")
     getattr(import_module(module), function)(options)
 
 
-def _leave_process_group() -> None:
-    """Ends the threads of the process group of torchrun, whose work at interpreter shutdown can abort the process."""
-    if "torch" in sys.modules:
-        from torch import distributed
+def _help_topic(words: list[str]) -> str | None:
+    """Takes `--help` and its topic out of the words: None without `--help`, an empty text without a topic."""
+    asked = [index for index, word in enumerate(words) if word in ("-h", "--help")]
+    if not asked:
+        return None
+    topic = words[asked[0] + 1 :][:1]
+    if topic and not topic[0].startswith("-"):
+        del words[asked[0] : asked[0] + 2]
+        return topic[0]
+    return ""
 
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
+
+def _prepare_libraries() -> None:
+    """Registers the models; of progress bars, the commands show their own only."""
+    import datasets
+    import transformers
+
+    from hq_tokenizers.registration import register
+
+    register()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

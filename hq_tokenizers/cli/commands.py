@@ -69,7 +69,7 @@ COMMANDS = {
             "hq-tokenizers train-prior examples/mnist_prior.yaml --model.hidden_size 128",
         ),
         options=PriorTrainingConfig,
-        runner="hq_tokenizers.cli.generate:train_prior_and_save_generator",
+        runner="hq_tokenizers.training.prior:train_prior_and_save_generator",
     ),
     "generate": Command(
         summary="draw images with a generator",

@@ -14,13 +14,11 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.generation import DemoConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
-from hq_tokenizers.priors.training import train_prior
+from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_png
+from hq_tokenizers.reporting.reports import write_report
 from hq_tokenizers.training.encoding import encode_images
-from hq_tokenizers.training.figures import image_grid, reconstruction_grid, save_png
-from hq_tokenizers.training.reports import write_report
+from hq_tokenizers.training.prior import save_generator, train_prior
 from hq_tokenizers.training.tokenizer import pictures, train_tokenizer
-
-from .generate import save_generator
 
 SAMPLES_PER_CLASS = 50
 _FIRST_SAMPLE_SEED = 1_000_000

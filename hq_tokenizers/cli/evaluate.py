@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.evaluation.generator import compare_samples, evaluate_generator
+from hq_tokenizers.evaluation.generator import evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
-from hq_tokenizers.evaluation.reports import check_output_dir, write_evaluation
-from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
-from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
-from hq_tokenizers.training.loop import create_accelerator
-from hq_tokenizers.training.tracking import Record
-from hq_tokenizers.training.trained_models import load_trained
+from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.tables import check_output_dir, write_evaluation
+from hq_tokenizers.trained_models import load_trained
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -52,38 +45,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         write_evaluation(output_dir, report)
     accelerator.wait_for_everyone()
     return report
-
-
-def prior_evaluation(config: PriorTrainingConfig, tokenizer_path: str) -> Callable[[PreTrainedModel], Record] | None:
-    """For the training of a prior: compares its samples with `config.evaluation_reference`; None when not asked for.
-
-    Raises:
-        OSError, ValueError: If there is no tokenizer, network or reference, or they do not fit together.
-    """
-    if config.evaluation_steps is None:
-        return None
-    check_packages()
-    accelerator = create_accelerator()
-    tokenizer = load_trained(tokenizer_path, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
-    tokenizer = tokenizer.to(accelerator.device)
-    options = EvaluateConfig(
-        generator=config.output_dir,
-        reference=config.evaluation_reference,
-        metrics=MetricConfig(**options_to_dict(config.metrics)),
-        num_images=config.evaluation_images,
-        batch_size=config.batch_size,
-    )
-    comparison = compare_samples(options, tokenizer, accelerator, "evaluation_reference")
-
-    def figures(prior: PreTrainedModel) -> Record:
-        def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-            return tokenizer.decode(prior.generate(torch.tensor(labels), generator=generators))
-
-        samples = NumberedSamples(sample, prior.config.num_classes, config.seed)
-        found = comparison.compare(samples.share(config.evaluation_images, config.batch_size, accelerator))
-        return {name: value for name, value in found.items() if name != "provenance"}
-
-    return figures
 
 
 def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:

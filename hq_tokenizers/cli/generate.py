@@ -7,44 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import OVERVIEW
-from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
-from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
-from hq_tokenizers.priors.training import train_prior
-from hq_tokenizers.training.figures import image_grid, save_png
-from hq_tokenizers.training.loop import create_accelerator
-from hq_tokenizers.training.reports import REPORT, read_report, write_report
-from hq_tokenizers.training.trained_models import load_trained
-
-from .evaluate import prior_evaluation
-
-
-def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
-    """`train_prior`, then the generator in `output_dir/generator` when the tokenizer is at hand; returns the report."""
-    tokenizer = config.tokenizer or EncodedImages.load(config.codes).tokenizer
-    report = train_prior(config, prior_evaluation(config, tokenizer))
-    if PartialState().is_main_process and (config.tokenizer or Path(tokenizer, "config.json").is_file()):
-        save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
-    return report
-
-
-def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorModel:
-    """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor."""
-    generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
-    generator.save_pretrained(output_dir)
-    config = generator.image_tokenizer.config
-    if not config.for_label_maps:
-        HQImageProcessor.for_image_size(config.image_size, config.num_channels).save_pretrained(output_dir)
-    return generator
+from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.figures import image_grid, save_png
+from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
+from hq_tokenizers.trained_models import load_trained
 
 
 def generate_images(config: GenerateConfig) -> None:
@@ -101,10 +74,5 @@ def _check_folder(output_dir: Path, request: dict[str, Any]) -> None:
     if not any(output_dir.glob("*.png")):
         return
     earlier = read_report(output_dir).get("options", {}) if (output_dir / REPORT).is_file() else {}
-    # The images depend on neither.
-    anywhere = {"output_dir": None, "batch_size": None}
-    if earlier | anywhere != request | anywhere:
-        raise ValueError(
-            f"output_dir {str(output_dir)!r} holds images that another call wrote: choose another output_dir, or "
-            "delete them."
-        )
+    # The images depend neither on the folder nor on the batch size.
+    check_same_call("output_dir", output_dir, "images", changes(request, earlier, ignored=("output_dir", "batch_size")))

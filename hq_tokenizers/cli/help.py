@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import Any
 
 from hq_tokenizers.options.reading import describe_options
 
@@ -23,7 +24,8 @@ def overview() -> str:
         "",
         "The usual order: train-tokenizer, encode, train-prior, generate; evaluate judges what came of it.",
         "demo does all but the last on a small data set.",
-        "`hq-tokenizers COMMAND --help` explains a command and every option of it.",
+        "`hq-tokenizers COMMAND --help` explains a command and every option of it;",
+        "`hq-tokenizers train-tokenizer --model.preset rsq_vae --help model` the fields of that model.",
     ]
     return "\n".join(lines)
 
@@ -41,6 +43,26 @@ def command_help(name: str, command: Command) -> str:
         "options, in the YAML file (dots are sections) or after it; options given after it win:",
         *option_lines(command.options),
     ]
+    return "\n".join(lines)
+
+
+def topic_help(name: str, topic: str, options: Any) -> str:
+    """The text of `hq-tokenizers COMMAND [CONFIG.yaml] [--option value …] --help model`: the fields of that model.
+
+    Raises:
+        ValueError: If there is no such topic, or the model section is not acceptable.
+    """
+    if topic != "model" or not isinstance(getattr(options, "model", None), dict):
+        raise ValueError(f"{name} has no help on {topic!r}: --help alone explains all options, --help model the model.")
+    # Imports the configurations of the models, and torch with them.
+    from hq_tokenizers.training.model_options import describe_model
+
+    described = describe_model(options.model)
+    lines = [*textwrap.wrap(described.title, _WIDTH), ""]
+    for field in described.fields:
+        lines.append(f"  --model.{field.name} (default: {field.default})")
+        text = f"{field.meaning} Accepted: {field.accepted}."
+        lines += textwrap.wrap(text, _WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join(lines)
 
 

@@ -21,22 +21,9 @@ import torch
 from hq_tokenizers.codes import CodeLayout
 
 from .images import Batch
+from .soft_codes import SoftCodes
 
 DESCRIPTION = "codes.json"
-
-
-@dataclass(frozen=True)
-class SoftCodes:
-    """The k likeliest codes under the tokenizer's posterior, for every code of N images.
-
-    Args:
-        codes: Integers (N, T, k), T in the order of `Codes.flatten`. A level of fewer than k codes is filled up with
-            code 0 at probability 0.
-        probabilities: float16 (N, T, k), of sum 1 over k up to rounding.
-    """
-
-    codes: torch.Tensor
-    probabilities: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -132,6 +119,21 @@ class EncodedImages:
         }
         (Path(folder) / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
+    @staticmethod
+    def load_description(folder: str | Path) -> dict[str, Any]:
+        """Reads the description beside the codes.
+
+        Raises:
+            FileNotFoundError: If the folder holds no codes.
+        """
+        path = Path(folder) / DESCRIPTION
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds no codes (no {DESCRIPTION}): write them with `encode`, or set codes to the "
+                "folder that has them."
+            )
+        return json.loads(path.read_text(encoding="utf-8"))
+
     @classmethod
     def load(cls, folder: str | Path) -> EncodedImages:
         """Reads a folder that `save` wrote.
@@ -142,13 +144,7 @@ class EncodedImages:
         """
         from datasets import load_from_disk
 
-        path = Path(folder) / DESCRIPTION
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{str(folder)!r} holds no codes (no {DESCRIPTION}): write them with `encode`, or set codes to the "
-                "folder that has them."
-            )
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = cls.load_description(folder)
         layout = CodeLayout.from_dict(description["code_layout"])
         names = description["id2label"]
         splits = {}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.image_processing_hq import GREY_MODES
 from hq_tokenizers.options.data import DataConfig
 
@@ -150,8 +151,7 @@ def _image_format(config: DataConfig, first: Any) -> ImageFormat:
         height, width, mode = image.height, image.width, image.mode
     resize = config.image_size is not None
     if config.image_size is not None:
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+        height, width = image_height_width(config.image_size)
     if config.label_map_classes is not None:
         return LabelMapFormat(height, width, 1, resize=resize, num_classes=config.label_map_classes)
     channels = config.num_channels or (1 if mode in GREY_MODES else 3)

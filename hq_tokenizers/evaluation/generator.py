@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.evaluation import EvaluateConfig
-from hq_tokenizers.training.encoding import weights_sha256
 
 from .image_sets import SetComparison
 from .references import load_reference

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hq_tokenizers.checks import as_image_size
+from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.options.evaluation import EvaluateConfig
-from hq_tokenizers.training.batches import validation_batches
+from hq_tokenizers.reporting.tracking import progress_bar
 
 from .networks import as_rgb, build_fid, finish
-from .progress import progress_bar
 from .references import Reference
 
 # One of the Inception Score's ten splits may get no image of fewer than these.
@@ -64,7 +65,7 @@ class SetComparison:
             raise ValueError(
                 f"The reference statistics are of images of size {size}, the images to judge of {list(image_size)}: "
                 f"write statistics of that size, by evaluate --save_reference with --data.image_size "
-                f"{height if height == width else [height, width]}, or choose a folder as reference."
+                f"{as_image_size(height, width)}, or choose a folder as reference."
             )
         num_references = self._metric.num_references if reference.rows is None else len(reference.rows)
         _check_enough(config, num_images, num_references)
@@ -112,7 +113,7 @@ def check_sizes(image_size: tuple[int, int], reference: Reference) -> None:
     form = reference.rows.image_format
     if image_size != (form.height, form.width):
         height, width = image_size
-        remedy = f"set data.image_size to {height if height == width else [height, width]}"
+        remedy = f"set data.image_size to {as_image_size(height, width)}"
         if reference.option == "evaluation_reference":  # training has no images that it could resize
             remedy = f"give {reference.option} images of {height}×{width}"
         raise ValueError(

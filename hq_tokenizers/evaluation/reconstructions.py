@@ -12,17 +12,16 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import Codes
+from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.metrics.codebook_usage import CodebookUsage
 from hq_tokenizers.metrics.reconstruction import Reconstruction
 from hq_tokenizers.metrics.segmentation import Segmentation
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 from hq_tokenizers.options.evaluation import MetricConfig
-from hq_tokenizers.training.batches import validation_batches
-from hq_tokenizers.training.tracking import Record
+from hq_tokenizers.reporting.tracking import Record, progress_bar
 
 from .networks import Notes, as_rgb, build_fid, build_lpips, finish, unless_impossible
-from .progress import progress_bar
 
 Results = dict[str, dict[str, Any]]
 # What is reported of the reconstructions from the first levels only.
@@ -72,7 +71,7 @@ class ReconstructionMetrics:
         self._rows = rows
         self._accelerator = accelerator
         self._identity = dict(identity)
-        self._usage = None if model.config.quantizer == "none" else CodebookUsage(**self._identity)
+        self._usage = CodebookUsage(**self._identity) if model.config.has_codes else None
         self._num_levels = 1 if self._usage is None else model.code_layout().num_levels
         # One process downloads weights, the others find them.
         with accelerator.local_main_process_first():

@@ -13,10 +13,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.metrics.image_inputs import quantize
-from hq_tokenizers.training.batches import validation_batches
-
-from .progress import progress_bar
+from hq_tokenizers.reporting.reports import changes, check_same_call
+from hq_tokenizers.reporting.tracking import progress_bar
 
 REQUEST = "request.json"
 SampleFunction = Callable[[list[int], list[torch.Generator]], torch.Tensor]
@@ -48,13 +48,9 @@ class NumberedSamples:
         if self._folder is None:
             return
         path = self._folder / REQUEST
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if earlier != request and any(self._folder.glob("*.png")):
-            names = sorted(name for name in request if earlier is None or earlier.get(name) != request[name])
-            raise ValueError(
-                f"images_dir {str(self._folder)!r} holds images of another request (other {', '.join(names)}): choose "
-                "another images_dir, or delete them."
-            )
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if any(self._folder.glob("*.png")):
+            check_same_call("images_dir", self._folder, "images", changes(request, earlier))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.data.compatibility import check_images
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.evaluation import EvaluateConfig
-from hq_tokenizers.training.encoding import check_images, weights_sha256
-from hq_tokenizers.training.figures import reconstruction_grid, save_png
-from hq_tokenizers.training.trained_models import load_trained
+from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
+from hq_tokenizers.trained_models import load_trained
 
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split
@@ -46,7 +47,7 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
         output_dir.mkdir(parents=True, exist_ok=True)
         chosen = best_median_worst(found.errors, _COLUMNS)
         save_png(reconstruction_grid(*_pairs(model, rows, chosen, accelerator), _COLUMNS), output_dir / PICTURE)
-    layout = None if model.config.quantizer == "none" else model.code_layout()
+    layout = model.code_layout() if model.config.has_codes else None
     return {
         "subject": {
             "kind": "tokenizer",

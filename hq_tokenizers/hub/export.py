@@ -68,8 +68,7 @@ def export_self_contained(
         ValueError: If the code of a part is not of this package and cannot be flattened.
     """
     directory = Path(directory)
-    tokenizer_config = model.image_tokenizer.config
-    processor = HQImageProcessor.for_image_size(tokenizer_config.image_size, tokenizer_config.num_channels)
+    processor = HQImageProcessor.for_config(model.image_tokenizer.config)
     parts = {"image_tokenizer_config": model.image_tokenizer, "prior_config": model.prior}
     classes = [type(model), type(model.config), HQGenerationPipeline, HQImageProcessor]
     classes += [cls for part in parts.values() for cls in (type(part), type(part.config))]

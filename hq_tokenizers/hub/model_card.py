@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.reporting.tables import metrics_table
 
 _KINDS = {
     "generator": "an image generator",
@@ -113,16 +114,10 @@ def create_model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
-def metrics_table(metrics: Mapping[str, float | str]) -> str:
-    """The Markdown table of a card's `metrics`: a row for each measure, with its value."""
-    rows = [f"| {name} | {value if isinstance(value, str) else f'{value:.6g}'} |" for name, value in metrics.items()]
-    return "\n".join(["| measure | value |", "|---|---|", *rows])
-
-
 def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
     if model.config.model_type == "hq_generator":
         return "generator", model.code_layout
-    if model.base_model_prefix == "image_tokenizer" and model.config.quantizer == "none":
+    if model.base_model_prefix == "image_tokenizer" and not model.config.has_codes:
         return "autoencoder", None
     if model.base_model_prefix == "image_tokenizer":
         return "label map tokenizer" if model.config.for_label_maps else "image tokenizer", model.code_layout()

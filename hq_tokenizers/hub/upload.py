@@ -54,9 +54,7 @@ def push_to_hub(
             model.save_pretrained(directory)
             tokenizer_config = getattr(model.config, "image_tokenizer_config", model.config)
             if hasattr(tokenizer_config, "image_size"):
-                HQImageProcessor.for_image_size(
-                    tokenizer_config.image_size, tokenizer_config.num_channels
-                ).save_pretrained(directory)
+                HQImageProcessor.for_config(tokenizer_config).save_pretrained(directory)
             card.save(Path(directory) / "README.md")
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(

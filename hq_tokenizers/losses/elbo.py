@@ -1,7 +1,17 @@
-"""Reconstruction terms of the negative ELBO, in nats per image, with their constants.
+"""Every term of the negative ELBO, in nats per image, with its constants.
 
-They sum over the D values of an image and average over the batch only: a mean over pixels or positions makes the KL
-terms thousands of times too weak or too strong, and the codebook collapses.
+    −ELBO = E −log p(x | z_q)  +  continuous  +  discrete                      (SQ-VAE, eq. 8; HQ-VAE, eq. 12)
+
+| term | function |
+|---|---|
+| −log p(x | z_q) of images | `gaussian_nll`; of label maps see `losses.likelihoods` |
+| continuous, Gaussian: ½ (z − z_q)ᵀ Σ⁻¹ (z − z_q) | `mahalanobis` |
+| continuous, von Mises–Fisher: κ (1 − z_qᵀ z) | `vmf_distance` |
+| discrete: KL(P̂ ‖ uniform) = N log K − Σ H(P̂) | `categorical_kl` |
+| KL of a VAE's continuous latents | `gaussian_kl` |
+
+Terms sum over the D values of an image, or its N positions, and average over the batch only: a mean over pixels or
+positions makes the KL terms thousands of times too weak or too strong, and the codebook collapses.
 """
 
 from __future__ import annotations
@@ -36,3 +46,40 @@ def gaussian_nll(
         return 0.5 * num_values * (log_variance + LOG_2PI + 1)
     log_variance = log_variance.float()
     return 0.5 * (error * (-log_variance).exp() + num_values * (log_variance + LOG_2PI))
+
+
+def mahalanobis(difference: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """½ Σ_i (z_i − z_{q,i})ᵀ Σ⁻¹ (z_i − z_{q,i}), summed over the positions and averaged over the batch.
+
+    Args:
+        difference: z − z_q, (B, …, d).
+        precision: Diagonal of Σ⁻¹, broadcastable to it.
+    """
+    return 0.5 * (difference.square() * precision).sum() / difference.shape[0]
+
+
+def vmf_distance(latents: torch.Tensor, quantized: torch.Tensor, concentration: torch.Tensor) -> torch.Tensor:
+    """Σ_i κ_φ (1 − z_{q,i}ᵀ z_i), summed over the positions and averaged over the batch (SQ-VAE, section 4.2).
+
+    Args:
+        latents: z, unit vectors (B, h, w, d).
+        quantized: z_q, (B, h, w, d).
+        concentration: κ_φ, four dimensions of size 1.
+    """
+    alignment = (latents * quantized).sum(dim=-1)
+    return (concentration.squeeze(-1) * (1 - alignment)).sum() / latents.shape[0]
+
+
+def categorical_kl(entropy: torch.Tensor, num_codes: int) -> torch.Tensor:
+    """KL(P̂ ‖ uniform) = N log K − Σ_i H(P̂_i) in nats, averaged over the batch; ≥ 0.
+
+    Args:
+        entropy: H(P̂) of every position, (B, h, w).
+        num_codes: K.
+    """
+    return entropy[0].numel() * math.log(num_codes) - entropy.sum() / entropy.shape[0]
+
+
+def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """KL(N(μ, diag σ²) ‖ N(0, I)) = ½ Σ (μ² + σ² − 1 − log σ²), averaged over the batch, both (B, …)."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / mean.shape[0]

@@ -6,11 +6,11 @@ from typing import Any
 
 import datasets
 import evaluate
-import torch
 
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.metrics.code_counts import CodeCounts
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
+from hq_tokenizers.quantization.usage import usage_figures
 
 
 class CodebookUsage(StreamingMetric[CodeCounts]):
@@ -51,15 +51,14 @@ class CodebookUsage(StreamingMetric[CodeCounts]):
 
     def _result(self) -> dict[str, Any]:
         counts = self._state.counts
-        shares = [count.double() / count.sum() for count in counts]
-        entropies = [-torch.xlogy(p, p).sum() for p in shares]
+        usage = usage_figures([count.double() for count in counts])
         provenance = self._provenance(self._state.identity)
         provenance["image_size"] = None
         provenance["code_layout"] = str(self._state.layout)
         return {
-            "perplexity": [float(entropy.exp()) for entropy in entropies],
-            "entropy": [float(entropy) for entropy in entropies],
-            "active_codes": [int(count.count_nonzero()) for count in counts],
+            "perplexity": usage["perplexity"].tolist(),
+            "entropy": usage["entropy"].tolist(),
+            "active_codes": usage["active_codes"].int().tolist(),
             "codebook_size": [len(count) for count in counts],
             "num_codes": [int(count.sum()) for count in counts],
             "provenance": provenance,

@@ -11,15 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hq_tokenizers.hashing import file_sha256, weights_sha256
 from hq_tokenizers.metrics.weight_files import (
     BACKBONES,
     INCEPTION,
     backbone_features,
-    file_sha256,
     load_into,
     load_state,
     locate,
-    module_sha256,
     shorten,
 )
 
@@ -59,7 +58,7 @@ class FeatureNetwork:
         """
         if not name:
             raise ValueError("A custom feature network needs a name: results carry it.")
-        return cls(name, module.eval(), resize_filter, module_sha256(module))
+        return cls(name, module.eval(), resize_filter, weights_sha256(module))
 
     def describe(self) -> dict[str, Any]:
         """Name, weights and resizing, for a result's provenance."""
@@ -125,7 +124,7 @@ def inception_network(weights: str | Path | None = None) -> FeatureNetwork:
         name="inception-v3-compat" if official else f"inception-v3-compat with the weights {path.name}",
         module=module,
         resize_filter="bilinear as in TensorFlow 1, no antialiasing, to 299×299",
-        weights_sha256=module_sha256(module),
+        weights_sha256=weights_sha256(module),
         weights_file=f"{path.name} (SHA-256 {digest})",
         is_fid_inception=official,
     )
@@ -148,7 +147,7 @@ def squeezenet_network(weights: str | Path | None = None) -> FeatureNetwork:
         name="squeezenet1_1 features, global average pooling",
         module=module.eval().requires_grad_(False),
         resize_filter=f"bilinear, antialiased, to {_SQUEEZENET_SIZE}×{_SQUEEZENET_SIZE}",
-        weights_sha256=module_sha256(module),
+        weights_sha256=weights_sha256(module),
         weights_file=f"{path.name} (SHA-256 {file_sha256(path)})",
     )
 

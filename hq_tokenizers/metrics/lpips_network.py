@@ -8,15 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hq_tokenizers.metrics.weight_files import (
-    BACKBONES,
-    backbone_features,
-    file_sha256,
-    load_into,
-    load_state,
-    locate,
-    module_sha256,
-)
+from hq_tokenizers.hashing import file_sha256, weights_sha256
+from hq_tokenizers.metrics.weight_files import BACKBONES, backbone_features, load_into, load_state, locate
 
 NetType = Literal["squeeze", "alex", "vgg"]
 
@@ -65,7 +58,7 @@ class LPIPSNetwork(nn.Module):
         features = backbone_features(load_state(path))
         load_into(self.lpips.net, {names.get(name, name): value for name, value in features.items()}, path)
         self.weights_file = f"{path.name} (SHA-256 {file_sha256(path)})"
-        self.weights_sha256 = module_sha256(self.lpips)
+        self.weights_sha256 = weights_sha256(self.lpips)
 
     def describe(self) -> dict[str, Any]:
         """Name and weights, for a result's provenance."""

@@ -12,6 +12,7 @@ import torch
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.metrics.provenance import check_equal, library_versions
 from hq_tokenizers.metrics.set_identity import SetIdentity
+from hq_tokenizers.processes import is_distributed
 
 
 class RunningState(Protocol):
@@ -150,7 +151,7 @@ class StreamingMetric(evaluate.Metric, abc.ABC, Generic[State]):
         Raises:
             RuntimeError: If called twice, which would count everything several times.
         """
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if not is_distributed():
             return self
         if self._gathered:
             raise RuntimeError(f"{self.name} has been gathered already: call compute() or reset() first.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from hq_tokenizers.hashing import file_sha256
 
 _MESSAGE_LENGTH = 400
 
@@ -136,21 +137,3 @@ def shorten(error: Exception) -> str:
     """An error's text without the hundreds of parameter names that torch lists."""
     text = str(error)
     return text if len(text) <= _MESSAGE_LENGTH else f"{text[:_MESSAGE_LENGTH]}…"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def module_sha256(module: torch.nn.Module) -> str:
-    """SHA-256 of a module's state dict (names, dtypes, shapes and bytes, sorted by name).
-
-    It names the weights themselves: one network saved in two ways has one hash.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -48,12 +48,13 @@ class DataConfig:
     ] = 2
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, prefix="data.")
         if self.name in ("imagefolder", "parquet") and self.path is None:
             raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the images.')
         if self.name == "digits" and (self.path or self.files):
             raise ValueError(
-                "data.path is set but data.name is digits, the embedded set: set data.name to imagefolder or parquet."
+                "data.path or data.files is set but data.name is digits, the embedded set: set data.name to "
+                "imagefolder or parquet."
             )
         if self.label_map_classes is not None and self.num_channels is not None:
             raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")

@@ -32,7 +32,7 @@ class FeatureConfig:
     ] = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, prefix="metrics.")
         _check_weights(self, "features", "feature_weights")
         if self.allow_few_images and self.features is None:
             raise ValueError("metrics.allow_few_images is true, but metrics.features is null: leave one of them out.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from hq_tokenizers.checks import Count, Length, Name, Seed, check_fields
+from hq_tokenizers.checks import Count, Length, Name, Range, Seed, check_fields
+
+ClassId = Annotated[int, Range(-1, 10_000_000)]
 
 
 @dataclass(kw_only=True)
@@ -19,7 +21,7 @@ class GenerateConfig:
     generator: Annotated[Name, "folder or Hub id of a generator"] = "runs/prior/generator"
     output_dir: Annotated[Name, "folder of the images to write"] = "runs/samples"
     class_labels: Annotated[
-        Annotated[list[int | Name], Length(1, 1_000_000)] | Name | int | None,
+        Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,
         "class names or ids, as in [cat, dog]; null draws every class, or none",
     ] = None
     num_images: Annotated[Count, "images per class"] = 8

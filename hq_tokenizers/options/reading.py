@@ -101,7 +101,7 @@ def describe_options(cls: type, prefix: str = "", defaults: Any = None) -> Itera
         if dataclasses.is_dataclass(hint):
             yield from describe_options(typing.cast(type, hint), f"{name}.", default)
         else:
-            yield name, _to_yaml(default), next(item for item in hint.__metadata__ if isinstance(item, str))
+            yield name, to_yaml(default), next(item for item in hint.__metadata__ if isinstance(item, str))
 
 
 def unknown_name(name: str, accepted: Sequence[str]) -> str:
@@ -194,5 +194,6 @@ def _converted(hint: Any, value: Any) -> Any:
     return value
 
 
-def _to_yaml(value: Any) -> str:
+def to_yaml(value: Any) -> str:
+    """A value as a user writes it."""
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hq_tokenizers.losses.elbo import gaussian_kl
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.randomness import fixed_normal
 
@@ -14,7 +15,7 @@ from hq_tokenizers.randomness import fixed_normal
 class GaussianBottleneck(nn.Module):
     """q(z|x) = N(μ(x), diag exp v(x)) against the prior N(0, I) (Kingma and Welling, 2014).
 
-    Its term is kl = ½ Σ (μ² + σ² − 1 − log σ²), per image in nats.
+    Its term, "kl", is `gaussian_kl`.
 
     In evaluation z is a sample, too, with noise that is the same for every image and in every call. The batch norms of
     the decoder describe noisy latents; decoded from its means, a VAE of MNIST has a hundred times the error.
@@ -28,6 +29,6 @@ class GaussianBottleneck(nn.Module):
         fixed = temperature is None
         noise = fixed_normal(mean.shape[1:], mean.device) if fixed else torch.randn_like(mean)
         sample = mean + noise * (0.5 * log_variance).exp()
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / mean.shape[0]
+        kl = gaussian_kl(mean, log_variance)
         empty = mean.new_zeros(0)
         return QuantizerOutput((sample,), None, {"kl": kl}, empty, empty)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from hq_tokenizers.randomness import gumbel_noise
+
 
 def gaussian_logits(latents: torch.Tensor, codebook: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
     """Log P̂(z_q = b_k | z) up to a constant in k: −½ (b_k − z)ᵀ Σ⁻¹ (b_k − z), without its zᵀΣ⁻¹z (SQ-VAE, eq. 5).
@@ -46,16 +48,6 @@ def vmf_logits(latents: torch.Tensor, codebook: torch.Tensor, concentration: tor
         Logits (M, K).
     """
     return (concentration * latents) @ codebook.T
-
-
-def mahalanobis(difference: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
-    """½ Σ_i (z_i − z_{q,i})ᵀ Σ⁻¹ (z_i − z_{q,i}) as a scalar, summed over all M vectors.
-
-    Args:
-        difference: z − z_q, (M, d).
-        precision: Diagonal of Σ⁻¹, broadcastable to (M, d).
-    """
-    return 0.5 * (difference.square() * precision).sum()
 
 
 class _RelaxedSample(torch.autograd.Function):
@@ -127,14 +119,6 @@ def entropy_of(logits: torch.Tensor) -> torch.Tensor:
     """H(softmax(logits)) in nats: (M, K) → (M,)."""
     log_probabilities = F.log_softmax(logits, dim=-1)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
-
-
-def gumbel_noise(like: torch.Tensor) -> torch.Tensor:
-    """Gumbel(0, 1) noise of the shape of `like` from torch's global generator: −log(−log U) with U uniform.
-
-    U = 0 gives −∞, a code that is not chosen. (On a CPU, drawing exponential noise takes eight times as long.)
-    """
-    return torch.rand_like(like).log_().neg_().log_().neg_()
 
 
 def in_chunks(function, latents: torch.Tensor, *per_vector: torch.Tensor, num_codes: int, max_elements: int):  # type: ignore[no-untyped-def]

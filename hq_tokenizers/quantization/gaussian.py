@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hq_tokenizers.quantization.functional import gaussian_logits, mahalanobis
+from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
+from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, categorical_kl
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 MINIMUM_VARIANCE = 1e-10
 
@@ -103,7 +104,7 @@ class GaussianQuantizer(nn.Module):
                 noise_energy = 0.5 * latents[0].numel()
             quantized, indices, entropy = self.codebook(latents, precision, temperature, generators)
             terms = {
-                "continuous": mahalanobis(latents - quantized, precision) / latents.shape[0] - noise_energy,
+                "continuous": mahalanobis(latents - quantized, precision) - noise_energy,
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
             return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, variance)

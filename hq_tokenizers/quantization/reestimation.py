@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
+from hq_tokenizers.processes import broadcast, is_main_process, main_process_says
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 KMEANS_ITERATIONS = 20
@@ -110,7 +111,7 @@ class CodebookReestimation(nn.Module):
             return False
         vectors = self.reservoir.contents().float()
         most = max(len(codebook.weight) for codebook in codebooks)
-        enough = _main_process_says(len(vectors) >= most, vectors.device)
+        enough = main_process_says(len(vectors) >= most, vectors.device)
         if enough and len(codebooks) < num_levels:
             _estimate_shared(codebooks[0], vectors, num_levels, seed)
         elif enough:
@@ -157,23 +158,9 @@ def kmeans(vectors: torch.Tensor, num_clusters: int, seed: int) -> tuple[torch.T
 def _main_process_clusters(vectors: torch.Tensor, like: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The clusters of process 0's vectors, in every process, so that all end with the same codebook."""
     centres, counts = torch.empty_like(like), like.new_empty(len(like))
-    if not _distributed() or distributed.get_rank() == 0:
+    if is_main_process():
         found = kmeans(vectors, len(like), seed)
         centres, counts = found[0].to(like), found[1].to(like)
-    if _distributed():
-        distributed.broadcast(centres, src=0)
-        distributed.broadcast(counts, src=0)
+    broadcast(centres)
+    broadcast(counts)
     return centres, counts
-
-
-def _main_process_says(condition: bool, device: torch.device) -> bool:
-    """The condition as process 0 sees it: a broadcast that only some processes join would wait for ever."""
-    if not _distributed():
-        return condition
-    flag = torch.tensor(condition, device=device)
-    distributed.broadcast(flag, src=0)
-    return bool(flag)
-
-
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()

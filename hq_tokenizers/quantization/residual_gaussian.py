@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hq_tokenizers.quantization.functional import gaussian_logits, mahalanobis
+from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
+from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, categorical_kl
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 
 class ResidualGaussianQuantizer(nn.Module):
@@ -39,6 +40,7 @@ class ResidualGaussianQuantizer(nn.Module):
         self,
         codebook_sizes: Sequence[int],
         code_dim: int,
+        *,
         shared_codebook: bool,
         log_variance_range: Sequence[float],
         train_variance: bool,
@@ -106,7 +108,7 @@ class ResidualGaussianQuantizer(nn.Module):
                 indices.append(index)
                 entropies.append(entropy.mean())
             terms = {
-                "continuous": mahalanobis(residual, variances.sum().reciprocal()) / latents.shape[0],
+                "continuous": mahalanobis(residual, variances.sum().reciprocal()),
                 "discrete": torch.stack(discrete).sum(),
             }
             return QuantizerOutput(tuple(sums), torch.stack(indices, -1), terms, torch.stack(entropies), variances)

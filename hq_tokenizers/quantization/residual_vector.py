@@ -42,6 +42,7 @@ class ResidualVectorQuantizer(nn.Module):
         self,
         codebook_sizes: Sequence[int],
         code_dim: int,
+        *,
         shared_codebook: bool,
         commitment_weight: float,
         update: str,
@@ -52,7 +53,14 @@ class ResidualVectorQuantizer(nn.Module):
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            VectorCodebook(size, code_dim, update, decay, restart_threshold, max_elements)
+            VectorCodebook(
+                size,
+                code_dim,
+                update=update,
+                decay=decay,
+                restart_threshold=restart_threshold,
+                max_elements=max_elements,
+            )
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
         self.num_levels = len(codebook_sizes)

@@ -5,7 +5,6 @@ Shape legend: B batch, h × w grid, d code width, K codes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -155,13 +154,3 @@ class UnitCodebook(StochasticCodebook):
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32, normalised."""
         return F.normalize(self.weight.float(), dim=-1)
-
-
-def categorical_kl(entropy: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """KL(P̂ ‖ uniform) = N log K − Σ_i H(P̂_i) in nats, averaged over the batch.
-
-    Args:
-        entropy: H(P̂) of every position, (B, h, w).
-        num_codes: K.
-    """
-    return entropy[0].numel() * math.log(num_codes) - entropy.sum() / entropy.shape[0]

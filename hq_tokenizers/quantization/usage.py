@@ -1,6 +1,8 @@
-"""How a batch uses its codebook."""
+"""How codes are used: the one place for counts, entropy, perplexity, active and dead codes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -16,11 +18,23 @@ def code_counts(indices: torch.Tensor, num_codes: int) -> torch.Tensor:
     return torch.zeros(num_codes, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.float32))
 
 
-def perplexity(counts: torch.Tensor) -> torch.Tensor:
-    """exp(−Σ_k p_k log p_k) of the code histogram p: between 1 and K, K when all codes are used alike.
+def usage_figures(counts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """How evenly the codes of each level are used, from their histograms p = counts / Σ counts.
 
     Args:
-        counts: Non-negative weights (K,), not all zero.
+        counts: One histogram (K_l,) per level; non-negative weights of a floating type, not all zero.
+
+    Returns:
+        Tensors (L,) of that type and device: "entropy" H = −Σ_k p_k log p_k in nats; "perplexity" exp H, between 1 and
+        K, K when all codes are used alike; "usage", perplexity / K; "active_codes" that occur; "dead_rate", the share
+        of codes that do not.
     """
-    probabilities = counts / counts.sum()
-    return torch.special.entr(probabilities).sum().exp()
+    entropy = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
+    sizes = torch.tensor([len(count) for count in counts]).to(entropy)
+    return {
+        "entropy": entropy,
+        "perplexity": entropy.exp(),
+        "usage": entropy.exp() / sizes,
+        "active_codes": torch.stack([(count > 0).sum() for count in counts]).to(entropy),
+        "dead_rate": torch.stack([(count == 0).to(entropy).mean() for count in counts]),
+    }

@@ -6,8 +6,9 @@ Shape legend: M latent vectors, d code width, K codes.
 from __future__ import annotations
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
+from hq_tokenizers.processes import all_reduce, broadcast
 from hq_tokenizers.quantization.functional import gaussian_logits, in_chunks
 from hq_tokenizers.quantization.usage import code_counts
 
@@ -39,7 +40,7 @@ class VectorCodebook(nn.Module):
     ema_sum: torch.Tensor
 
     def __init__(
-        self, num_codes: int, code_dim: int, update: str, decay: float, restart_threshold: float, max_elements: int
+        self, num_codes: int, code_dim: int, *, update: str, decay: float, restart_threshold: float, max_elements: int
     ):
         super().__init__()
         self.update_rule = update
@@ -74,8 +75,8 @@ class VectorCodebook(nn.Module):
         """One step of the moving averages and the restart, for latents (M, d) and their codes (M,)."""
         counts = code_counts(indices, len(self.weight))
         sums = torch.zeros_like(self.ema_sum).index_add_(0, indices, latents.to(self.ema_sum.dtype))
-        _all_reduce(counts)
-        _all_reduce(sums)
+        all_reduce(counts)
+        all_reduce(sums)
         self.ema_count.lerp_(counts, 1 - self.decay)
         self.ema_sum.lerp_(sums, 1 - self.decay)
         if self.restart_threshold > 0:
@@ -87,8 +88,7 @@ class VectorCodebook(nn.Module):
     def _restart(self, latents: torch.Tensor) -> None:
         chosen = torch.randint(latents.shape[0], (len(self.weight),), device=latents.device)
         candidates = latents[chosen].to(self.ema_sum.dtype)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.broadcast(candidates, src=0)
+        broadcast(candidates)
         dead = self.ema_count < self.restart_threshold
         self.ema_count.masked_fill_(dead, 1.0)
         self.ema_sum.copy_(torch.where(dead.unsqueeze(-1), candidates, self.ema_sum))
@@ -110,8 +110,3 @@ class VectorCodebook(nn.Module):
             per_batch = shares * self.ema_count.sum()
             self.ema_count.copy_(per_batch.clamp_min(2 * self.restart_threshold))
             self.ema_sum.copy_(codes * self.ema_count.unsqueeze(-1))
-
-
-def _all_reduce(tensor: torch.Tensor) -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor)

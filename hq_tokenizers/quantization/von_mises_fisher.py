@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hq_tokenizers.losses.elbo import categorical_kl, vmf_distance
 from hq_tokenizers.quantization.functional import vmf_logits
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook, categorical_kl
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 
 
 class VonMisesFisherQuantizer(nn.Module):
@@ -49,9 +50,8 @@ class VonMisesFisherQuantizer(nn.Module):
             latents = F.normalize(latents.float(), dim=-1)
             concentration = self.concentration()
             quantized, indices, entropy = self.codebook(latents, concentration, temperature, generators)
-            alignment = (latents * quantized).sum(dim=-1)
             terms = {
-                "continuous": (concentration.squeeze(-1) * (1 - alignment)).sum() / latents.shape[0],
+                "continuous": vmf_distance(latents, quantized, concentration),
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
             return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, concentration.reciprocal())

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
-from .noise import load_noise_state, noise_state
+from hq_tokenizers.randomness import load_noise_state, noise_state
 
 FOLDER = "checkpoints"
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from hq_tokenizers.options.reading import options_from_dict, options_to_dict
 from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.reporting.reports import changes, check_same_call
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 _FREE_OPTIONS = {
@@ -35,12 +36,7 @@ def check_options(config: LoopConfig, earlier: Mapping[str, Any], steps_per_epoc
     now = options_to_dict(config)
     # Options that did not exist when the checkpoint was written have their defaults.
     earlier = options_to_dict(options_from_dict(type(config), earlier))
-    changed = _changes(now, earlier, ignored=_FREE_OPTIONS)
-    if changed:
-        raise ValueError(
-            f"{config.output_dir} holds a run with other options ({changed}). Choose another output_dir, or delete "
-            "that one to start over."
-        )
+    check_same_call("output_dir", config.output_dir, "a run", changes(now, earlier, ignored=_FREE_OPTIONS))
     steps, earlier_steps = count_steps(now, steps_per_epoch), count_steps(earlier, steps_per_epoch)
     if config.schedule == "cosine" and steps != earlier_steps:
         # Every learning rate so far was that of a run of the earlier length.
@@ -57,15 +53,4 @@ def check_inputs(output_dir: str, now: Mapping[str, str], earlier: Mapping[str, 
     Raises:
         ValueError: If one has changed.
     """
-    changed = _changes(now, earlier)
-    if changed:
-        raise ValueError(
-            f"{output_dir} holds a run that was made from other data than there are now ({changed}). Choose another "
-            "output_dir, or delete that one to start over."
-        )
-
-
-def _changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
-    """What differs, in words; empty when nothing does."""
-    names = [name for name in sorted({*now, *earlier} - {*ignored}) if now.get(name) != earlier.get(name)]
-    return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)
+    check_same_call("output_dir", output_dir, "a run from other data", changes(now, earlier))

@@ -7,11 +7,8 @@ steps wait for the device only when something is logged.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,63 +17,19 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
 from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
+from hq_tokenizers.data.batches import BatchPlan
 from hq_tokenizers.data.images import Batch, BatchSource
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.randomness import keep_noise
+from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
-from .batches import BatchPlan
 from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .continuation import check_inputs, check_options, count_steps
-from .noise import keep_noise
 from .optimization import MovingAverage, Schedule, build_optimizer
-from .tracking import Record, Tracker, read_history
+from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
-
-Metrics = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a training stage adds to the loop.
-
-    Args:
-        title: What is trained, for the progress bar.
-        step: (model, batch) → (loss, figures to average over the log window). The model may be wrapped: call it.
-        validate: model → figures of the whole validation split, among them "loss".
-        parameter_groups: Parameter groups of the optimiser.
-        before_epoch: Called with the bare model, the tracker and the number of the epoch, from 0, before its first
-            step. Returns the parameters and buffers that it gave values which have nothing to do with those before: the
-            optimiser forgets their past, and the moving average starts from them.
-        after_step: Called with the bare model after every optimiser step.
-        after_validation: Called with the validated model, the tracker, the step and the figures of `validate`, on the
-            main process.
-        evaluate: model → further figures, every `evaluation_steps`; None when there are none. Noise that it draws from
-            torch's global generators changes nothing in training.
-        is_judged: Bare model → whether its validation losses count already, for the learning rate and the best model.
-        inputs: What the run is made from besides its options, by name: hashes, which a continuation must find again.
-    """
-
-    title: str
-    step: Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, Metrics]]
-    validate: Callable[[PreTrainedModel], Record]
-    parameter_groups: list[dict[str, Any]]
-    before_epoch: Callable[[PreTrainedModel, Tracker, int], list[torch.Tensor]] = lambda model, tracker, epoch: []
-    after_step: Callable[[PreTrainedModel], None] = lambda model: None
-    after_validation: Callable[[PreTrainedModel, Tracker, int, Record], None] = lambda model, tracker, step, figures: (
-        None
-    )
-    evaluate: Callable[[PreTrainedModel], Record] | None = None
-    is_judged: Callable[[PreTrainedModel], bool] = lambda model: True
-    inputs: dict[str, str] = field(default_factory=dict)
-
-
-def create_accelerator() -> Accelerator:
-    """The `Accelerator` of this process.
-
-    Without an accelerator device, `torchrun` would silently give independent processes unless the CPU is asked for.
-    """
-    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 class TrainingLoop:
@@ -85,17 +38,14 @@ class TrainingLoop:
     Args:
         config: Options.
         accelerator: From `create_accelerator`.
-        model: The model, with the initial weights.
         data: Training rows.
-        stage: What the stage adds.
+        stage: What the stage adds, and the model with its initial weights.
 
     Raises:
         ValueError: If the data do not fill a batch.
     """
 
-    def __init__(
-        self, config: LoopConfig, accelerator: Accelerator, model: PreTrainedModel, data: BatchSource, stage: Stage
-    ):
+    def __init__(self, config: LoopConfig, accelerator: Accelerator, data: BatchSource, stage: Stage):
         self.config = config
         self.stage = stage
         self.accelerator = accelerator
@@ -113,11 +63,11 @@ class TrainingLoop:
         self.total_steps = count_steps(options_to_dict(config), per_epoch)
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
-        self.model = model.to(accelerator.device)
+        self.model = stage.model.to(accelerator.device)
         if config.gradient_checkpointing:
-            enable_gradient_checkpointing(model)
-        self.average = None if config.ema_decay is None else MovingAverage(model, config.ema_decay)
-        self.optimizer = build_optimizer(config, stage.parameter_groups)
+            enable_gradient_checkpointing(self.model)
+        self.average = None if config.ema_decay is None else MovingAverage(self.model, config.ema_decay)
+        self.optimizer = build_optimizer(config, stage.parameter_groups())
         self.schedule = Schedule(config, self.optimizer, self.total_steps)
         self.best_loss = float("inf")
         self.step = 0
@@ -161,7 +111,7 @@ class TrainingLoop:
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.plan.steps_per_epoch)
             if steps_done == 0:
-                self._forget_past(self.stage.before_epoch(self.model, tracker, epoch))
+                self._forget_past(self.stage.before_epoch(tracker, epoch))
             batches = self.data.batches(self.plan.rest_of_epoch(self.step), self.accelerator.device)
             steps = zip(*[batches] * self.config.gradient_accumulation, strict=True)
             for parts in steps:
@@ -194,7 +144,7 @@ class TrainingLoop:
         self.schedule.after_step()
 
     def _after_step(self, tracker: Tracker) -> None:
-        self.stage.after_step(self.model)
+        self.stage.after_step()
         if self.average is not None:
             self.average.update(self.model, self.step)
         tracker.advance(self.step)
@@ -238,7 +188,7 @@ class TrainingLoop:
                 self.stage.after_validation(model, tracker, self.step, figures)
         self._check_finite(figures["loss"])
         tracker.record({**self._position("validation"), **figures})
-        if self.stage.is_judged(self.model):
+        if self.stage.is_judged():
             self._judge(model, figures["loss"], tracker)
         self.model.train()
         # Validation does not count as training time.
@@ -264,12 +214,11 @@ class TrainingLoop:
         return bool(broadcast_object_list(missed)[0])
 
     def _evaluate(self, tracker: Tracker) -> None:
-        if self.stage.evaluate is None:
-            return
         started = time.perf_counter()
         with keep_noise(), torch.no_grad():
             figures = self.stage.evaluate(self._model_to_keep().eval())
-        tracker.record({**self._position("evaluation"), **figures})
+        if figures:
+            tracker.record({**self._position("evaluation"), **figures})
         self.model.train()
         self._log_time += time.perf_counter() - started
 
@@ -284,7 +233,7 @@ class TrainingLoop:
             self.optimizer,
             {
                 "options": options_to_dict(self.config),
-                "inputs": self.stage.inputs,
+                "inputs": self.stage.inputs(),
                 "schedule": self.schedule.state_dict(),
                 "best_loss": self.best_loss,
             },
@@ -299,7 +248,7 @@ class TrainingLoop:
             return
         earlier = read_state(checkpoints[-1])
         check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
-        check_inputs(self.config.output_dir, self.stage.inputs, earlier.get("inputs", {}))
+        check_inputs(self.config.output_dir, self.stage.inputs(), earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state = load_checkpoint(checkpoints[-1], self._modules(), self.optimizer, *processes)
         self.schedule.load_state_dict(state["schedule"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +9,28 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
+from hq_tokenizers.checks import as_image_size
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.diagnostics import diagnose
+from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
+from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.reporting.figures import reconstruction_grid, save_curves, save_png
+from hq_tokenizers.reporting.reports import images_per_second, write_report
+from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
 from .continuation import count_steps
-from .evaluation import evaluate_tokenizer
-from .figures import reconstruction_grid, save_curves, save_png
-from .loop import Metrics, Stage, TrainingLoop, create_accelerator
-from .model_section import build_tokenizer_config
-from .reports import images_per_second, write_report
-from .tracking import Record, Tracker, read_history
+from .loop import TrainingLoop
+from .model_options import build_tokenizer_config
+from .stage import Metrics, Stage
 
 NUM_PICTURES = 32
 _PANELS = {
@@ -66,9 +67,8 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     accelerator = create_accelerator()
     model = _build_model(config, train)
     _check_warmup(config, model, train, accelerator.num_processes)
-    evaluate = _evaluation(config, accelerator, model, validation)
-    stage = _stage(config, accelerator, model, train, validation)
-    loop = TrainingLoop(config, accelerator, model, train, replace(stage, evaluate=evaluate))
+    stage = TokenizerStage(config, accelerator, model, train, validation)
+    loop = TrainingLoop(config, accelerator, train, stage)
     model = loop.run()
     figures = evaluate_tokenizer(model, test, config.batch_size, accelerator)
     findings = diagnose(model.config, codebook_sizes(model), figures)
@@ -94,13 +94,16 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
 
 def _panels(model: PreTrainedModel) -> dict[str, list[str]]:
     """The panels of the curves; deterministic and continuous bottlenecks have no P̂ and no variance of it."""
-    stochastic = model.config.quantizer not in ("vq", "none")
-    return {title: names for title, names in _PANELS.items() if stochastic or not {"entropy", "variance"} & set(names)}
+    return {
+        title: names
+        for title, names in _PANELS.items()
+        if model.config.is_stochastic or not {"entropy", "variance"} & set(names)
+    }
 
 
 def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
     """Codebook size of every level; none for a VAE."""
-    return () if model.config.quantizer == "none" else model.code_layout().codebook_sizes
+    return model.code_layout().codebook_sizes if model.config.has_codes else ()
 
 
 def _describe_codes(model: PreTrainedModel) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def check_model(config: TokenizerTrainingConfig, train: ImageRows) -> None:
 
 def _model_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedConfig:
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
-    from_data: dict[str, Any] = {"image_size": height if height == width else [height, width]}
+    from_data: dict[str, Any] = {"image_size": as_image_size(height, width)}
     if config.data.label_map_classes is None:
         from_data["num_channels"] = channels
     else:
@@ -197,16 +200,42 @@ def _check_warmup(
             )
 
 
-def _stage(
-    config: TokenizerTrainingConfig,
-    accelerator: Accelerator,
-    model: PreTrainedModel,
-    train: ImageRows,
-    validation: ImageRows,
-) -> Stage:
-    def step(wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+class TokenizerStage(Stage):
+    """Trains a tokenizer on images.
+
+    Args:
+        config: Options.
+        accelerator: Whose processes share the work.
+        model: The tokenizer, with its initial weights.
+        train: Images to train on.
+        validation: Images to validate on.
+
+    Raises:
+        OSError, ValueError: If evaluations are asked for and cannot be had.
+    """
+
+    title = "tokenizer"
+
+    def __init__(
+        self,
+        config: TokenizerTrainingConfig,
+        accelerator: Accelerator,
+        model: PreTrainedModel,
+        train: ImageRows,
+        validation: ImageRows,
+    ) -> None:
+        super().__init__(model)
+        self.config = config
+        self.accelerator = accelerator
+        self.validation = validation
+        self._steps_per_epoch = len(train) // config.batch_size
+        self._warner = _Warner(model)
+        self._metrics = _evaluation_metrics(config, accelerator, model, validation)
+
+    def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The negative ELBO (or the VQ objective) of a batch."""
         pixel_values = batch["pixel_values"]
-        if config.data.horizontal_flip:
+        if self.config.data.horizontal_flip:
             pixel_values = flip_at_random(pixel_values)
         output = wrapped(pixel_values)
         diagnostics = dict(output.diagnostics or {})
@@ -214,39 +243,47 @@ def _stage(
             diagnostics["batch_perplexity"] = diagnostics.pop("perplexity")
         return output.loss, {**_batch_quality(output.reconstruction, pixel_values), **output.terms, **diagnostics}
 
-    def validate(model: PreTrainedModel) -> Record:
-        return evaluate_tokenizer(model, validation, config.batch_size, accelerator)
+    def validate(self, model: PreTrainedModel) -> Record:
+        """See `evaluate_tokenizer`."""
+        return evaluate_tokenizer(model, self.validation, self.config.batch_size, self.accelerator)
 
-    warner = _Warner(model)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Codebooks at their own learning rate."""
+        return self.model.parameter_groups(self.config.learning_rate)
 
-    def start_epoch(model: PreTrainedModel, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
-        warming_up = model.warming_up
-        if not model.start_epoch(epoch, config.seed):
-            if warming_up and not model.warming_up:
+    def before_epoch(self, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
+        """Re-estimates the codebooks where the configuration asks for it."""
+        warming_up = self.model.warming_up
+        if not self.model.start_epoch(epoch, self.config.seed):
+            if warming_up and not self.model.warming_up:
                 tracker.say("warning: too few vectors were seen for the codebooks, which stay as they were initialised")
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
-        codebooks = [module for module in model.modules() if isinstance(module, VectorCodebook)]
+        codebooks = [module for module in self.model.modules() if isinstance(module, VectorCodebook)]
         return [tensor for codebook in codebooks for tensor in (*codebook.parameters(), *codebook.buffers())]
 
-    def after_validation(validated: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
+    def after_step(self) -> None:
+        """Moves the Gumbel temperature on."""
+        self.model.advance()
+
+    def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
+        """Warns of levels that are not well, and draws reconstructions.png."""
         # In its first epoch every codebook looks inflated or collapsed.
-        if step >= len(train) // config.batch_size and not model.warming_up:
-            warner.warn(tracker, figures)
-        grid = reconstruction_grid(*pictures(validated, validation, accelerator.device))
-        save_png(grid, Path(config.output_dir) / "reconstructions.png")
+        if step >= self._steps_per_epoch and not self.model.warming_up:
+            self._warner.warn(tracker, figures)
+        grid = reconstruction_grid(*pictures(model, self.validation, self.accelerator.device))
+        save_png(grid, Path(self.config.output_dir) / "reconstructions.png")
         tracker.image("reconstructions", grid, step)
 
-    return Stage(
-        title="tokenizer",
-        step=step,
-        validate=validate,
-        parameter_groups=model.parameter_groups(config.learning_rate),
-        before_epoch=start_epoch,
-        after_step=lambda model: model.advance(),
-        after_validation=after_validation,
-        is_judged=lambda model: not model.warming_up,
-    )
+    def evaluate(self, model: PreTrainedModel) -> Record:
+        """The figures of `evaluate` on the validation split; none when they were not asked for."""
+        if self._metrics is None:
+            return {}
+        return evaluation_figures(self._metrics(model, self.config.batch_size).results)
+
+    def is_judged(self) -> bool:
+        """Not before the model quantises."""
+        return not self.model.warming_up
 
 
 class _Warner:
@@ -268,10 +305,10 @@ class _Warner:
         self._reported = set(findings)
 
 
-def _evaluation(
+def _evaluation_metrics(
     config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
-) -> Callable[[PreTrainedModel], Record] | None:
-    """The figures of `evaluate` on the validation split; None when not asked for."""
+) -> ReconstructionMetrics | None:
+    """The metrics of `evaluate` on the validation split; None when not asked for."""
     check_unused_in_training(config)
     if config.evaluation_steps is None:
         return None
@@ -284,7 +321,7 @@ def _evaluation(
     metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():
         print(f"left out: {name}: {reason}")
-    return lambda model: evaluation_figures(metrics(model, config.batch_size).results)
+    return metrics
 
 
 def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> Metrics:
@@ -302,6 +339,5 @@ def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
 def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:
     model.save_pretrained(output_dir)
     if not model.config.for_label_maps:
-        processor = HQImageProcessor.for_image_size(model.config.image_size, model.config.num_channels)
-        processor.save_pretrained(output_dir)
+        HQImageProcessor.for_config(model.config).save_pretrained(output_dir)
     save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")

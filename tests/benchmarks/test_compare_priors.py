@@ -13,13 +13,13 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.sampling import NumberedSamples
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.metrics.feature_networks import FeatureNetwork
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.reading import options_from_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
-from hq_tokenizers.training.encoding import weights_sha256
-from hq_tokenizers.training.figures import image_grid
+from hq_tokenizers.reporting.figures import image_grid
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 DATA = {"train_split": "train[:200]", "validation_split": "test[:60]"}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout
-from hq_tokenizers.data.encoded import CodeRows, EncodedImages, SoftCodes
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.soft_codes import SoftCodes
 
 
 def _encoded(sizes=(7, 40000), labels=True):

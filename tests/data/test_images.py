@@ -106,9 +106,9 @@ def test_parquet_with_slices(tmp_path):
     [
         ({"name": "imagefolder"}, "needs data.path"),
         ({"path": "somewhere"}, "data.name is digits"),
-        ({"num_channels": 2}, "must be 1 (grey) or 3 (colour), got 2"),
-        ({"image_size": 0}, "at least 1"),
-        ({"image_size": [8, 8, 8]}, "an integer or [height, width]"),
+        ({"num_channels": 2}, "data.num_channels must be one of 1, 3 or null, got 2"),
+        ({"image_size": 0}, "data.image_size must be an integer from 1 to 65,536 or a list of them of length 2"),
+        ({"image_size": [8, 8, 8]}, "or a list of them of length 2 or null, got [8, 8, 8]"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

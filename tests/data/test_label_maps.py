@@ -75,8 +75,8 @@ def test_arrays_are_label_maps_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_map_classes": 1}, "must lie between 2 and 256, got 1"),
-        ({"label_map_classes": 300}, "must lie between 2 and 256, got 300"),
+        ({"label_map_classes": 1}, "data.label_map_classes must be an integer from 2 to 256 or null, got 1"),
+        ({"label_map_classes": 300}, "data.label_map_classes must be an integer from 2 to 256 or null, got 300"),
         ({"label_map_classes": 5, "num_channels": 1}, "label maps (data.label_map_classes) have no channels"),
     ],
 )

@@ -59,7 +59,7 @@ def test_kept_samples(six_pixels, generator_dir, tmp_path, drawn, monkeypatch):
     assert calls == [[7 % 3]]
     assert again == first
     for other in ({"seed": 4}, {"generation": {"temperature": 0.5}}):
-        with pytest.raises(ValueError, match="holds images of another request"):
+        with pytest.raises(ValueError, match="holds images of another call"):
             _evaluate(generator_dir, tmp_path / "again", **options | other)
     assert calls == [[1]]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hq_tokenizers.evaluation.sampling import NumberedSamples
-from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.processes import create_accelerator
 
 REQUEST = {"generator_sha256": "a", "seed": 5}
 
@@ -68,8 +68,8 @@ def test_a_folder_of_another_request_is_refused(tmp_path):
     samples.open_folder(REQUEST, create_accelerator())
     samples.open_folder({**REQUEST, "seed": 6}, create_accelerator())  # nothing was drawn yet
     samples.draw([0])
-    with pytest.raises(ValueError, match=r"holds images of another request \(other seed\): choose another images_dir"):
+    with pytest.raises(ValueError, match=r"holds images of another call \(seed was .*\): choose another images_dir"):
         samples.open_folder(REQUEST, create_accelerator())
     (tmp_path / "request.json").unlink()
-    with pytest.raises(ValueError, match="holds images of another request"):
+    with pytest.raises(ValueError, match="holds images of another call"):
         samples.open_folder(REQUEST, create_accelerator())

@@ -91,7 +91,7 @@ def test_lpips_with_real_weights(tokenizer_dir, tokenizer, data_folder, tmp_path
 
 
 def test_files(six_pixels, tokenizer_dir, tokenizer, held_out, tmp_path, capsys):
-    from hq_tokenizers.training.figures import reconstruction_grid
+    from hq_tokenizers.reporting.figures import reconstruction_grid
 
     report = _evaluate(tokenizer_dir, tmp_path)
     written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -151,7 +151,7 @@ def test_a_tokenizer_of_other_images_and_a_report_that_would_be_lost(tokenizer_d
     with pytest.raises(ValueError, match=r"data\.validation_split has images of 12×12 pixels"):
         _evaluate(tokenizer_dir, tmp_path, data=data)
     (tmp_path / "report.json").write_text('{"steps": 3}')
-    with pytest.raises(ValueError, match="holds the report of another command"):
+    with pytest.raises(ValueError, match="holds the report of another call"):
         _evaluate(tokenizer_dir, tmp_path)
 
 
@@ -199,6 +199,6 @@ def test_a_folder_keeps_the_report_of_one_subject(six_pixels, tokenizer_dir, tmp
     for _ in range(2):
         evaluate(EvaluateConfig(tokenizer=str(tokenizer_dir), **options))
     report = (tmp_path / "out" / "report.json").read_bytes()
-    with pytest.raises(ValueError, match="holds the report of another command or subject"):
+    with pytest.raises(ValueError, match="holds the report of another call"):
         evaluate(EvaluateConfig(tokenizer=str(tmp_path / "another"), **options))
     assert (tmp_path / "out" / "report.json").read_bytes() == report

@@ -9,13 +9,15 @@ from safetensors.torch import load_file
 
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.evaluate import evaluate
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.tokenizer import train_tokenizer
-from hq_tokenizers.training.tracking import read_history
 
 MODEL = {"preset": "hybrid_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 
@@ -63,7 +65,7 @@ def test_a_judged_run_learns_what_an_unjudged_one_does_and_resumes(tmp_path, noi
 
 def test_figures_are_those_of_the_command_and_are_drawn(tmp_path, six_pixels, monkeypatch):
     panels = []
-    from hq_tokenizers.training import figures
+    from hq_tokenizers.reporting import figures
 
     lines = figures._lines
     monkeypatch.setattr(
@@ -93,7 +95,7 @@ def test_mistakes_come_before_training(tmp_path, six_pixels, no_weights):
     with pytest.raises(OSError, match="not to be had"):
         _train(tmp_path / "run", evaluation_steps=5, metrics=MetricConfig(lpips=None, features="inception"))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="evaluation_steps must be at least 1"):
+    with pytest.raises(ValueError, match="evaluation_steps must be an integer from 1"):
         TokenizerTrainingConfig(evaluation_steps=-1)
     with pytest.raises(ValueError, match="evaluation_steps needs evaluation_reference"):
         PriorTrainingConfig(evaluation_steps=3)
@@ -139,31 +141,47 @@ def test_samples_of_a_prior_in_training(tmp_path, six_pixels, tokenizer_dir, six
     assert judged[0]["frechet_distance"] != pytest.approx(judged[-1]["frechet_distance"], rel=1e-6)
 
 
-def test_a_prior_needs_a_distance_to_be_judged(tmp_path):
-    from hq_tokenizers.cli.evaluate import prior_evaluation
+def _codes_of(tokenizer, path, folder):
+    """Codes that claim to come from a tokenizer at a path."""
+    layout = tokenizer.code_layout()
+    rows = {name: CodeRows(torch.zeros(20, layout.num_codes).int()) for name in ("train", "validation")}
+    EncodedImages(layout, rows, str(path), weights_sha256(tokenizer)).save(folder)
+    return str(folder)
 
-    config = PriorTrainingConfig(evaluation_steps=3, evaluation_reference="nowhere")
+
+def test_a_prior_is_not_judged_without_the_tokenizer(tmp_path, tokenizer):
+    from hq_tokenizers.training.prior import train_prior
+
+    codes = _codes_of(tokenizer, "gone", tmp_path / "codes")
+    config = PriorTrainingConfig(codes=codes, evaluation_steps=3, evaluation_reference="nowhere")
     with pytest.raises(ValueError, match="tokenizer 'gone' is neither the folder of a tokenizer"):
-        prior_evaluation(config, "gone")
-    assert prior_evaluation(PriorTrainingConfig(), "gone") is None
+        train_prior(config)
 
 
-def test_samples_of_another_size_than_the_reference_are_refused(tmp_path, six_pixels, tokenizer_dir, write_images):
-    from hq_tokenizers.cli.evaluate import prior_evaluation
+def test_samples_of_another_size_than_the_reference_are_refused(
+    tmp_path, six_pixels, tokenizer, tokenizer_dir, write_images
+):
+    from hq_tokenizers.training.prior import train_prior
 
     write_images(tmp_path / "real", torch.zeros(9, 1, 16, 16, dtype=torch.uint8))
-    config = PriorTrainingConfig(evaluation_steps=3, evaluation_reference=str(tmp_path / "real"), evaluation_images=9)
+    config = PriorTrainingConfig(
+        codes=_codes_of(tokenizer, tokenizer_dir, tmp_path / "codes"),
+        output_dir=str(tmp_path / "prior"),
+        evaluation_steps=3,
+        evaluation_reference=str(tmp_path / "real"),
+        evaluation_images=9,
+    )
     with pytest.raises(
         ValueError, match=r"images have 8×8 pixels, those to compare with 16×16: give evaluation_reference"
     ):
-        prior_evaluation(config, str(tokenizer_dir))
+        train_prior(config)
     config.evaluation_reference = "nowhere"
     with pytest.raises(FileNotFoundError, match="evaluation_reference 'nowhere' is no folder: set evaluation_ref"):
-        prior_evaluation(config, str(tokenizer_dir))
+        train_prior(config)
 
 
 def test_options_for_evaluations_that_are_never_made(tmp_path):
-    from hq_tokenizers.priors.training import train_prior
+    from hq_tokenizers.training.prior import train_prior
 
     with pytest.raises(ValueError, match=r"Only evaluations need metrics\.lpips, and evaluation_steps is null"):
         _train(tmp_path / "run", metrics=MetricConfig(lpips=None))
@@ -172,8 +190,6 @@ def test_options_for_evaluations_that_are_never_made(tmp_path):
     named = r"metrics\.features, evaluation_reference, evaluation_images, and"
     with pytest.raises(ValueError, match=f"Only evaluations need {named} evaluation_steps is null"):
         train_prior(PriorTrainingConfig(codes="gone", **unused))
-    with pytest.raises(ValueError, match="evaluation_steps is 3, but train_prior was given no function"):
-        train_prior(PriorTrainingConfig(codes="gone", evaluation_steps=3, evaluation_reference="real"))
 
 
 def test_an_evaluation_that_an_interruption_took_is_made_up_once(tmp_path, six_pixels, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hq_tokenizers.training.tracking import read_history
+from hq_tokenizers.reporting.tracking import read_history
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

@@ -12,7 +12,7 @@ from hq_tokenizers.evaluation import networks
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
-from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import AutoModel, pipeline
 
-from hq_tokenizers.cli.generate import train_prior_and_save_generator
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.prior import train_prior_and_save_generator
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 DATA = {"train_split": "train[:96]", "validation_split": "test[:32]"}

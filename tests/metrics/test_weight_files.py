@@ -13,15 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hq_tokenizers.metrics.weight_files import (
-    BACKBONES,
-    INCEPTION,
-    WeightFile,
-    backbone_features,
-    load_state,
-    locate,
-    module_sha256,
-)
+from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.metrics.weight_files import BACKBONES, INCEPTION, WeightFile, backbone_features, load_state, locate
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -150,7 +143,7 @@ def test_other_contents_are_refused(tmp_path: Path) -> None:
 
 def test_module_hash_names_the_weights() -> None:
     first, second = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
-    assert module_sha256(first) != module_sha256(second)
+    assert weights_sha256(first) != weights_sha256(second)
     second.load_state_dict(first.state_dict())
-    assert module_sha256(first) == module_sha256(second)
-    assert module_sha256(first) != module_sha256(first.double())
+    assert weights_sha256(first) == weights_sha256(second)
+    assert weights_sha256(first) != weights_sha256(first.double())

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from hq_tokenizers.codes import CodeLayout
-from hq_tokenizers.priors import RQPriorModel, autoregressive_sampler, fast_layers
+from hq_tokenizers.priors import RQPriorModel, fast_layers, modeling_rq_prior
 from hq_tokenizers.priors.fast_layers import with_fast_layers
 
 needs_onednn = pytest.mark.skipif(
@@ -182,7 +182,7 @@ def test_sampled_codes_are_those_of_the_model_itself(
 ) -> None:
     model, labels = make_prior(layout), torch.arange(number) % 3
     fast = model.generate(labels, generator=0, guidance_scale=guidance_scale)
-    monkeypatch.setattr(autoregressive_sampler, "with_fast_layers", lambda module, num_rows: module)
+    monkeypatch.setattr(modeling_rq_prior, "with_fast_layers", lambda module, num_rows: module)
     assert model.generate(labels, generator=0, guidance_scale=guidance_scale) == fast
 
 

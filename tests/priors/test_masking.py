@@ -27,7 +27,7 @@ def test_mask_ratios(schedule: str, quarter: float, half: float) -> None:
 
 
 def test_unknown_schedule() -> None:
-    with pytest.raises(ValueError, match=r"masking_schedule must be one of cosine, linear, .*got 'sine'"):
+    with pytest.raises(ValueError, match=r"masking_schedule must be one of 'cosine', 'linear', .*got 'sine'"):
         mask_ratio("sine", torch.zeros(1))
 
 
@@ -65,13 +65,13 @@ def test_ranks() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be an integer of at least 1, or a list of one per level, got 0"),
+        ({"num_steps": 0}, "num_steps must be an integer from 1 to .* or a list of them .*got 0"),
         ({"num_steps": [4, 0]}, r"num_steps .*got \[4, 0\]"),
         ({"num_steps": 2.5}, "num_steps .*got 2.5"),
         ({"num_steps": True}, "num_steps .*got True"),
-        ({"masking_schedule": "sine"}, "masking_schedule must be one of cosine, .*got 'sine'"),
-        ({"decoding_order": "raster"}, "decoding_order must be one of confidence, random, got 'raster'"),
-        ({"choice_temperature": -1}, r"choice_temperature must be a number of at least 0 \(0 = off\), got -1"),
+        ({"masking_schedule": "sine"}, "masking_schedule must be one of 'cosine', .*got 'sine'"),
+        ({"decoding_order": "raster"}, "decoding_order must be one of 'confidence', 'random', got 'raster'"),
+        ({"choice_temperature": -1}, r"choice_temperature must be a number from 0 .*got -1"),
         ({"choice_temperature": math.inf}, "choice_temperature .*got inf"),
         ({"steps": 4}, "steps is unknown; accepted are num_steps, masking_schedule"),
     ],

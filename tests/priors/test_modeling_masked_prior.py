@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler, MaskedPriorConfig, MaskedPriorModel
 from hq_tokenizers.priors.conditions import Conditions
-from hq_tokenizers.priors.level_predictor import LevelPredictor
+from hq_tokenizers.priors.modeling_masked_prior import MaskedPredictor
 
 Make = Callable[..., MaskedPriorModel]
 Draw = Callable[..., Codes]
@@ -27,7 +28,7 @@ TOY = CodeLayout((CodeGroup(1, 3, (3, 2)), CodeGroup(1, 1, (2,))))
 
 def predict(model: MaskedPriorModel, codes: Codes, level: int, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (B, P_g, K) of one level of unconditional images."""
-    predictor = LevelPredictor(model, Conditions(torch.full((codes.batch_size,), -1)))
+    predictor = MaskedPredictor(model, Conditions(torch.full((codes.batch_size,), -1)))
     group, _ = list(codes.layout.levels())[level]
     for earlier in codes.groups[:group]:
         predictor.finish_group(earlier.flatten(1, 2))
@@ -274,7 +275,7 @@ def test_gradient_checkpointing_changes_nothing(
     for checkpointing in (False, True):
         model = make_masked_prior(mixed_layout, label_dropout=0.0).train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_gradient_checkpointing(model)
         torch.manual_seed(0)
         model(codes, torch.tensor([0, 1])).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -333,7 +334,7 @@ def test_configuration(tmp_path: Path, mixed_layout: CodeLayout) -> None:
     assert MaskedPriorConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     with pytest.raises(ValueError, match=r"masking_schedule must be one of 'cosine', .*got 'sine'"):
         MaskedPriorConfig(masking_schedule="sine")
-    with pytest.raises(ValueError, match="num_steps must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="num_steps must be an integer from 1"):
         MaskedPriorConfig(scheduler_config={"num_steps": 0})
     with pytest.raises(ValueError, match="hidden_size must be an integer"):
         MaskedPriorConfig(hidden_size=0)

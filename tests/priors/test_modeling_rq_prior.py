@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.priors import CodeGenerationConfig, RQPriorConfig, RQPriorModel
 
@@ -110,7 +111,7 @@ def test_gradient_checkpointing_changes_nothing(make_prior: Make, random_codes: 
     for checkpointing in (False, True):
         model = make_prior(mixed_layout, label_dropout=0.0).train()
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            enable_gradient_checkpointing(model)
             assert all(layer.gradient_checkpointing for layer in model.spatial_transformer.layers)
         model(codes, torch.tensor([0, 1])).loss.backward()
         gradients.append([p.grad for p in model.parameters()])

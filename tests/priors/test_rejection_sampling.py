@@ -76,7 +76,7 @@ def test_by_a_users_classifier(make_either: Make, mixed_layout: CodeLayout) -> N
     assert (chosen.flatten() != 0).sum() > (plain.flatten() != 0).sum()
     with pytest.raises(ValueError, match="score_function chooses between candidates: set num_candidates to 2 or more"):
         model.generate([0], score_function=few_zeros)
-    with pytest.raises(ValueError, match=r"num_candidates must be an integer of at least 1 .*got 0"):
+    with pytest.raises(ValueError, match=r"num_candidates must be an integer from 1 .*got 0"):
         model.generate([0], num_candidates=0)
 
 

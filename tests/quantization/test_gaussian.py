@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from hq_tokenizers.quantization.functional import gaussian_logits, gumbel_noise
+from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.randomness import gumbel_noise
 
 B, H, W, D, K = 2, 3, 2, 4, 7
 TYPES = ("I", "II", "III", "IV")

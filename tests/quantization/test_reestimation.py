@@ -82,7 +82,10 @@ class TestKMeans:
 
 
 def codebooks(number: int, num_codes: int, update: str = "gradient") -> list[VectorCodebook]:
-    books = [VectorCodebook(num_codes, 2, update, 0.99, 0.0, 10**6) for _ in range(number)]
+    books = [
+        VectorCodebook(num_codes, 2, update=update, decay=0.99, restart_threshold=0.0, max_elements=10**6)
+        for _ in range(number)
+    ]
     for book in books:
         book.assign(torch.randn(num_codes, 2))
     return books

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from hq_tokenizers.quantization.functional import gumbel_noise
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.randomness import gumbel_noise
 
 B, H, W, D = 2, 2, 3, 4
 SIZES = (5, 7, 6)
@@ -20,7 +20,15 @@ def quantizer(
     *, shared: bool = False, prior: bool = False, max_elements: int = 10**6, trainable: bool = True
 ) -> ResidualGaussianQuantizer:
     sizes = (5, 5, 5) if shared else SIZES
-    module = ResidualGaussianQuantizer(sizes, D, shared, (-10.0, 5.0), trainable, prior, max_elements)
+    module = ResidualGaussianQuantizer(
+        sizes,
+        D,
+        shared_codebook=shared,
+        log_variance_range=(-10.0, 5.0),
+        train_variance=trainable,
+        learned_prior=prior,
+        max_elements=max_elements,
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for codebook in module.codebooks:
@@ -104,7 +112,15 @@ def test_values_and_gradients_are_those_of_the_textbook(shared: bool, prior: boo
 
 def test_continuous_term_by_hand() -> None:
     # One position, d = 1, codes far apart: 3 → 2 → remainder 1 → 0.5; ‖H − ΣZ‖² = 0.25, Σ s² = 0.1 + 0.3.
-    module = ResidualGaussianQuantizer((2, 2), 1, False, (-10.0, 5.0), True, False, 10**6)
+    module = ResidualGaussianQuantizer(
+        (2, 2),
+        1,
+        shared_codebook=False,
+        log_variance_range=(-10.0, 5.0),
+        train_variance=True,
+        learned_prior=False,
+        max_elements=10**6,
+    )
     with torch.no_grad():
         module.codebooks[0].weight.copy_(torch.tensor([[2.0], [-50.0]]))
         module.codebooks[1].weight.copy_(torch.tensor([[0.5], [-50.0]]))
@@ -223,7 +239,15 @@ def test_autocast_does_not_reach_the_quantiser() -> None:
 
 
 def test_a_variance_beyond_its_range_is_held_but_still_learns() -> None:
-    module = ResidualGaussianQuantizer([4], 2, False, (-1.0, 1.0), True, False, 10**6)
+    module = ResidualGaussianQuantizer(
+        [4],
+        2,
+        shared_codebook=False,
+        log_variance_range=(-1.0, 1.0),
+        train_variance=True,
+        learned_prior=False,
+        max_elements=10**6,
+    )
     torch.nn.init.constant_(module.log_variances, 3.0)
     variance = module.variances()
     assert float(variance.detach()) == pytest.approx(math.e)

@@ -20,7 +20,17 @@ def quantizer(
     shared: bool = False,
     reestimation: CodebookReestimation | None = None,
 ) -> ResidualVectorQuantizer:
-    module = ResidualVectorQuantizer((K,) * num_levels, D, shared, BETA, update, 0.9, 0.0, reestimation, 10**6)
+    module = ResidualVectorQuantizer(
+        (K,) * num_levels,
+        D,
+        shared_codebook=shared,
+        commitment_weight=BETA,
+        update=update,
+        decay=0.9,
+        restart_threshold=0.0,
+        reestimation=reestimation,
+        max_elements=10**6,
+    )
     generator = torch.Generator().manual_seed(1)
     for codebook in module.codebooks:
         codebook.assign(torch.randn(K, D, generator=generator))

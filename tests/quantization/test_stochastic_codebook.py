@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from hq_tokenizers.losses.elbo import categorical_kl
 from hq_tokenizers.quantization import stochastic_codebook
 from hq_tokenizers.quantization.functional import gaussian_logits
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook, categorical_kl
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 from hq_tokenizers.randomness import sample_exponential
 
 D, K = 3, 5

@@ -12,7 +12,9 @@ DECAY, EPSILON = 0.9, 1e-5
 
 
 def codebook(update: str = "ema", restart_threshold: float = 0.0, num_codes: int = K) -> VectorCodebook:
-    module = VectorCodebook(num_codes, D, update, DECAY, restart_threshold, 10**6)
+    module = VectorCodebook(
+        num_codes, D, update=update, decay=DECAY, restart_threshold=restart_threshold, max_elements=10**6
+    )
     module.assign(torch.randn(num_codes, D, generator=torch.Generator().manual_seed(1)))
     return module
 

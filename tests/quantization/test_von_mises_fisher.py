@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from hq_tokenizers.quantization.functional import gumbel_noise
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
+from hq_tokenizers.randomness import gumbel_noise
 
 B, H, W, D, K = 2, 3, 2, 3, 6
 S = 1.2

@@ -10,11 +10,12 @@ from transformers import AutoModel
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.data.soft_codes import soft_codes
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.priors import RQPriorConfig
-from hq_tokenizers.training.encoding import encode_images, soft_codes
+from hq_tokenizers.training.encoding import encode_images
 
 
 def _tokenizer(folder, **fields):
@@ -147,5 +148,5 @@ def test_soft_targets_of_a_deterministic_tokenizer_are_refused(tmp_path, never_e
     config = EncodeConfig(tokenizer=str(tmp_path / "vq"), output_dir=str(tmp_path / "codes"), soft_targets=8)
     with pytest.raises(ValueError, match=r"soft_targets is 8, but .*quantizer 'vq', which has no posterior"):
         encode_images(config)
-    with pytest.raises(ValueError, match="soft_targets must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="soft_targets must be an integer from 0 to 16,777,216, got -1"):
         EncodeConfig(soft_targets=-1)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,11 @@ from torch import nn
 
 from hq_tokenizers.data.encoded import CodeRows
 from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.tracking import HISTORY, read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
-from hq_tokenizers.training.loop import BEST_WEIGHTS, Stage, TrainingLoop, create_accelerator
-from hq_tokenizers.training.tracking import HISTORY, read_history
+from hq_tokenizers.training.loop import BEST_WEIGHTS, TrainingLoop
+from hq_tokenizers.training.stage import Stage
 
 ROWS = CodeRows(torch.arange(44).reshape(22, 2))
 
@@ -41,31 +42,26 @@ def _loop(folder: Path, seen: list | None = None, stop_at: int | None = None, **
     )
     torch.manual_seed(7)
     model = Network()
-    losses = []
 
-    def step(wrapped, batch):
-        if seen is not None:
-            seen.append(batch["codes"][:, 0].tolist())
-        loss = (wrapped(batch["codes"].float()) - 1).square().mean()
-        return loss, {"batch_mean": batch["codes"].float().mean(), "levels": torch.tensor([1.0, 3.0])}
+    class TestStage(Stage):
+        title = "test"
 
-    def validate(model):
-        assert not model.training
-        losses.append((model(ROWS.codes.float()) - 1).square().mean().item())
-        return {"loss": losses[-1]}
+        def step(self, wrapped, batch):
+            if seen is not None:
+                seen.append(batch["codes"][:, 0].tolist())
+            loss = (wrapped(batch["codes"].float()) - 1).square().mean()
+            return loss, {"batch_mean": batch["codes"].float().mean(), "levels": torch.tensor([1.0, 3.0])}
 
-    def after_step(model):
-        model.steps += 1
-        if model.steps == stop_at:
-            raise InterruptionError
+        def validate(self, model):
+            assert not model.training
+            return {"loss": (model(ROWS.codes.float()) - 1).square().mean().item()}
 
-    return TrainingLoop(
-        config,
-        create_accelerator(),
-        model,
-        ROWS,
-        Stage("test", step, validate, [{"params": list(model.parameters())}], after_step=after_step),
-    )
+        def after_step(self):
+            self.model.steps += 1
+            if self.model.steps == stop_at:
+                raise InterruptionError
+
+    return TrainingLoop(config, create_accelerator(), ROWS, TestStage(model))
 
 
 def _checkpoint(folder: Path) -> dict[str, torch.Tensor]:
@@ -190,7 +186,7 @@ def test_losing_finiteness_is_an_error_that_spares_the_checkpoints(tmp_path):
     _loop(tmp_path, max_steps=3).run()
     loop = _loop(tmp_path, max_steps=9, checkpoint_steps=1)
     broken = loop.stage.step
-    loop.stage = replace(loop.stage, step=lambda m, b: (broken(m, b)[0] * math.nan, {}))
+    loop.stage.step = lambda m, b: (broken(m, b)[0] * math.nan, {})
     with pytest.raises(FloatingPointError, match="learning_rate"):
         loop.run()
     for value in _checkpoint(tmp_path).values():
@@ -200,7 +196,7 @@ def test_losing_finiteness_is_an_error_that_spares_the_checkpoints(tmp_path):
 
 def test_other_options_are_not_mixed_into_a_run(tmp_path):
     _loop(tmp_path, max_steps=2).run()
-    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02.*Choose another output_dir"):
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.01, is 0\.02.*choose another output_dir"):
         _loop(tmp_path, max_steps=4, learning_rate=0.02).run()
     _loop(tmp_path, max_steps=4, log_steps=1).run()
 

@@ -14,10 +14,10 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.presets import robust_vq_vae
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import _check_warmup, train_tokenizer
-from hq_tokenizers.training.tracking import read_history
 
 SCHEDULE = {"warmup_epochs": 2, "reestimation_epochs": 2, "reservoir_size": 300}
 SIZE = {"hidden_size": 8, "codebook_dim": 4}
@@ -137,7 +137,7 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
     findings = iter([["collapsed"], ["collapsed"], [], ["collapsed"], []])
 
     def diagnose(config, sizes, figures):
-        from hq_tokenizers.diagnostics import Finding
+        from hq_tokenizers.evaluation.diagnostics import Finding
 
         return [Finding(0, symptom, "", "", "") for symptom in next(findings)]
 

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
-from hq_tokenizers.diagnostics import Finding
+from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.presets import vq_vae
+from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import _panels, flip_at_random, train_tokenizer
-from hq_tokenizers.training.tracking import read_history
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 
@@ -89,7 +89,7 @@ def test_it_learns_and_the_schedule_of_the_temperature_advances(trained):
     folder, _ = trained
     losses = [r["loss"] for r in read_history(folder) if r["split"] == "validation"]
     assert losses[-1] < losses[0] - 2
-    assert AutoModel.from_pretrained(folder).training_step.item() == 40
+    assert AutoModel.from_pretrained(folder).temperature.step.item() == 40
 
 
 @pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"data": DataConfig(horizontal_flip=True)}])
@@ -167,7 +167,7 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, options, messag
 
 
 def test_plain_model_types_and_numbers_in_text(tmp_path):
-    from hq_tokenizers.training.model_section import build_tokenizer_config
+    from hq_tokenizers.training.model_options import build_tokenizer_config
 
     section = {"model_type": "sq_vae", "gumbel_decay": "1e-4", "num_downsampling": 1}
     config = build_tokenizer_config(section, {"image_size": 8, "num_channels": 1})

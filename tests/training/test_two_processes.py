@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from hq_tokenizers import SQVAEModel
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.training.evaluation import evaluate_tokenizer
-from hq_tokenizers.training.loop import create_accelerator
+from hq_tokenizers.processes import create_accelerator
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

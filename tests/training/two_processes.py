@@ -9,11 +9,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig, TokenizerTrainingConfig
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.training.encoding import encode_images
-from hq_tokenizers.training.evaluation import evaluate_tokenizer
-from hq_tokenizers.training.loop import TrainingLoop, create_accelerator
+from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}

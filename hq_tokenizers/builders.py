@@ -1,0 +1,142 @@
+"""From a configuration to the parts of a tokenizer: the one place to add a backbone, a quantiser or a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, SquaredErrorImages, VonMisesFisherLabels
+from hq_tokenizers.quantization.continuous import GaussianBottleneck
+from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.quantization.reestimation import CodebookReestimation
+from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
+from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
+
+from .configuration_hq_vae import HQVAEConfig
+from .configuration_image_tokenizer import ImageTokenizerConfig
+from .configuration_sq_vae import SQVAEConfig
+from .networks import ImageDecoder, ImageEncoder
+from .networks_hierarchical import BottomUp
+
+
+def build_encoder(config: SQVAEConfig, in_channels: int) -> ImageEncoder:
+    """Pixels to latents of a single-layer tokenizer."""
+    return ImageEncoder(
+        in_channels=in_channels,
+        hidden_size=config.hidden_size,
+        num_stages=config.num_downsampling,
+        num_blocks=config.num_residual_blocks,
+        final_convolution=config.bottleneck_convolution,
+        final_norm=config.bottleneck_norm,
+        out_channels=config.codebook_dim,
+        with_variance=config.has_variance_head,
+    )
+
+
+def build_bottom_up(config: HQVAEConfig) -> BottomUp:
+    """Pixels to features at the resolution of every group of a hierarchy."""
+    return BottomUp(
+        in_channels=config.num_channels,
+        hidden_size=config.hidden_size,
+        strides=[group.stride for group in config.groups],
+        num_blocks=config.num_residual_blocks,
+        final_convolution=config.bottleneck_convolution,
+        final_norm=config.bottleneck_norm,
+    )
+
+
+def build_decoder(config: ImageTokenizerConfig, in_channels: int, out_channels: int, stride: int) -> ImageDecoder:
+    """Code vectors, or the finest top-down state, to pixels."""
+    return ImageDecoder(
+        in_channels=in_channels,
+        hidden_size=config.hidden_size,
+        out_channels=out_channels,
+        num_stages=stride.bit_length() - 1,
+        num_blocks=config.num_decoder_residual_blocks,
+        first_convolution=config.bottleneck_convolution,
+    )
+
+
+def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
+    """BN and a 1×1 projection before the quantiser (robust VQ training), or nothing."""
+    if not config.bottleneck_batch_norm:
+        return nn.Identity()
+    return nn.Sequential(nn.BatchNorm2d(config.codebook_dim), nn.Conv2d(config.codebook_dim, config.codebook_dim, 1))
+
+
+def build_single_quantizer(config: SQVAEConfig) -> nn.Module:
+    """The quantiser of one grid with one code per position."""
+    if config.quantizer == "none":
+        return GaussianBottleneck()
+    if config.quantizer == "vq":
+        return _vector_quantizer(config, (config.codebook_size,), shared=False)
+    if config.quantizer == "vmf":
+        return VonMisesFisherQuantizer(config.codebook_size, config.codebook_dim, config.max_quantizer_elements)
+    return GaussianQuantizer(
+        num_codes=config.codebook_size,
+        code_dim=config.codebook_dim,
+        variance=GaussianVariance(
+            variance_type=config.variance_type,
+            parametrization=config.variance_parametrization,
+            floor=config.variance_floor,
+            trainable=config.train_variance,
+        ),
+        dequantization_noise=config.dequantization_noise,
+        max_elements=config.max_quantizer_elements,
+    )
+
+
+def build_group_quantizer(config: HQVAEConfig, index: int) -> nn.Module:
+    """The quantiser of one group of a hierarchy, coarse to fine."""
+    sizes = config.groups[index].codebook_sizes
+    if not config.is_stochastic:
+        return _vector_quantizer(config, sizes, config.shared_codebook)
+    return ResidualGaussianQuantizer(
+        sizes,
+        config.codebook_dim,
+        shared_codebook=config.shared_codebook,
+        log_variance_range=config.log_variance_range,
+        train_variance=config.train_variance,
+        learned_prior=config.learned_prior and index > 0,
+        max_elements=config.max_quantizer_elements,
+    )
+
+
+def _vector_quantizer(
+    config: ImageTokenizerConfig, codebook_sizes: Sequence[int], shared: bool
+) -> ResidualVectorQuantizer:
+    """The deterministic quantiser, with a level per codebook size."""
+    reestimation = None
+    if config.reestimation_epochs:
+        reestimation = CodebookReestimation(
+            warmup_epochs=config.warmup_epochs,
+            reestimation_epochs=config.reestimation_epochs,
+            reservoir_size=config.reservoir_size,
+            code_dim=config.codebook_dim,
+        )
+    return ResidualVectorQuantizer(
+        codebook_sizes,
+        config.codebook_dim,
+        shared_codebook=shared,
+        commitment_weight=config.commitment_weight,
+        update=config.codebook_update,
+        decay=config.ema_decay,
+        restart_threshold=config.restart_threshold,
+        reestimation=reestimation,
+        max_elements=config.max_quantizer_elements,
+    )
+
+
+def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
+    """The decoder's distribution over label maps."""
+    kind = VonMisesFisherLabels if config.likelihood == "vmf" else CategoricalLabels
+    return kind(config.num_classes)
+
+
+def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:
+    """The decoder's distribution over images; for VQ its scaled squared error."""
+    if config.has_codes and not config.is_stochastic:
+        return SquaredErrorImages(config.data_variance)
+    return GaussianImages(config.decoder_variance == "learned", num_reconstructions)

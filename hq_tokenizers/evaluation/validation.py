@@ -1,0 +1,186 @@
+"""Figures of a tokenizer or a prior over a whole split: cheap, for every epoch.
+
+Every image counts once, for any number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.data.batches import validation_batches
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.metrics.confusion import Confusion
+from hq_tokenizers.metrics.psnr import psnr
+from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
+from hq_tokenizers.quantization.usage import code_counts, usage_figures
+from hq_tokenizers.reporting.tracking import Record
+
+_MAX_CLASSES = 256  # of a label map stored as bytes
+
+
+class RunningSums:
+    """Named float64 sums that add up over batches and processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, value: torch.Tensor | float) -> None:
+        """Adds to the sum called `name`."""
+        value = torch.as_tensor(value).detach().to("cpu", torch.float64)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+        """The sums over all processes, each of which has to have the same names."""
+        if accelerator.num_processes == 1:
+            return self._sums
+        total = accelerator.reduce({name: value.to(accelerator.device) for name, value in self._sums.items()}, "sum")
+        return {name: value.cpu() for name, value in total.items()}
+
+
+@torch.no_grad()
+def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: int, accelerator: Accelerator) -> Record:
+    """Evaluates the deterministic reconstructions of a split.
+
+    Args:
+        model: An image tokenizer in evaluation mode.
+        data: Images.
+        batch_size: Images at a time. The loss of a tokenizer whose σ² is its batch optimum depends on it slightly.
+        accelerator: Whose processes share the work.
+
+    Returns:
+        "loss" and its terms by their names, as `ImageTokenizerOutput` has them. Of images "mse": mean squared error
+        per pixel value; "mse_per_image": summed over the pixel values of an image; "psnr": in dB, the mean of the
+        images' own PSNR. Of label maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
+        level: "perplexity", exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity",
+        the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K, and "dead_rate", the
+        share of codes that do not occur; "entropy" of P̂, nats per position; "variance" of the quantiser.
+
+    Raises:
+        ValueError: If there are fewer batches than processes.
+    """
+    shares = validation_batches(len(data), batch_size, accelerator.num_processes, accelerator.process_index)
+    if not shares:
+        raise ValueError(
+            f"{len(data)} images in batches of {batch_size} are too few for {accelerator.num_processes} processes: "
+            "use a smaller batch_size."
+        )
+    sums = RunningSums()
+    for batch in data.batches(shares, accelerator.device):
+        _add_batch(sums, batch["pixel_values"], model(batch["pixel_values"]))
+    return _figures(sums.reduce(accelerator))
+
+
+def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageTokenizerOutput) -> None:
+    assert output.loss is not None
+    assert output.terms is not None
+    assert output.reconstruction is not None
+    num_images = pixel_values.shape[0]
+    sums.add("num_images", num_images)
+    sums.add("num_batches", 1)
+    sums.add("loss", output.loss * num_images)
+    if pixel_values.is_floating_point():
+        _add_errors(sums, pixel_values, output.reconstruction)
+    else:
+        sums.add("confusion", confusion_matrix(pixel_values, output.reconstruction))
+    for name, value in output.terms.items():
+        sums.add(f"term_{name}", value * num_images)
+    if output.codes is None or output.diagnostics is None:
+        return
+    sums.add("entropy", output.diagnostics["entropy"] * num_images)
+    sums.add("variance", output.diagnostics["variance"] * num_images)
+    sums.add("batch_perplexity", output.diagnostics["perplexity"])
+    levels = zip(output.codes.levels(), output.codes.layout.codebook_sizes, strict=True)
+    for level, (indices, size) in enumerate(levels):
+        sums.add(f"counts_{level}", code_counts(indices, size))
+
+
+def _add_errors(sums: RunningSums, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> None:
+    squared_error = (reconstruction - pixel_values).float().square().flatten(1)
+    sums.add("mse_per_image", squared_error.sum(1).double().sum() if squared_error.is_cpu else squared_error.sum())
+    sums.add("mse", squared_error.mean(1).sum())
+    sums.add("psnr", psnr(squared_error.mean(1)).sum())
+
+
+def confusion_matrix(label_maps: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+    """Counts of pixels, long (256, 256): row the class, column the reconstructed one."""
+    pairs = label_maps.flatten() * _MAX_CLASSES + reconstructions.flatten()
+    return torch.bincount(pairs, minlength=_MAX_CLASSES**2).unflatten(0, (_MAX_CLASSES, _MAX_CLASSES))
+
+
+def _figures(sums: dict[str, torch.Tensor]) -> Record:
+    num_images, num_batches = sums.pop("num_images"), sums.pop("num_batches")
+    counts = [sums.pop(name) for name in [name for name in sums if name.startswith("counts_")]]
+    figures: Record = {"num_images": int(num_images)}
+    if "confusion" in sums:
+        confusion = sums.pop("confusion")
+        figures["pixel_accuracy"] = (confusion.trace() / confusion.sum()).item()
+        figures["mean_iou"] = Confusion(confusion).intersection_over_union().nanmean().item()
+    for name, total in sums.items():
+        mean = total / (num_batches if name == "batch_perplexity" else num_images)
+        figures[name.removeprefix("term_")] = mean.tolist()
+    if counts:
+        usage = {name: values.tolist() for name, values in usage_figures(counts).items()}
+        # The name "entropy" is that of P̂ here.
+        figures |= {name: usage[name] for name in ("perplexity", "usage", "dead_rate")}
+        figures["active_codes"] = list(map(int, usage["active_codes"]))
+    return figures
+
+
+def class_labels(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:
+    """The classes of a batch of codes, for a prior that knows classes."""
+    return batch["labels"] if model.config.num_classes else None
+
+
+def unigram_entropies(rows: CodeRows, layout: CodeLayout) -> list[float]:
+    """Entropy in nats of each level's code histogram: what a prior that ignores all context reaches on these rows."""
+    levels = zip(layout.unflatten(rows.codes.long()).levels(), layout.codebook_sizes, strict=True)
+    counts = [torch.bincount(indices.flatten(), minlength=size).double() for indices, size in levels]
+    return usage_figures(counts)["entropy"].tolist()
+
+
+@torch.no_grad()
+def evaluate_prior(
+    model: PreTrainedModel, encoded: EncodedImages, split: str, batch_size: int, accelerator: Accelerator
+) -> Record:
+    """Evaluates a prior on a split.
+
+    Args:
+        model: A prior in evaluation mode.
+        encoded: Codes.
+        split: "train", "validation" or "test".
+        batch_size: Images at a time.
+        accelerator: Whose processes share the work.
+
+    Returns:
+        "loss" and "bits_per_code" over all levels (nats and bits per code), "bits_per_image", and per level:
+        "nats_per_code_by_level", "bits_per_code_by_level", and the entropy of the training codes' histogram as
+        "unigram_nats_by_level" and "unigram_bits_by_level", which a prior has to stay below to have learned anything.
+    """
+    rows, layout = encoded.splits[split], encoded.layout
+    sums = RunningSums()
+    sums.add("levels", torch.zeros(layout.num_levels))
+    shares = validation_batches(len(rows), batch_size, accelerator.num_processes, accelerator.process_index)
+    for indices, batch in zip(shares, rows.batches(shares, accelerator.device), strict=True):
+        codes, labels = layout.unflatten(batch["codes"]), class_labels(model, batch)
+        log_prob = model.log_prob_of_split(codes, labels, indices.tolist(), len(rows))
+        sums.add("levels", -log_prob.sum(dim=0))
+    totals = sums.reduce(accelerator)["levels"] / len(rows)
+    positions = torch.tensor([layout.groups[group].num_positions for group, _ in layout.levels()])
+    per_level = (totals / positions).tolist()
+    unigram = unigram_entropies(encoded.splits["train"], layout)
+    loss = totals.sum().item() / layout.num_codes
+    return {
+        "loss": loss,
+        "bits_per_code": loss / math.log(2),
+        "bits_per_image": totals.sum().item() / math.log(2),
+        "nats_per_code_by_level": per_level,
+        "bits_per_code_by_level": [nats / math.log(2) for nats in per_level],
+        "unigram_nats_by_level": unigram,
+        "unigram_bits_by_level": [nats / math.log(2) for nats in unigram],
+    }

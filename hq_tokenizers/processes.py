@@ -1,0 +1,60 @@
+"""What several processes need: the accelerator, sums over all of them, and the word of the main one.
+
+With one process everything here does nothing, so that callers need not ask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import distributed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def create_accelerator() -> Accelerator:
+    """The `Accelerator` of this process.
+
+    Without an accelerator device, `torchrun` would silently give independent processes unless the CPU is asked for.
+    """
+    # Imported here: models use the rest of this file where accelerate may be absent.
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=not torch.accelerator.is_available())
+
+
+def is_distributed() -> bool:
+    """Whether this process belongs to a group, which `torchrun` starts and accelerate joins."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def is_main_process() -> bool:
+    """Whether this is process 0, or the only one."""
+    return not is_distributed() or distributed.get_rank() == 0
+
+
+def all_reduce(tensor: torch.Tensor) -> None:
+    """Adds up a tensor over all processes, in place."""
+    if is_distributed():
+        distributed.all_reduce(tensor)
+
+
+def broadcast(tensor: torch.Tensor) -> None:
+    """Gives all processes the tensor of the main one, in place."""
+    if is_distributed():
+        distributed.broadcast(tensor, src=0)
+
+
+def main_process_says(condition: bool, device: torch.device) -> bool:
+    """The condition as the main process sees it: a step that only some processes take would wait for ever."""
+    flag = torch.tensor(condition, device=device)
+    broadcast(flag)
+    return bool(flag)
+
+
+def leave_process_group() -> None:
+    """Ends the threads of the process group, whose work at interpreter shutdown can abort the process."""
+    if is_distributed():
+        distributed.destroy_process_group()

@@ -1,0 +1,183 @@
+"""What a run says while it trains: a progress bar, a history on disk, TensorBoard when it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+Record = dict[str, Any]
+HISTORY = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def read_history(output_dir: Path) -> list[Record]:
+    """Records of a run, in the order of their steps; each has "step", "epoch", "split" and its figures.
+
+    A last line that is no record was cut off by an interruption and is left out.
+    """
+    path = output_dir / HISTORY
+    if not path.is_file():
+        return []
+    *lines, last = path.read_text(encoding="utf-8").splitlines() or [""]
+    records = [json.loads(line) for line in lines]
+    try:
+        return [*records, json.loads(last)]
+    except json.JSONDecodeError:
+        return records
+
+
+def summary(record: Record) -> str:
+    """The figures of a record that matter most, on one line."""
+    wanted = {
+        "loss": "loss {:.4g}",
+        "mse": "MSE {:.3g}",
+        "lpips": "LPIPS {:.3g}",
+        "fid": "FID {:.4g}",
+        "rfid": "rFID {:.4g}",
+        "frechet_distance": "Fréchet distance {:.4g}",
+        "pixel_accuracy": "pixel accuracy {:.4f}",
+        "perplexity": "perplexity {}",
+        "batch_perplexity": "perplexity {}",
+        "bits_per_code": "{:.3f} bits/code",
+        "images_per_second": "{:.0f} images/s",
+    }
+    parts = []
+    for name, text in wanted.items():
+        # The data set's perplexity, where it is known, is the headline; the batch's is its stand-in.
+        if name in record and record[name] != [] and not (name == "batch_perplexity" and "perplexity" in record):
+            value = record[name]
+            levels = "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else value
+            parts.append(text.format(levels))
+    return ", ".join(parts)
+
+
+class Tracker:
+    """Writes `metrics.jsonl`, TensorBoard events and the progress bar of one run; silent unless `active`.
+
+    Args:
+        output_dir: Folder of the run.
+        title: What is trained, for the progress bar.
+        total_steps: Optimiser steps of the run.
+        first_step: Steps made already; later records of an earlier attempt are dropped.
+        active: Whether this process reports (the main one).
+    """
+
+    def __init__(self, output_dir: Path, title: str, total_steps: int, first_step: int = 0, active: bool = True):
+        self.active = active
+        self.output_dir = output_dir
+        self._total_steps = total_steps
+        self._title = title
+        self._last_line = 0.0
+        self._writer: Any = None
+        self._console = Console(quiet=not active)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not (active and self._console.is_terminal),
+        )
+        self._task = self._progress.add_task(title, total=total_steps, completed=first_step, figures="")
+        if active:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self._drop_after(first_step)
+            self._writer = _tensorboard_writer(output_dir / "tensorboard", first_step)
+
+    def __enter__(self) -> Tracker:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._task, completed=step)
+
+    def record(self, record: Record) -> None:
+        """Stores and shows one record."""
+        if not self.active:
+            return
+        with (self.output_dir / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self._progress.update(self._task, figures=summary(record))
+        self._print_line(record)
+        if self._writer is not None:
+            for name, value in _scalars(record):
+                self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Shows an image (H, W, 3) of uint8 in TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _print_line(self, record: Record) -> None:
+        """Validations are always printed; training figures only without a bar, and not too often."""
+        now = time.monotonic()
+        due = not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES
+        if record["split"] != "train" or due:
+            self._last_line = now
+            where = f"step {record['step']}/{self._total_steps}, epoch {record['epoch']:.2f}"
+            self.say(f"{self._title}: {where}: {record['split']} {summary(record)}")
+
+    def _drop_after(self, step: int) -> None:
+        kept = [record for record in read_history(self.output_dir) if record["step"] <= step]
+        lines = "".join(json.dumps(record) + "\n" for record in kept)
+        # Renamed when it is complete: an interruption here must not cost the history.
+        partial = self.output_dir / f"{HISTORY}.partial"
+        partial.write_text(lines, encoding="utf-8")
+        os.replace(partial, self.output_dir / HISTORY)
+
+
+def _scalars(record: Record) -> Iterable[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, list):
+            yield from ((f"{name}/level_{level}", v) for level, v in enumerate(value))
+        elif name not in ("step", "split"):
+            yield name, value
+
+
+def _tensorboard_writer(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # TensorBoard is an optional package.
+        return None
+    return SummaryWriter(str(folder), purge_step=first_step + 1)
+
+
+T = TypeVar("T")
+
+
+def progress_bar(items: Iterable[T], total: int, title: str, active: bool) -> Iterator[T]:
+    """The items, with a bar that counts them.
+
+    Args:
+        items: What to go through.
+        total: How many they are.
+        title: What is being done.
+        active: Whether this process shows the bar (the main one).
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console()
+    yield from track(items, title, total, console=console, disable=not (active and console.is_terminal))

@@ -1,0 +1,165 @@
+"""The `model` section of a configuration: a named system or a model type, and fields of its configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from hq_tokenizers.checks import describe, did_you_mean, field_hints
+from hq_tokenizers.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.options.reading import convert_option, to_yaml, unknown_name
+from hq_tokenizers.presets import NETWORKS, PRESETS
+from hq_tokenizers.priors.configuration_code_prior import CodePriorConfig
+from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
+from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
+
+TOKENIZER_CONFIGS = (SQVAEConfig, HQVAEConfig)
+PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig)
+FROM_DATA = ("image_size", "num_channels", "num_classes", "code_layout")
+"""Fields that the data decide."""
+
+
+def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of the tokenizer to train.
+
+    Args:
+        section: {"preset": "sq_vae", "network": "mnist", **fields} or {"model_type": "sq_vae", **fields}.
+        from_data: Fields that the data decide; a field set to another value in the section is an error.
+
+    Raises:
+        ValueError: For an unknown system, type or field, a wrong value, or a disagreement with the data.
+    """
+    fields = dict(section)
+    if "preset" not in fields:
+        return build_model_config(fields, from_data, TOKENIZER_CONFIGS)
+    if "model_type" in fields:
+        raise ValueError("model has a preset and a model_type: give one of them.")
+    construct = PRESETS[_known("preset", fields.pop("preset"), list(PRESETS))]
+    network = _known("network", fields.pop("network", "cifar10"), list(NETWORKS))
+    accepted = config_fields(type(construct(network))) | _own_arguments(construct)
+    return construct(network, **_checked(accepted, fields, from_data))
+
+
+def build_model_config(
+    section: Mapping[str, Any], from_data: Mapping[str, Any], config_classes: Sequence[type[PreTrainedConfig]]
+) -> PreTrainedConfig:
+    """The configuration of {"model_type": …, **fields}; arguments and errors as for `build_tokenizer_config`.
+
+    Args:
+        section: The model type and fields of its configuration.
+        from_data: Fields that the data decide.
+        config_classes: The model types to choose from.
+    """
+    fields = dict(section)
+    accepted = {config_class.model_type: config_class for config_class in config_classes}
+    config_class = accepted[_known("model_type", fields.pop("model_type", None), list(accepted))]
+    return config_class(**_checked(config_fields(config_class), fields, from_data))
+
+
+@dataclass(frozen=True)
+class ModelField:
+    """One field of a model, as `--help model` explains it, in words."""
+
+    name: str
+    default: str
+    meaning: str
+    accepted: str
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model in words: what it is, and the fields that have an effect on it."""
+
+    title: str
+    fields: list[ModelField]
+
+
+def describe_model(section: Mapping[str, Any]) -> ModelDescription:
+    """What can be set in a `model` section; fields that the data decide, and those without an effect, are left out.
+
+    Raises:
+        ValueError: For an unknown system, type or field, or a wrong value.
+    """
+    fields, construct = dict(section), None
+    if "preset" in fields:
+        construct = PRESETS[_known("preset", fields["preset"], list(PRESETS))]
+        config = build_tokenizer_config(fields, {})
+        network = fields.get("network", "cifar10")
+        title = f"preset {fields['preset']} with network {network} (of {', '.join(NETWORKS)}): {construct.__doc__}"
+        usual: PreTrainedConfig = construct(network)
+    else:
+        config = build_model_config(fields, {}, [*TOKENIZER_CONFIGS, *PRIOR_CONFIGS])
+        others = f"instead of it, a preset: {', '.join(PRESETS)}"
+        if isinstance(config, CodePriorConfig):
+            others = f"of {', '.join(prior.model_type for prior in PRIOR_CONFIGS)}"
+        title = f"model_type {config.model_type} ({others})."
+        usual = type(config)()
+    purposes = config._purposes() if isinstance(config, ImageTokenizerConfig) else {}
+    meanings, hints = argument_meanings(type(config)), field_hints(type(config), PreTrainedConfig)
+    described = []
+    for name, default in ({} if construct is None else _own_arguments(construct)).items():
+        described.append(ModelField(name, to_yaml(default), "An argument of the preset.", "an integer"))
+    for name in config_fields(type(config)):
+        used, _ = purposes.get(name, (True, ""))
+        if used and name not in FROM_DATA and name not in {field.name for field in described}:
+            value = getattr(usual, name)
+            default = to_yaml(list(value) if isinstance(value, tuple) else value)
+            described.append(ModelField(name, default, meanings.get(name, ""), describe(hints[name])))
+    return ModelDescription(title, described)
+
+
+def argument_meanings(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say under "Args:" about each argument."""
+    meanings = {}
+    for base in reversed(cls.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.M):
+            meanings[name] = " ".join(text.split())
+    return meanings
+
+
+def config_fields(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """The fields that a configuration class adds to those of every transformers model, with their defaults."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = dataclasses.fields(config_class)
+    return {field.name: field.default for field in own if field.name not in inherited}
+
+
+def _own_arguments(construct: Callable[..., PreTrainedConfig]) -> dict[str, Any]:
+    """What a named constructor takes besides fields, such as the number of levels, with its defaults."""
+    parameters = inspect.signature(construct).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
+
+
+def _checked(accepted: dict[str, Any], fields: dict[str, Any], from_data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with known names and the data's values; the configuration class checks their types itself."""
+    for name, value in fields.items():
+        if name not in accepted:
+            raise ValueError(unknown_name(f"model.{name}", [f"model.{field}" for field in accepted]))
+        if isinstance(value, str) and isinstance(accepted[name], float):
+            # YAML reads 1e-3 as a string.
+            fields[name] = convert_option(float, value, f"model.{name}")
+    for name, value in from_data.items():
+        if name not in accepted:
+            raise ValueError(
+                f"The data need a model with the field {name}, which this one does not have: label maps need the "
+                "preset sq_vae or model_type sq_vae."
+            )
+        if fields.setdefault(name, value) not in (value, [value, value]):
+            raise ValueError(f"model.{name} is {fields[name]!r}, but the data say {value!r}: leave it out.")
+    return fields
+
+
+def _known(option: str, value: Any, accepted: list[str]) -> str:
+    if value in accepted:
+        return value
+    hint = did_you_mean(str(value), accepted)
+    raise ValueError(f"model.{option} {value!r} is unknown.{hint and f' {hint}'} Accepted: {', '.join(accepted)}.")

@@ -1,0 +1,279 @@
+"""Stage two: training a prior on encoded images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoModel, PreTrainedModel, set_seed
+
+from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+from hq_tokenizers.data.images import Batch
+from hq_tokenizers.evaluation.generator import compare_samples
+from hq_tokenizers.evaluation.image_sets import SetComparison
+from hq_tokenizers.evaluation.networks import check_packages
+from hq_tokenizers.evaluation.sampling import NumberedSamples
+from hq_tokenizers.evaluation.validation import class_labels, evaluate_prior
+from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
+from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.training import PriorTrainingConfig
+from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.priors.likelihood import dense_soft_targets
+from hq_tokenizers.processes import create_accelerator, is_main_process
+from hq_tokenizers.reporting.figures import image_grid, save_curves, save_png
+from hq_tokenizers.reporting.reports import images_per_second, write_report
+from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
+from hq_tokenizers.trained_models import load_trained
+from hq_tokenizers.training.loop import TrainingLoop
+from hq_tokenizers.training.model_options import PRIOR_CONFIGS, build_model_config
+from hq_tokenizers.training.optimization import decay_groups
+from hq_tokenizers.training.stage import Metrics, Stage
+
+_PANELS = {
+    "loss (nats per code)": ["loss"],
+    "bits per code, by level": ["bits_per_code_by_level", "unigram_bits_by_level"],
+    "learning rate": ["learning_rate"],
+    "samples": ["fid", "frechet_distance"],
+}
+
+
+def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
+    """Trains a prior on a folder of codes, or continues the run in `config.output_dir`, and writes it there.
+
+    The folder ends up with config.json, model.safetensors and generation_config.json, which `from_pretrained` loads;
+    samples.png when the tokenizer is at hand, curves.png, report.json, metrics.jsonl and the checkpoints.
+
+    Returns:
+        The report; its "validation" figures are those of `evaluate_prior`.
+
+    Raises:
+        OSError: If evaluations are asked for and their weights or reference cannot be had.
+        ValueError: For options, codes and tokenizer that do not fit together, or a run in `config.output_dir` on other
+            codes, before anything is trained.
+    """
+    check_unused_in_training(config)
+    encoded = EncodedImages.load(config.codes)
+    accelerator = create_accelerator()
+    tokenizer = _load_tokenizer(config, encoded, accelerator)
+    stage = PriorStage(config, accelerator, _build_model(config, encoded, tokenizer), encoded, tokenizer)
+    loop = TrainingLoop(config, accelerator, stage.train, stage)
+    model = loop.run()
+    report = {
+        "model_type": model.config.model_type,
+        "num_parameters": model.num_parameters(),
+        "code_layout": str(encoded.layout),
+        "steps": loop.step,
+        "epochs": loop.step / loop.plan.steps_per_epoch,
+        "validation": stage.validate(model),
+        "options": options_to_dict(config),
+    }
+    if accelerator.is_main_process:
+        output_dir = Path(config.output_dir)
+        model.save_pretrained(output_dir)
+        history = read_history(output_dir)
+        save_curves(history, _PANELS, output_dir / "curves.png")
+        report["images_per_second"] = images_per_second(history)
+        write_report(output_dir, report)
+        if tokenizer is not None and config.samples:
+            save_png(_sample_grid(model, tokenizer, config), output_dir / "samples.png")
+    accelerator.wait_for_everyone()
+    return report
+
+
+def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
+    """`train_prior`, then the generator in `output_dir/generator` when the tokenizer is at hand; returns the report."""
+    report = train_prior(config)
+    tokenizer = _tokenizer_path(config, EncodedImages.load_description(config.codes)["tokenizer"])
+    if is_main_process() and tokenizer is not None:
+        save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
+    return report
+
+
+def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorModel:
+    """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor."""
+    generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
+    generator.save_pretrained(output_dir)
+    config = generator.image_tokenizer.config
+    if not config.for_label_maps:
+        HQImageProcessor.for_config(config).save_pretrained(output_dir)
+    return generator
+
+
+class PriorStage(Stage):
+    """Trains a prior on codes.
+
+    Args:
+        config: Options.
+        accelerator: Whose processes share the work.
+        model: The prior, with its initial weights.
+        encoded: The codes.
+        tokenizer: What decodes samples; None where it is not needed.
+
+    Raises:
+        OSError, ValueError: If evaluations are asked for and cannot be had.
+    """
+
+    title = "prior"
+
+    def __init__(
+        self,
+        config: PriorTrainingConfig,
+        accelerator: Accelerator,
+        model: PreTrainedModel,
+        encoded: EncodedImages,
+        tokenizer: PreTrainedModel | None,
+    ) -> None:
+        super().__init__(model)
+        self.config = config
+        self.accelerator = accelerator
+        self.encoded = encoded
+        self.tokenizer = tokenizer
+        self.train = _training_rows(config, encoded)
+        self._comparison = _sample_comparison(config, tokenizer, accelerator)
+
+    def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The cross-entropy of a batch of codes, in nats per code."""
+        layout, soft_targets = self.encoded.layout, None
+        if self.config.soft_targets:
+            soft_targets = dense_soft_targets(layout, batch["soft_codes"], batch["soft_probabilities"])
+        loss = wrapped(layout.unflatten(batch["codes"]), class_labels(self.model, batch), soft_targets).loss
+        return loss, {"bits_per_code": loss.detach() / math.log(2)}
+
+    def validate(self, model: PreTrainedModel) -> Record:
+        """See `evaluate_prior`."""
+        return evaluate_prior(model, self.encoded, "validation", self.config.batch_size, self.accelerator)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Matrices with weight decay, the rest without."""
+        return decay_groups(self.model)
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the tokenizer and of the training codes."""
+        return {
+            "tokenizer_sha256": self.encoded.tokenizer_sha256,
+            "training_codes_sha256": self.train.sha256(),
+        }
+
+    def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
+        """Draws samples.png."""
+        if self.tokenizer is not None and self.config.samples:
+            grid = _sample_grid(model, self.tokenizer, self.config)
+            save_png(grid, Path(self.config.output_dir) / "samples.png")
+            tracker.image("samples", grid, step)
+
+    def evaluate(self, model: PreTrainedModel) -> Record:
+        """Compares samples with `evaluation_reference`; no figures when it was not asked for."""
+        if self._comparison is None:
+            return {}
+
+        def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+            assert self.tokenizer is not None
+            return self.tokenizer.decode(model.generate(torch.tensor(labels), generator=generators))
+
+        samples = NumberedSamples(sample, model.config.num_classes, self.config.seed)
+        share = samples.share(self.config.evaluation_images, self.config.batch_size, self.accelerator)
+        found = self._comparison.compare(share)
+        return {name: value for name, value in found.items() if name != "provenance"}
+
+
+def _sample_comparison(
+    config: PriorTrainingConfig, tokenizer: PreTrainedModel | None, accelerator: Accelerator
+) -> SetComparison | None:
+    """The comparison of samples with `evaluation_reference`; None when not asked for."""
+    if config.evaluation_steps is None:
+        return None
+    assert tokenizer is not None
+    check_packages()
+    options = EvaluateConfig(
+        generator=config.output_dir,
+        reference=config.evaluation_reference,
+        metrics=MetricConfig(**options_to_dict(config.metrics)),
+        num_images=config.evaluation_images,
+        batch_size=config.batch_size,
+    )
+    return compare_samples(options, tokenizer, accelerator, "evaluation_reference")
+
+
+def _build_model(
+    config: PriorTrainingConfig, encoded: EncodedImages, tokenizer: PreTrainedModel | None
+) -> PreTrainedModel:
+    train = encoded.splits["train"]
+    conditional = train.labels is not None if config.conditional is None else config.conditional
+    if conditional and train.labels is None:
+        raise ValueError(f"conditional is true, but the codes in {config.codes!r} have no labels.")
+    num_classes, names = 0, encoded.label_names
+    if conditional:
+        num_classes = len(names) if names else int(train.labels.max()) + 1  # type: ignore[union-attr]
+    from_data = {"code_layout": encoded.layout.to_dict(), "num_classes": num_classes}
+    with_code_vectors = config.model.get("input_embeddings") == "code_vectors"
+    if with_code_vectors:
+        assert tokenizer is not None  # loaded where it is needed
+        from_data["code_vector_dim"] = tokenizer.config.codebook_dim
+    model_config = build_model_config(config.model, from_data, PRIOR_CONFIGS)
+    if conditional and names:
+        model_config.id2label = dict(enumerate(names))
+        model_config.label2id = {name: index for index, name in enumerate(names)}
+    set_seed(config.seed)
+    model = AutoModel.from_config(model_config)
+    if with_code_vectors:
+        model.set_code_vectors(tokenizer.codebooks())  # type: ignore[union-attr]
+    model.generation_config = model.generation_config.with_overrides(**config.generation)
+    return model
+
+
+def _tokenizer_path(config: PriorTrainingConfig, made_the_codes: str) -> str | None:
+    """The tokenizer that was asked for, or the one that made the codes where it still is."""
+    if config.tokenizer is not None:
+        return config.tokenizer
+    return made_the_codes if Path(made_the_codes, "config.json").is_file() else None
+
+
+def _load_tokenizer(
+    config: PriorTrainingConfig, encoded: EncodedImages, accelerator: Accelerator
+) -> PreTrainedModel | None:
+    """The tokenizer, checked; None where this process does not need it, or only could have used it."""
+    path = _tokenizer_path(config, encoded.tokenizer)
+    needed = config.evaluation_steps is not None or config.model.get("input_embeddings") == "code_vectors"
+    if not needed and (path is None or not accelerator.is_main_process):
+        return None
+    path = encoded.tokenizer if path is None else path
+    tokenizer = load_trained(path, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    if weights_sha256(tokenizer) != encoded.tokenizer_sha256:
+        raise ValueError(
+            f"The codes in {config.codes!r} were made by other weights than those in {path!r}: encode the images again."
+        )
+    if tokenizer.code_layout() != encoded.layout:
+        raise ValueError(
+            f"The codes in {config.codes!r} have the layout {encoded.layout}, the tokenizer {path!r} has "
+            f"{tokenizer.code_layout()}, that of images of size {tokenizer.config.image_size}: encode images of that "
+            "size (data.image_size)."
+        )
+    return tokenizer.to(accelerator.device)
+
+
+def _training_rows(config: PriorTrainingConfig, encoded: EncodedImages) -> CodeRows:
+    """The training codes, with posterior probabilities exactly when they are asked for."""
+    rows = encoded.splits["train"]
+    if config.soft_targets and rows.soft is None:
+        raise ValueError(
+            f"soft_targets is true, but the codes in {config.codes!r} were stored without the tokenizer's "
+            "probabilities: encode the images again with a stochastic tokenizer and --soft_targets 8."
+        )
+    return rows if config.soft_targets else replace(rows, soft=None)
+
+
+def _sample_grid(model: PreTrainedModel, tokenizer: PreTrainedModel, config: PriorTrainingConfig) -> Any:
+    """Samples of the classes in turn, one class per column where there are up to ten."""
+    classes = model.config.num_classes
+    columns = classes if 0 < classes <= 10 else 8
+    number = max(1, config.samples // columns) * columns
+    labels = [index % classes for index in range(number)] if classes else [-1] * number
+    codes = model.generate(torch.tensor(labels), generator=config.seed)
+    return image_grid(tokenizer.decode(codes), columns)

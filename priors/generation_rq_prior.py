@@ -1,0 +1,130 @@
+"""The sampling loop of the autoregressive prior: positions outside, depth inside, both written out.
+
+Shape legend: B samples, B' rows of the model (B, or 2B under guidance: conditional rows, then unconditional ones),
+P positions (P_g of group g), D_g codes of a position, K codes of a level, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
+from hq_tokenizers.randomness import sample_gumbel
+
+from .conditions import Conditions
+from .configuration_code_generation import CodeGenerationConfig
+from .known_codes import KnownCodes
+from .progress import OnStep, PartialCodes, partial_codes
+from .sampling import apply_guidance, sample_codes
+
+
+class PositionPredictor(Protocol):
+    """What the loop steps: a model that predicts position after position, and depth after depth in each."""
+
+    def next_position(self, previous: torch.Tensor | None) -> torch.Tensor:
+        """v_{t,1} of the next position, (B', 1, H), given the projected sum of the codes before it."""
+
+    def logits(self, depth_inputs: torch.Tensor, level: int) -> torch.Tensor:
+        """Logits (B', K) of the next depth of this position, which is of that level."""
+
+    def embed(self, level: int, codes: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B', 1, d) of codes (B',) of a level."""
+
+    def project(self, group: int, summed: torch.Tensor) -> torch.Tensor:
+        """A sum of embeddings of a group's codes as the model takes it, (B', 1, H)."""
+
+
+class AutoregressiveSampler:
+    """Draws the codes of B samples, one position after the other.
+
+    Noise is drawn for every code, given or not, and for a row of positions at a time: what a sample draws depends
+    neither on its neighbours in the batch nor on the mask, and an accelerator is handed noise once per row.
+
+    Args:
+        layout: Of the codes.
+        predictor_for: Gives the predictor for the conditions of B' rows.
+        conditions: Of the B samples.
+        generators: One per sample.
+        config: How to sample.
+        known: Codes to keep.
+        on_step: Called after every position.
+    """
+
+    def __init__(
+        self,
+        layout: CodeLayout,
+        predictor_for: Callable[[Conditions], PositionPredictor],
+        conditions: Conditions,
+        generators: Sequence[torch.Generator],
+        config: CodeGenerationConfig,
+        known: KnownCodes | None,
+        on_step: OnStep,
+    ) -> None:
+        self.layout = layout
+        self.generators = generators
+        self.known = known
+        self.on_step = on_step
+        self.level_sampling = config.level_sampling(self.layout.num_levels)
+        self.scales = config.guidance_scales(self.layout.num_positions)
+        # Without a condition both branches are the same model, and u + s·(u − u) = u.
+        self.guided = any(scale != 1 for scale in self.scales) and conditions.any_given()
+        self.predictor = predictor_for(conditions.with_null() if self.guided else conditions)
+        self.step = 0
+        self.previous: torch.Tensor | None = None
+        size, self.device = len(conditions), conditions.labels.device
+        shapes = [(size, group.num_positions, group.depth) for group in self.groups]
+        self.codes = [torch.zeros(shape, dtype=torch.long, device=self.device) for shape in shapes]
+
+    @property
+    def groups(self) -> tuple[CodeGroup, ...]:
+        """The groups of the layout."""
+        return self.layout.groups
+
+    def run(self) -> Codes:
+        """Samples all positions."""
+        first_level = 0
+        for index, group in enumerate(self.groups):
+            self._sample_group(index, group, first_level)
+            first_level += group.depth
+        grids = (codes.unflatten(1, (g.height, g.width)) for codes, g in zip(self.codes, self.groups, strict=True))
+        return Codes(tuple(grids), self.layout)
+
+    def _sample_group(self, index: int, group: CodeGroup, first_level: int) -> None:
+        sizes = group.codebook_sizes
+        for row in range(group.height):
+            noise = sample_gumbel((group.width, sum(sizes)), self.generators, self.device)
+            for column in range(group.width):
+                gumbel = noise[:, column].split(sizes, dim=-1)
+                self._sample_position(index, row * group.width + column, first_level, gumbel)
+
+    def _sample_position(self, group: int, position: int, first_level: int, gumbel: Sequence[torch.Tensor]) -> None:
+        depth_inputs = self.predictor.next_position(self.previous)
+        summed: torch.Tensor | None = None
+        for depth, noise in enumerate(gumbel):
+            level = first_level + depth
+            logits = self.predictor.logits(depth_inputs, level)
+            if self.guided:
+                logits = apply_guidance(logits, self.scales[self.step])
+            code = sample_codes(logits, noise, self.level_sampling[level])
+            if self.known is not None:
+                code = self.known.fill(code, group, position, depth)
+            self.codes[group][:, position, depth] = code
+            rows = torch.cat([code, code]) if self.guided else code
+            embedded = self.predictor.embed(level, rows)
+            summed = embedded if summed is None else summed + embedded
+            depth_inputs = self.predictor.project(group, summed)
+        self.previous = depth_inputs
+        self.step += 1
+        self.on_step(self.step, self._partial)
+
+    def _partial(self) -> PartialCodes:
+        final, first, finished = [], 0, 0
+        for codes, group in zip(self.codes, self.groups, strict=True):
+            done = torch.arange(group.num_positions, device=codes.device) < self.step - first
+            final.append(done[None, :, None].expand(codes.shape))
+            first += group.num_positions
+            finished += group.depth if self.step >= first else 0
+        return partial_codes(self.layout, self.codes, final, finished, finished)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from hq_tokenizers.options.reading import describe_options, load_options, options_from_dict, options_to_dict
+from hq_tokenizers.options.training import LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
+
+
+@dataclass(kw_only=True)
+class Inner:
+    size: Annotated[int | list[int] | None, "a size"] = None
+    name: Annotated[str, "a name"] = "x"
+
+
+@dataclass(kw_only=True)
+class Outer:
+    rate: Annotated[float, "a rate"] = 0.5
+    flag: Annotated[bool, "a flag"] = False
+    kind: Annotated[Literal["a", "b"], "a kind"] = "a"
+    inner: Inner = field(default_factory=Inner)
+    other: Inner = field(default_factory=lambda: Inner(size=3, name="z"))
+    free: Annotated[dict[str, Any], "anything"] = field(default_factory=dict)
+
+
+def _load(tmp_path, yaml, *overrides):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml)
+    return load_options(Outer, path, overrides)
+
+
+def test_defaults_then_file_then_overrides(tmp_path):
+    loaded = _load(
+        tmp_path,
+        "rate: 1e-3\ninner: {size: [4, 8], name: 7}\nfree: {a: 1}\n",
+        *("--flag", "true", "--inner.name=y", "--free.b.c", "-2"),
+    )
+    assert loaded == Outer(rate=1e-3, flag=True, inner=Inner(size=[4, 8], name="y"), free={"a": 1, "b": {"c": -2}})
+
+
+def test_a_section_given_in_part_keeps_its_owners_defaults(tmp_path):
+    loaded = _load(tmp_path, "inner: {size: 1}\nother: {size: 5}\n")
+    assert loaded == Outer(inner=Inner(size=1, name="x"), other=Inner(size=5, name="z"))
+    assert load_options(Outer, None, ["--other.name", "w"]).other == Inner(size=3, name="w")
+    assert {name: default for name, default, _ in describe_options(Outer)} == {
+        **{"rate": "0.5", "flag": "false", "kind": "a", "inner.size": "null", "inner.name": "x"},
+        **{"other.size": "3", "other.name": "z", "free": "{}"},
+    }
+
+
+def test_dashes_and_empty_files(tmp_path):
+    assert _load(tmp_path, "", "--rate", "2") == Outer(rate=2.0)
+    assert load_options(LoopConfig, None, ["--max-steps", "3"]).max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--rat", "1"], "Unknown option 'rat'. Did you mean rate"),
+        (["--inner.sise", "1"], r"Unknown option 'inner.sise'. Did you mean inner.size or"),
+        (["--rate", "fast"], "rate must be a number, got 'fast'"),
+        (["--rate", "true"], "rate must be a number, got True"),
+        (["--flag", "1"], "flag must be true or false, got 1"),
+        (["--kind", "c"], "kind must be one of 'a', 'b', got 'c'"),
+        (["--inner.size", "1.5"], "inner.size must be an integer or a list of them or null, got 1.5"),
+        (["--inner", "3"], "inner is a section"),
+        (["--rate"], "--rate needs a value"),
+        (["--flag", "--rate", "1"], "--flag needs a value"),
+        (["rate", "1"], "Expected an option such as --seed 1, got 'rate'"),
+        (["--free", "[1"], "is not a YAML value"),
+        (["--rate.x", "1", "--rate.x.y", "2"], "holds the value 1, not a section"),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_options(Outer, None, overrides)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration file"):
+        load_options(Outer, tmp_path / "none.yaml")
+    with pytest.raises(ValueError, match="must hold options"):
+        _load(tmp_path, "- 1\n")
+
+
+@pytest.mark.parametrize("cls", [TokenizerTrainingConfig, PriorTrainingConfig])
+def test_round_trip_and_every_option_explained(cls):
+    options = cls()
+    assert options_from_dict(cls, options_to_dict(options)) == options
+    described = list(describe_options(cls))
+    assert all(meaning and default for _, default, meaning in described)
+    assert len({name for name, _, _ in described}) == len(described)
+    # Every described name can be set to its described default.
+    words = [word for name, default, _ in described for word in (f"--{name}", default)]
+    assert load_options(cls, None, words) == options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an integer from 1"),
+        ({"batch_size": 30, "gradient_accumulation": 4}, "multiple of gradient_accumulation"),
+        ({"warmup_steps": 5}, "plateau has no warm-up"),
+        ({"ema_decay": 1.0}, "ema_decay must be a number above 0 and below 1"),
+        ({"adam_betas": [0.9]}, "adam_betas must be a list .*of length 2"),
+        ({"epochs": 0.0}, "epochs must be a number above 0"),
+    ],
+)
+def test_loop_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        LoopConfig(**options)
+
+
+@pytest.mark.parametrize("word", ["0010", "1e3", "null", "[a", "a #b", "yes"])
+def test_texts_are_taken_as_written(word):
+    assert load_options(LoopConfig, None, ["--output_dir", word]).output_dir == word
+    assert load_options(Outer, None, [f"--inner.name={word}"]).inner.name == word
+
+
+def test_texts_that_may_be_null():
+    load = partial(load_options, PriorTrainingConfig, None)
+    assert load(["--tokenizer", "0010"]).tokenizer == "0010"
+    assert load(["--tokenizer", "null"]).tokenizer is None
+
+
+def test_the_model_type_has_a_default_that_a_preset_replaces(tmp_path):
+    path = tmp_path / "preset.yaml"
+    path.write_text("model: {preset: sq_vae, network: digits}\n")
+
+    def model(cls, source, *words):
+        return load_options(cls, source, words).model
+
+    codes = ("--model.codebook_size", "32")
+    assert model(TokenizerTrainingConfig, None) == {"model_type": "sq_vae"}
+    assert model(TokenizerTrainingConfig, None, *codes) == {"model_type": "sq_vae", "codebook_size": 32}
+    assert model(TokenizerTrainingConfig, None, "--model.model_type", "hq_vae") == {"model_type": "hq_vae"}
+    assert model(TokenizerTrainingConfig, None, "--model.preset", "vq_vae") == {"preset": "vq_vae"}
+    assert model(TokenizerTrainingConfig, path, *codes) == {
+        "preset": "sq_vae",
+        "network": "digits",
+        "codebook_size": 32,
+    }
+    assert model(PriorTrainingConfig, None, "--model.hidden_size", "64") == {
+        "model_type": "rq_prior",
+        "hidden_size": 64,
+    }

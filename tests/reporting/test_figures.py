@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_curves
+from hq_tokenizers.reporting.tracking import Tracker, read_history, summary
+
+
+def test_grid_places_every_image():
+    images = torch.rand(5, 3, 60, 50)
+    grid = image_grid(images, columns=3)
+    assert grid.shape == (2 * 62 + 2, 3 * 52 + 2, 3)
+    for index, image in enumerate(images):
+        top, left = index // 3 * 62 + 2, index % 3 * 52 + 2
+        shown = grid[top : top + 60, left : left + 50]
+        expected = (image * 255).round().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(shown, expected)
+    assert (grid[64:, 106:] == 255).all()
+
+
+def test_small_grey_images_are_enlarged_and_clamped():
+    images = torch.tensor([[-1.0, 2.0], [0.5, 0.0]]).reshape(1, 1, 2, 2)
+    grid = image_grid(images, columns=8)
+    assert grid.shape == (52, 52, 3)
+    assert (grid[2:26, 2:26] == 0).all()
+    assert (grid[2:26, 26:50] == 255).all()
+    assert (grid[26:50, 2:26] == 128).all()
+
+
+def test_reconstructions_stand_below_their_images():
+    images, reconstructions = torch.zeros(3, 1, 48, 48), torch.ones(3, 1, 48, 48) / 2
+    grid = reconstruction_grid(images, reconstructions, columns=2)
+    assert grid.shape == (4 * 50 + 2, 2 * 50 + 2, 3)
+    assert [grid[2 + 50 * row, 2, 0] for row in range(4)] == [0, 128, 0, 128]
+    assert [grid[2 + 50 * row, 52, 0] for row in range(4)] == [0, 128, 255, 255]
+
+
+def test_curves_of_one_and_several_levels(tmp_path):
+    history = [
+        {"step": 1, "split": "train", "loss": 2.0, "entropy": [1.0, 2.0]},
+        {"step": 2, "split": "train", "loss": 1.0, "entropy": [0.5, 1.0]},
+        {"step": 2, "split": "validation", "loss": 1.5},
+    ]
+    save_curves(history, {"loss": ["loss"], "entropy": ["entropy"], "absent": ["fid"]}, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1000, 400)
+    save_curves(history, {title: ["loss"] for title in "abcdef"}, tmp_path / "many.png")
+    with Image.open(tmp_path / "many.png") as picture:
+        assert picture.size == (2000, 800)
+    save_curves([], {"loss": ["loss"]}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def _record(step, split="train", **figures):
+    return {"step": step, "epoch": step / 10, "split": split, **figures}
+
+
+def test_tracker_keeps_the_history_up_to_where_a_run_continues(tmp_path, capsys):
+    with Tracker(tmp_path, "t", 10) as tracker:
+        for step in (1, 2, 3):
+            tracker.record(_record(step, loss=float(step)))
+    with Tracker(tmp_path, "t", 10, first_step=2) as tracker:
+        tracker.record(_record(3, "validation", loss=0.1 + 0.2))
+    assert [record["step"] for record in read_history(tmp_path)] == [1, 2, 3]
+    assert read_history(tmp_path)[-1] == _record(3, "validation", loss=0.1 + 0.2)
+    assert "step 3/10, epoch 0.30: validation loss 0.3" in capsys.readouterr().out
+
+
+def test_tensorboard_has_the_scalars(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Tracker(tmp_path, "t", 10) as tracker:
+        tracker.record(_record(4, loss=0.5, perplexity=[3.0, 5.0]))
+        tracker.image("pictures", np.zeros((4, 4, 3), np.uint8), 4)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {
+        "train/loss",
+        "train/epoch",
+        "train/perplexity/level_0",
+        "train/perplexity/level_1",
+    }
+    assert events.Scalars("train/perplexity/level_1")[0].value == 5.0
+    assert events.Tags()["images"] == ["pictures"]
+
+
+def test_other_processes_are_silent(tmp_path, capsys):
+    with Tracker(tmp_path / "run", "t", 10, active=False) as tracker:
+        tracker.record(_record(1, "validation", loss=1.0))
+        tracker.say("hello")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_summary_shows_what_matters():
+    record = _record(1, loss=-12.345, mse=0.00123, batch_perplexity=[10.4], perplexity=[20.6, 7.0])
+    assert summary(record) == "loss -12.35, MSE 0.00123, perplexity 21/7"
+    assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
+    assert summary(_record(1, mse=0.00123, perplexity=[])) == "MSE 0.00123"
+
+
+def test_label_maps_have_one_colour_per_class():
+    label_map = torch.tensor([[[0, 1], [2, 0]]])
+    grid = image_grid(label_map, columns=1)[2:50, 2:50]
+    corners = [grid[:24, :24], grid[:24, 24:], grid[24:, :24], grid[24:, 24:]]
+    colours = [{tuple(pixel) for pixel in corner.reshape(-1, 3).tolist()} for corner in corners]
+    assert all(len(colour) == 1 for colour in colours)
+    assert colours[0] == colours[3]
+    assert colours[0] != colours[1] != colours[2] != colours[0]

@@ -1,0 +1,146 @@
+"""Values against annotations, and every field of every configuration and option class against strange values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModel, PreTrainedConfig
+
+from hq_tokenizers import HQGeneratorConfig, HQVAEConfig, MaskedPriorConfig, RQPriorConfig, SQVAEConfig
+from hq_tokenizers.checks import Length, Range, accepts, check_fields, check_value, describe, did_you_mean, field_hints
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
+from hq_tokenizers.options.reading import options_from_dict, options_to_dict
+from hq_tokenizers.options.training import EncodeConfig, LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler
+
+Small = Annotated[int, Range(1, 9)]
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("hint", "right", "wrong"),
+        [
+            (int, [0, -3, 10**30], [True, 1.0, "1", None, math.nan]),
+            (float, [0, -3, 1.5], [True, "1", None, math.nan, math.inf, -math.inf]),
+            (bool, [True, False], [0, 1, "yes", None]),
+            (str, ["", "a"], [1, None, b"a"]),
+            (Literal["a", 1], ["a", 1], ["b", True, 1.0, None]),
+            (int | None, [1, None], [True, "1"]),
+            (Small, [1, 9], [0, 10, -1, 2.0, True]),
+            (Annotated[float | int, Range(0, 1, above=True, below=True)], [0.5, 1e-9], [0, 1, 1.0, math.nan]),
+            (list[Small], [[], [1, 2]], [(1, 2), [0], [True], 1]),
+            (Annotated[list[Small] | tuple[Small, ...], Length(2, 2)], [[1, 2], (1, 2)], [[1], (1, 2, 3), [1, 0]]),
+            (tuple[int, str], [(1, "a")], [(1, 2), (1,), [1, "a"]]),
+            (dict[str, Small], [{}, {"a": 1}], [{"a": 0}, {1: 1}, []]),
+            (dict, [{}, {1: 2}], [None, []]),
+            (Any, [None, object()], []),
+        ],
+    )
+    def test_types_and_ranges(self, hint: Any, right: list[Any], wrong: list[Any]) -> None:
+        assert [value for value in right if not accepts(hint, value)] == []
+        assert [value for value in wrong if accepts(hint, value)] == []
+        for value in wrong:
+            with pytest.raises(ValueError, match=r"^field must be .*, got "):
+                check_value("field", value, hint)
+
+    def test_words(self) -> None:
+        assert describe(Small) == "an integer from 1 to 9"
+        assert describe(Annotated[float | int, Range(0, 1, below=True)]) == "a number of at least 0 and below 1"
+        assert describe(Small | list[Small] | None) == "an integer from 1 to 9 or a list of them or null"
+        assert describe(Annotated[list[bool], Length(2, 3)]) == "a list (true or false each) of length 2 to 3"
+        assert describe(Literal["a", "b"] | None) == "one of 'a', 'b' or null"
+
+    def test_the_nearest_name_is_suggested(self) -> None:
+        assert did_you_mean("codebok", ["codebook", "code"]) == "Did you mean codebook?"
+        assert did_you_mean("zzz", ["codebook", "code"]) == ""
+
+
+def test_fields_of_bases_are_checked_down_to_a_class() -> None:
+    @dataclasses.dataclass
+    class Base:
+        first: Small = 1
+
+    @dataclasses.dataclass
+    class Middle(Base):
+        second: Small = 1
+
+    @dataclasses.dataclass
+    class Leaf(Middle):
+        third: Small = 1
+
+    assert set(field_hints(Leaf, Base)) == {"second", "third"}
+    check_fields(Leaf(first=0), below=Base)
+    for name in ("first", "second", "third"):
+        with pytest.raises(ValueError, match=f"^x.{name} must be an integer from 1 to 9, got 0"):
+            check_fields(Leaf(**{name: 0}), prefix="x.")
+
+
+CONFIGS = (SQVAEConfig, HQVAEConfig, RQPriorConfig, MaskedPriorConfig, HQGeneratorConfig)
+OPTIONS = (
+    *(DataConfig, FeatureConfig, MetricConfig, LoopConfig, TokenizerTrainingConfig, PriorTrainingConfig),
+    *(EncodeConfig, GenerateConfig, DemoConfig, EvaluateConfig),
+)
+# Needed besides the field that is tried.
+GIVEN = {EvaluateConfig: {"tokenizer": "folder"}}
+FIELDS = [
+    *((cls, name) for cls in CONFIGS for name in field_hints(cls, PreTrainedConfig)),
+    *((cls, name) for cls in OPTIONS for name in field_hints(cls)),
+    *((CodeGenerationConfig, name) for name in CodeGenerationConfig.setting_names()),
+    *((MaskedCodeScheduler, name) for name in MaskedCodeScheduler().config if not name.startswith("_")),
+]
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, -1, 1, 7, 10**9, 10**12, -(10**12), 2**63, 10**400]),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.5, 16.5, 1e308, -1e308, 1e-320]),
+    st.sampled_from(["", " ", "16", "1e-3", "no", "gaussian", "vq", "stride 4: 8", "\0", "ü" * 5000, b"16", 1j]),
+)
+STRANGE = st.one_of(
+    SCALARS,
+    st.lists(SCALARS, max_size=4),
+    st.lists(SCALARS, max_size=3).map(tuple),
+    st.dictionaries(st.sampled_from(["", "groups", "model_type", "height"]), SCALARS, max_size=2),
+)
+
+
+def _build(cls: type, **fields: Any) -> Any:
+    """The object, or the error that refuses it."""
+    try:
+        return cls(**GIVEN.get(cls, {}) | fields)
+    except ValueError as error:
+        return error
+
+
+def _works(built: Any) -> None:
+    """What was accepted can be saved, read back, and (a model) built."""
+    if isinstance(built, PreTrainedConfig):
+        text = built.to_json_string(use_diff=False)
+        assert type(built).from_dict(json.loads(text)).to_json_string(use_diff=False) == text
+        with torch.device("meta"):
+            AutoModel.from_config(built)
+    elif dataclasses.is_dataclass(built):
+        assert options_from_dict(type(built), options_to_dict(built)) == built
+        json.dumps(options_to_dict(built))
+    elif isinstance(built, CodeGenerationConfig):
+        assert CodeGenerationConfig(**json.loads(json.dumps(built.to_dict()))).to_dict() == built.to_dict()
+
+
+@pytest.mark.slow
+@settings(max_examples=1500)
+@given(st.sampled_from(FIELDS), STRANGE)
+def test_strange_values_are_refused_by_name_or_work(field: tuple[type, str], value: Any) -> None:
+    cls, name = field
+    built = _build(cls, **{name: value})
+    if isinstance(built, ValueError):
+        assert name in str(built), f"{cls.__name__}.{name}: {built}"
+    else:
+        _works(built)
