@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers import SQVAEModel, sq_vae
-from hq_tokenizers.presets import NETWORKS
+from hq_tokenizers.models.presets import NETWORKS
 
 WARM_UP, REPEATS = 10, 60
 

@@ -31,15 +31,26 @@ def _is_the_command() -> bool:
 
 # Registration cannot wait for its first use: `pipeline("hq-generation", …)` asks transformers, not this package.
 if TYPE_CHECKING or not _is_the_command():
+    from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+    from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+    from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
+    from hq_tokenizers.models.modeling_outputs import ImageTokenizerOutput
+    from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
+    from hq_tokenizers.models.presets import (
+        hybrid_vae,
+        robust_vq_vae,
+        rq_vae,
+        rsq_vae,
+        sq_vae,
+        sq_vae_2,
+        vae,
+        vq_vae,
+        vq_vae_2,
+    )
+
     from .codes import CodeGroup, CodeLayout, Codes
-    from .configuration_hq_vae import HQVAEConfig
-    from .configuration_sq_vae import SQVAEConfig
     from .image_processing_hq import HQImageProcessor
-    from .modeling_hq_vae import HQVAEModel
-    from .modeling_outputs import ImageTokenizerOutput
-    from .modeling_sq_vae import SQVAEModel
     from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
-    from .presets import hybrid_vae, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vae, vq_vae, vq_vae_2
     from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
     from .registration import register
 

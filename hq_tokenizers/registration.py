@@ -5,9 +5,10 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
+from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
+
 from .image_processing_hq import HQImageProcessor
-from .modeling_hq_vae import HQVAEModel
-from .modeling_sq_vae import SQVAEModel
 from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
 from .priors.modeling_masked_prior import MaskedPriorModel

@@ -238,9 +238,10 @@ def test_importing_loads_none_of_the_slow_packages(tmp_path: Path) -> None:
 # What a user may write; every line has types that a checker knows.
 USERS_FILE = """
 import torch
-from hq_tokenizers import Codes, HQGeneratorModel, HQVAEConfig, HQVAEModel, RQPriorConfig, RQPriorModel, SQVAEModel, sq_vae
+from hq_tokenizers import Codes, HQGeneratorModel, HQVAEConfig, HQVAEModel, SQVAEModel, sq_vae
 from hq_tokenizers.hub import create_model_card
 from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler, MaskedPriorConfig, MaskedPriorModel
+from hq_tokenizers import RQPriorConfig, RQPriorModel
 
 tokenizer = SQVAEModel(sq_vae("digits", codebook_size=32))
 hierarchy = HQVAEModel(HQVAEConfig(image_size=16, code_groups=["stride 4: 64", "stride 2: 64 x 2"]))
@@ -261,7 +262,7 @@ log_prob: torch.Tensor = prior.log_prob(codes, torch.tensor([1, 2]))
 @pytest.mark.slow
 def test_a_type_checker_knows_every_public_name(installed: Path, tmp_path: Path) -> None:
     lines = []
-    for package in ("hq_tokenizers", "hq_tokenizers.priors", "hq_tokenizers.pipelines", "hq_tokenizers.hub"):
+    for package in ("hq_tokenizers", *(f"hq_tokenizers.{name}" for name in ("priors", "pipelines", "hub", "metrics"))):
         for name in importlib.import_module(package).__all__:
             is_class = isinstance(getattr(importlib.import_module(package), name), type)
             use = f"def _(value: {name}) -> None: reveal_type(value)" if is_class else f"reveal_type({name})"

@@ -11,13 +11,13 @@ from hq_tokenizers.evaluation.generator import evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
+from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tables import check_output_dir, write_evaluation
-from hq_tokenizers.trained_models import load_trained
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from hq_tokenizers.data.loading import OVERVIEW
+from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
-from hq_tokenizers.trained_models import load_trained
 
 
 def generate_images(config: GenerateConfig) -> None:

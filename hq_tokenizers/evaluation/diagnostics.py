@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hq_tokenizers.configuration_hq_vae import HQVAEConfig
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 
 COLLAPSED = 0.1
 """A level whose perplexity is below this share of its codebook has collapsed."""

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network, squeezenet_network
 from hq_tokenizers.metrics.fid import FID
 from hq_tokenizers.metrics.lpips import LPIPS
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork, inception_network, squeezenet_network
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
 

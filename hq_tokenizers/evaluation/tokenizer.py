@@ -9,14 +9,14 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.compatibility import check_images
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
-from hq_tokenizers.trained_models import load_trained
 
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split

@@ -15,9 +15,9 @@ from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch, BatchSource
-from hq_tokenizers.metrics.confusion import Confusion
 from hq_tokenizers.metrics.psnr import psnr
-from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
+from hq_tokenizers.metrics.running.confusion import Confusion
+from hq_tokenizers.models.modeling_outputs import ImageTokenizerOutput
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.reporting.tracking import Record
 

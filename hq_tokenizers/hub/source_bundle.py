@@ -20,7 +20,7 @@ def bundle_sources(modules: Iterable[str]) -> dict[str, str]:
     rewritten to that form.
 
     Args:
-        modules: Full names of the first modules, such as "hq_tokenizers.modeling_sq_vae".
+        modules: Full names of the first modules, such as "hq_tokenizers.models.modeling_sq_vae".
 
     Returns:
         Source text by file name, such as "modeling_sq_vae.py".

@@ -18,31 +18,47 @@ With several processes each adds its share; `metric.gather()` on every process, 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_MODULE_OF = {
-    "FID": "fid",
-    "LPIPS": "lpips",
-    "Reconstruction": "reconstruction",
-    "CodebookUsage": "codebook_usage",
-    "Segmentation": "segmentation",
-    "FeatureNetwork": "feature_networks",
-    "inception_network": "feature_networks",
-    "squeezenet_network": "feature_networks",
-    "load_lpips": "lpips_network",
-}
-_SCRIPTS = ("codebook_usage", "fid", "lpips", "reconstruction", "segmentation")
+if TYPE_CHECKING:
+    from . import codebook_usage, fid, lpips, reconstruction, segmentation
+    from .codebook_usage import CodebookUsage
+    from .fid import FID
+    from .lpips import LPIPS
+    from .pretrained.feature_networks import FeatureNetwork, inception_network, squeezenet_network
+    from .pretrained.lpips_network import load_lpips
+    from .reconstruction import Reconstruction
+    from .segmentation import Segmentation
 
-__all__ = sorted(_MODULE_OF)
+__all__ = [
+    "FID",
+    "LPIPS",
+    "CodebookUsage",
+    "FeatureNetwork",
+    "Reconstruction",
+    "Segmentation",
+    "codebook_usage",
+    "fid",
+    "inception_network",
+    "load_lpips",
+    "lpips",
+    "reconstruction",
+    "segmentation",
+    "squeezenet_network",
+]
 
+if not TYPE_CHECKING:
+    _HOMES = ("codebook_usage", "fid", "lpips", "reconstruction", "segmentation")
+    _HOMES += ("pretrained.feature_networks", "pretrained.lpips_network")
 
-def __getattr__(name: str) -> Any:
-    if name in _SCRIPTS:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Imports what is asked for: `evaluate` and the networks take seconds."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _HOMES:
+            return importlib.import_module(f"{__name__}.{name}")
+        homes = (importlib.import_module(f"{__name__}.{home}") for home in _HOMES)
+        return next(getattr(home, name) for home in homes if getattr(home, name, None) is not None)
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SCRIPTS})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

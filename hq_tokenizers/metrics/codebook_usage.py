@@ -8,7 +8,7 @@ import datasets
 import evaluate
 
 from hq_tokenizers.codes import Codes
-from hq_tokenizers.metrics.code_counts import CodeCounts
+from hq_tokenizers.metrics.running.code_counts import CodeCounts
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 from hq_tokenizers.quantization.usage import usage_figures
 

@@ -10,12 +10,17 @@ import evaluate
 import torch
 
 from hq_tokenizers.checks import check_minimum
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network
-from hq_tokenizers.metrics.feature_statistics import FeatureStatistics, StatisticsPair, load_statistics, save_statistics
-from hq_tokenizers.metrics.hash_sample import HashSample
 from hq_tokenizers.metrics.image_inputs import as_pixels, check_rgb, quantize
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork, inception_network
 from hq_tokenizers.metrics.provenance import check_equal
-from hq_tokenizers.metrics.running_inception_score import RunningInceptionScore
+from hq_tokenizers.metrics.running.feature_statistics import (
+    FeatureStatistics,
+    StatisticsPair,
+    load_statistics,
+    save_statistics,
+)
+from hq_tokenizers.metrics.running.hash_sample import HashSample
+from hq_tokenizers.metrics.running.running_inception_score import RunningInceptionScore
 from hq_tokenizers.metrics.set_distances import check_covariances, frechet_distance, kernel_distance, precision_recall
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 

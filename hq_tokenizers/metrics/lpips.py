@@ -10,8 +10,8 @@ import evaluate
 import torch
 
 from hq_tokenizers.metrics.image_inputs import as_pixels, check_pair, check_rgb, quantize, to_unit_range
-from hq_tokenizers.metrics.lpips_network import NetType, load_lpips
-from hq_tokenizers.metrics.pair_sums import PairSums
+from hq_tokenizers.metrics.pretrained.lpips_network import NetType, load_lpips
+from hq_tokenizers.metrics.running.pair_sums import PairSums
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 
 _CITATION = "Zhang, Isola, Efros, Shechtman, Wang: The Unreasonable Effectiveness of Deep Features, CVPR 2018."

@@ -10,8 +10,8 @@ import evaluate
 import torch
 
 from hq_tokenizers.metrics.image_inputs import as_pixels, check_pair, quantize, to_unit_range
-from hq_tokenizers.metrics.pair_sums import PairSums
 from hq_tokenizers.metrics.psnr import psnr
+from hq_tokenizers.metrics.running.pair_sums import PairSums
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 
 _SSIM_CONVENTION = (

@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import torch
 
-from hq_tokenizers.metrics.confusion import Confusion
+from hq_tokenizers.metrics.running.confusion import Confusion
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 
 

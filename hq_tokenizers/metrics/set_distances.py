@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hq_tokenizers.metrics.feature_statistics import FeatureStatistics
-from hq_tokenizers.metrics.running_gaussian import RunningGaussian
+from hq_tokenizers.metrics.running.feature_statistics import FeatureStatistics
+from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
 
 # torch-fidelity's defaults, of Bińkowski et al. 2018 and Kynkäänniemi et al. 2019.
 _KID_SUBSETS = 100

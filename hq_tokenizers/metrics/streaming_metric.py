@@ -11,7 +11,7 @@ import torch
 
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.metrics.provenance import check_equal, library_versions
-from hq_tokenizers.metrics.set_identity import SetIdentity
+from hq_tokenizers.metrics.running.set_identity import SetIdentity
 from hq_tokenizers.processes import is_distributed
 
 

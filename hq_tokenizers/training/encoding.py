@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.compatibility import check_classes, check_images
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
@@ -15,9 +14,10 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.soft_codes import SoftCodes, soft_codes
 from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.processes import create_accelerator
-from hq_tokenizers.trained_models import load_trained
 
 
 def encode_images(config: EncodeConfig) -> EncodedImages:

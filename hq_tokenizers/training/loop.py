@@ -16,9 +16,9 @@ from accelerate.utils import broadcast, broadcast_object_list, set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
-from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.data.batches import BatchPlan
 from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.randomness import keep_noise

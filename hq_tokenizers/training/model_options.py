@@ -12,11 +12,11 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from hq_tokenizers.checks import describe, did_you_mean, field_hints
-from hq_tokenizers.configuration_hq_vae import HQVAEConfig
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.presets import NETWORKS, PRESETS
 from hq_tokenizers.options.reading import convert_option, to_yaml, unknown_name
-from hq_tokenizers.presets import NETWORKS, PRESETS
 from hq_tokenizers.priors.configuration_code_prior import CodePriorConfig
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
 from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig

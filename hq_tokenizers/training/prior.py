@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedModel, set_seed
 
-from hq_tokenizers.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch
 from hq_tokenizers.evaluation.generator import compare_samples
@@ -21,6 +20,8 @@ from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.evaluation.validation import class_labels, evaluate_prior
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
@@ -30,7 +31,6 @@ from hq_tokenizers.processes import create_accelerator, is_main_process
 from hq_tokenizers.reporting.figures import image_grid, save_curves, save_png
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
-from hq_tokenizers.trained_models import load_trained
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.model_options import PRIOR_CONFIGS, build_model_config
 from hq_tokenizers.training.optimization import decay_groups

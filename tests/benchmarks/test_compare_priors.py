@@ -14,7 +14,7 @@ from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.reading import options_from_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig

@@ -14,8 +14,8 @@ from transformers import AutoModel, pipeline
 
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
+from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.reading import describe_options, load_options
-from hq_tokenizers.presets import sq_vae
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.training.model_options import build_tokenizer_config
 from hq_tokenizers.training.prior import save_generator

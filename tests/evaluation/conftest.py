@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from hq_tokenizers import HQGeneratorModel, HQVAEConfig, HQVAEModel, RQPriorConfig, RQPriorModel
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
 
 NUM_FEATURES = 6
 

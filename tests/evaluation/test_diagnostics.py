@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from hq_tokenizers.configuration_hq_vae import HQVAEConfig
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.evaluation.diagnostics import diagnose, usage_table
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 
 
 def figures(perplexity, active, entropy, variance, sizes=(512,) * 4):

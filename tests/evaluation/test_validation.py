@@ -10,7 +10,7 @@ import torch
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.data.images import ImageFormat
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
-from hq_tokenizers.modeling_outputs import ImageTokenizerOutput
+from hq_tokenizers.models.modeling_outputs import ImageTokenizerOutput
 from hq_tokenizers.processes import create_accelerator
 
 LAYOUT = CodeLayout((CodeGroup(2, 2, (5,)), CodeGroup(1, 2, (3, 4))))

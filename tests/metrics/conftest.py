@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
 
 
 class PixelFeatures(nn.Module):

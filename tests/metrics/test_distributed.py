@@ -12,7 +12,7 @@ from accelerate import debug_launcher
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.metrics import FID, LPIPS, CodebookUsage, Reconstruction, Segmentation
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
 
 LAYOUT = CodeLayout((CodeGroup(2, 2, (8, 4)),))
 

@@ -14,7 +14,7 @@ import torch
 
 import hq_tokenizers.metrics
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
 
 FOLDER = Path(hq_tokenizers.metrics.__file__).parent
 CLASSES = {

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
-from hq_tokenizers.metrics.feature_networks import FeatureNetwork, inception_network, squeezenet_network
-from hq_tokenizers.metrics.feature_statistics import load_statistics
 from hq_tokenizers.metrics.fid import FID
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork, inception_network, squeezenet_network
+from hq_tokenizers.metrics.running.feature_statistics import load_statistics
 
 
 class Tensors(Dataset):
@@ -113,7 +113,7 @@ def test_equals_scipy_for_any_batching_and_sides_of_different_number(
 
 
 def test_closed_form_for_diagonal_gaussians() -> None:
-    from hq_tokenizers.metrics.running_gaussian import RunningGaussian
+    from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
     from hq_tokenizers.metrics.set_distances import frechet_distance
 
     a, b = torch.tensor([4.0, 1.0, 9.0]).double(), torch.tensor([1.0, 1.0, 16.0]).double()

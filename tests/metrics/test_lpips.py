@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hq_tokenizers.metrics.lpips import LPIPS
-from hq_tokenizers.metrics.lpips_network import _MINIMUM_SIZE, LPIPSNetwork, load_lpips
+from hq_tokenizers.metrics.pretrained.lpips_network import _MINIMUM_SIZE, LPIPSNetwork, load_lpips
 
 
 @pytest.fixture

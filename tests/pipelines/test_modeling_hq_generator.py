@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, GenerationConfig
 
 from hq_tokenizers import Codes, HQGeneratorConfig, HQGeneratorModel, HQVAEModel, RQPriorModel, SQVAEModel
-from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
+from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.priors import CodeGenerationConfig
 
 from .conftest import CLASS_NAMES, build_prior, build_tokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
+from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler, MaskedPriorConfig, MaskedPriorModel
 from hq_tokenizers.priors.conditions import Conditions
 from hq_tokenizers.priors.modeling_masked_prior import MaskedPredictor

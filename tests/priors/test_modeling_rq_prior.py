@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
+from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.priors import CodeGenerationConfig, RQPriorConfig, RQPriorModel
 
 Make = Callable[..., RQPriorModel]

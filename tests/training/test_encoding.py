@@ -11,9 +11,9 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.soft_codes import soft_codes
+from hq_tokenizers.models.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig
-from hq_tokenizers.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.training.encoding import encode_images
 

@@ -15,8 +15,8 @@ from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.soft_codes import SoftCodes
 from hq_tokenizers.evaluation.validation import evaluate_prior, unigram_entropies
 from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.training import PriorTrainingConfig
-from hq_tokenizers.presets import sq_vae
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.prior import train_prior

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.models.presets import robust_vq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
-from hq_tokenizers.presets import robust_vq_vae
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints

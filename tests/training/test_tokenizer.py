@@ -9,11 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from hq_tokenizers.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.evaluation.diagnostics import Finding
+from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
+from hq_tokenizers.models.presets import vq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
-from hq_tokenizers.presets import vq_vae
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop

@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import save_file
 
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.metrics.weight_files import BACKBONES, INCEPTION, WeightFile, backbone_features, load_state, locate
+from hq_tokenizers.metrics.pretrained.weight_files import (
+    BACKBONES,
+    INCEPTION,
+    WeightFile,
+    backbone_features,
+    load_state,
+    locate,
+)
 
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -116,7 +123,7 @@ class Malicious:
 
 
 def test_code_in_a_weight_file_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hq_tokenizers.metrics.feature_networks import inception_network
+    from hq_tokenizers.metrics.pretrained.feature_networks import inception_network
 
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Malicious()}, tmp_path / "evil.pth", pickle_protocol=2)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.hashing import file_sha256, weights_sha256
-from hq_tokenizers.metrics.weight_files import BACKBONES, backbone_features, load_into, load_state, locate
+from hq_tokenizers.metrics.pretrained.weight_files import BACKBONES, backbone_features, load_into, load_state, locate
 
 NetType = Literal["squeeze", "alex", "vgg"]
 

@@ -18,9 +18,9 @@ from torch import nn
 from transformers import AutoModel
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.modeling_sq_vae import SQVAEModel
-from hq_tokenizers.presets import sq_vae
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
+from hq_tokenizers.models.presets import sq_vae
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "codebook_size": 16}
 LABELS: dict[str, Any] = {"num_classes": 5, "hidden_size": 6}

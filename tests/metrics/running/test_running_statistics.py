@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hq_tokenizers.metrics.hash_sample import HashSample
-from hq_tokenizers.metrics.running_gaussian import RunningGaussian
-from hq_tokenizers.metrics.running_inception_score import RunningInceptionScore
-from hq_tokenizers.metrics.set_identity import SetIdentity
+from hq_tokenizers.metrics.running.hash_sample import HashSample
+from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
+from hq_tokenizers.metrics.running.running_inception_score import RunningInceptionScore
+from hq_tokenizers.metrics.running.set_identity import SetIdentity
 
 partitions = st.lists(st.integers(1, 7), min_size=1, max_size=6)
 

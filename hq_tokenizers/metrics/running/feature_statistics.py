@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from hq_tokenizers.metrics.hash_sample import HashSample
-from hq_tokenizers.metrics.running_gaussian import RunningGaussian
-from hq_tokenizers.metrics.running_inception_score import RunningInceptionScore
-from hq_tokenizers.metrics.set_identity import SetIdentity
+from hq_tokenizers.metrics.running.hash_sample import HashSample
+from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
+from hq_tokenizers.metrics.running.running_inception_score import RunningInceptionScore
+from hq_tokenizers.metrics.running.set_identity import SetIdentity
 
 _WRITERS = "evaluate --save_reference, or FID.save_reference, writes them"
 _FORMAT = "hq_tokenizers feature statistics 1"

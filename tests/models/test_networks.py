@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hq_tokenizers.networks import (
+from hq_tokenizers.models.networks import (
     ImageDecoder,
     ImageEncoder,
     ResidualBlock,
@@ -14,7 +14,7 @@ from hq_tokenizers.networks import (
     stage_channels,
     upsampling_head,
 )
-from hq_tokenizers.networks_hierarchical import BottomUp, FirstBlock, InjectedBlock
+from hq_tokenizers.models.networks_hierarchical import BottomUp, FirstBlock, InjectedBlock
 
 
 def kinds(module: nn.Module) -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hq_tokenizers.configuration_hq_vae import HQVAEConfig
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.modeling_hq_vae import HQVAEModel
-from hq_tokenizers.modeling_sq_vae import SQVAEModel
-from hq_tokenizers.presets import NETWORKS, PRESETS, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vq_vae
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
+from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
+from hq_tokenizers.models.presets import NETWORKS, PRESETS, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vq_vae
 
 SMALL = {"hidden_size": 8, "codebook_dim": 6}
 IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask"]

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from hq_tokenizers.checks import check_image_size
-from hq_tokenizers.configuration_hq_vae import GroupSpec, HQVAEConfig, parse_code_group
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.configuration_hq_vae import GroupSpec, HQVAEConfig, parse_code_group
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 
 
 class TestGrammar:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from .checks import CodebookSize, Length, check_value
+from hq_tokenizers.checks import CodebookSize, Length, check_value
+
 from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
 _FIELDS_OF_SINGLE_LAYER = (

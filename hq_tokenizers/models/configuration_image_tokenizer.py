@@ -8,7 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
 
-from .checks import ImageSize, NotNegative, Number, Positive, Range, Width, check_fields, check_image_size, did_you_mean
+from hq_tokenizers.checks import (
+    ImageSize,
+    NotNegative,
+    Number,
+    Positive,
+    Range,
+    Width,
+    check_fields,
+    check_image_size,
+    did_you_mean,
+)
 
 LogVariance = Annotated[Number, Range(-80, 80)]
 """Beyond it, exp leaves the range of float32."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
-from .codes import Codes
+from hq_tokenizers.codes import Codes
 
 
 @dataclass

@@ -15,11 +15,11 @@ from scipy import stats
 from torch import nn
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
-from hq_tokenizers.configuration_hq_vae import HQVAEConfig
-from hq_tokenizers.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.losses.elbo import gaussian_nll
-from hq_tokenizers.modeling_hq_vae import HQVAEModel
-from hq_tokenizers.modeling_sq_vae import SQVAEModel
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
+from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
+from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "initial_log_variance": 0.0}
 RESIDUAL, TWO, HYBRID, THREE = (

@@ -12,7 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .checks import check_choice, check_minimum
+from hq_tokenizers.checks import check_choice, check_minimum
+
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_sq_vae import SQVAEConfig
 

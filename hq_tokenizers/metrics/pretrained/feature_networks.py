@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.hashing import file_sha256, weights_sha256
-from hq_tokenizers.metrics.weight_files import (
+from hq_tokenizers.metrics.pretrained.weight_files import (
     BACKBONES,
     INCEPTION,
     backbone_features,

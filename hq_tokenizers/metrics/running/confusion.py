@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hq_tokenizers.metrics.set_identity import SetIdentity
+from hq_tokenizers.metrics.running.set_identity import SetIdentity
 
 
 @dataclass

@@ -21,10 +21,13 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from hq_tokenizers.checks import check_image_size
+from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
 from hq_tokenizers.quantization.gaussian import GaussianVariance
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
+from hq_tokenizers.randomness import GeneratorLike
 
 from .builders import (
     build_decoder,
@@ -34,16 +37,9 @@ from .builders import (
     build_latent_norm,
     build_single_quantizer,
 )
-from .checks import check_image_size
-from .codes import CodeGroup, CodeLayout, Codes
 from .configuration_sq_vae import SQVAEConfig
-from .modeling_image_tokenizer import (
-    ImageTokenizerPreTrainedModel,
-    inference,
-    level_diagnostics,
-)
+from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
-from .randomness import GeneratorLike
 
 
 class SQVAEModel(ImageTokenizerPreTrainedModel):

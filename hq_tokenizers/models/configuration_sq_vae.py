@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from .checks import CodebookSize, NotNegative, Positive, Range
+from hq_tokenizers.checks import CodebookSize, NotNegative, Positive, Range
+
 from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
 

@@ -11,6 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from hq_tokenizers.checks import check_image_size
+from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
@@ -19,11 +22,7 @@ from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
-
-from .checks import check_image_size
-from .codes import CodeLayout, Codes
-from .evaluation_mode import evaluation_mode
-from .randomness import GeneratorLike, sample_generators
+from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 
-from hq_tokenizers.checkpointed_layers import CheckpointedSequential, enable_gradient_checkpointing
+from hq_tokenizers.models.checkpointed_layers import CheckpointedSequential, enable_gradient_checkpointing
 from hq_tokenizers.training.model_options import build_tokenizer_config
 
 SMALL = {"hidden_size": 16, "codebook_dim": 8, "image_size": 32}

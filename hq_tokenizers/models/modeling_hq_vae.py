@@ -23,22 +23,18 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from hq_tokenizers.checks import check_image_size
+from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.randomness import GeneratorLike
 
 from .builders import build_bottom_up, build_decoder, build_group_quantizer, build_image_likelihood, build_latent_norm
-from .checks import check_image_size
-from .codes import CodeGroup, CodeLayout, Codes
 from .configuration_hq_vae import HQVAEConfig
-from .modeling_image_tokenizer import (
-    ImageTokenizerPreTrainedModel,
-    inference,
-    level_diagnostics,
-)
+from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
 from .networks_hierarchical import FirstBlock, InjectedBlock
-from .randomness import GeneratorLike
 
 
 class HQVAEModel(ImageTokenizerPreTrainedModel):

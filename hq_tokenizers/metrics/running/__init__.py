@@ -1,0 +1,1 @@
+"""Sums over what a process has seen, which merge into the sums over everything."""
