@@ -154,8 +154,7 @@ class HQImageProcessor(TorchvisionBackend):
         for image in images:
             pixels = _to_unit_range(image, rescale_factor if do_rescale else 1.0)
             if do_resize and size is not None:
-                cover = _covering_size(pixels, size) if do_center_crop else size
-                pixels = self.center_crop(self.resize(pixels, cover, resample).clamp_(0, 1), size)
+                pixels = self.fit(pixels, size, resample, do_center_crop)
             if do_normalize:
                 pixels = (pixels - _per_channel(image_mean, pixels)) / _per_channel(image_std, pixels)
             prepared.append(pixels)
@@ -167,6 +166,27 @@ class HQImageProcessor(TorchvisionBackend):
                 "process them one by one."
             )
         return BatchFeature({"pixel_values": torch.stack(prepared)}, tensor_type=return_tensors or "pt")
+
+    def fit(
+        self,
+        pixels: torch.Tensor,
+        size: SizeDict,
+        resample: Any = PILImageResampling.BICUBIC,
+        do_center_crop: bool = True,
+    ) -> torch.Tensor:
+        """Brings an image to a size; training and inference both resize images by this.
+
+        Args:
+            pixels: (C, H, W), floats.
+            size: Height and width.
+            resample: Interpolation, antialiased.
+            do_center_crop: Whether the image is scaled until it covers the size and its centre is kept; otherwise it
+                is stretched.
+        """
+        if tuple(pixels.shape[-2:]) == (size.height, size.width):
+            return pixels
+        cover = _covering_size(pixels, size) if do_center_crop else size
+        return self.center_crop(self.resize(pixels, cover, resample).clamp_(0, 1), size)
 
     def postprocess(
         self, pixel_values: torch.Tensor, output_type: str = "pil"

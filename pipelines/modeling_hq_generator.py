@@ -17,6 +17,7 @@ from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTraine
 from transformers.utils import ModelOutput
 
 from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.priors.progress import ProgressLike, show_progress
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .call_arguments import check_count
@@ -171,7 +172,7 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
         known_codes: Codes | None = None,
         known_mask: Sequence[torch.Tensor] | None = None,
         batch_size: int = 64,
-        progress: bool = False,
+        progress: ProgressLike = None,
         **overrides: Any,
     ) -> HQGeneratorOutput:
         """Samples images.
@@ -185,7 +186,7 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
             known_mask: One BoolTensor (N, h_g, w_g, D_g) per group of the layout, or one row for all.
             batch_size: Images sampled at once. Limits the memory. The codes do not depend on it; the pixels only
                 through the rounding of the decoder's convolutions (some 1e-7).
-            progress: Whether to show a bar.
+            progress: True for a bar; or a function called with (steps done, total).
             **overrides: Settings such as `temperature`, `top_k`, `top_p` or `guidance_scale`, which replace those of
                 the generation config for this call.
 
@@ -208,19 +209,23 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
         batches = inputs.split(batch_size)
         images: list[torch.Tensor] = []
         codes: list[Codes] = []
-        for batch in _progress_bar(batches, progress):
-            first = batch_size * len(images)
-            sampled = self.prior.generate(
-                class_labels=[labels[index if len(labels) > 1 else 0] for index in batch.tolist()],
-                generator=generators[first : first + len(batch)],
-                known_codes=_select(known_codes, batch),
-                known_mask=_select(known_mask, batch),
-                generation_config=generation_config,
-                progress=progress and len(batches) == 1,
-                **overrides,
-            )
-            images.append(self.image_tokenizer.decode(sampled))
-            codes.append(sampled)
+        # A single batch has the prior's own bar, over its steps.
+        several = len(batches) > 1
+        with show_progress(several and progress, len(batches), "Generating", "batch") as show:
+            for batch in batches:
+                first = batch_size * len(images)
+                sampled = self.prior.generate(
+                    class_labels=[labels[index if len(labels) > 1 else 0] for index in batch.tolist()],
+                    generator=generators[first : first + len(batch)],
+                    known_codes=_select(known_codes, batch),
+                    known_mask=_select(known_mask, batch),
+                    generation_config=generation_config,
+                    progress=None if several else progress,
+                    **overrides,
+                )
+                images.append(self.image_tokenizer.decode(sampled))
+                codes.append(sampled)
+                show(len(images))
         return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes))
 
     def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:
@@ -286,12 +291,3 @@ def _select(values: Any, batch: torch.Tensor) -> Any:
     if isinstance(values, (list, tuple)):
         return [_select(value, batch) for value in values]
     return values if len(values) == 1 else values[batch.to(values.device)]
-
-
-def _progress_bar(batches: Sequence[torch.Tensor], progress: bool) -> Sequence[torch.Tensor]:
-    """The batches, with a bar over them; a single one has the prior's own."""
-    if not progress or len(batches) == 1:
-        return batches
-    from tqdm.auto import tqdm
-
-    return tqdm(batches, desc="Generating", unit="batch")

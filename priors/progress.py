@@ -63,7 +63,7 @@ def report_progress(
         callback: Called with (steps done, total, `PartialCodes`).
         total: Number of steps.
     """
-    with _show(progress, total) as show:
+    with show_progress(progress, total, "Sampling codes", "step") as show:
 
         def on_step(done: int, partial: Callable[[], PartialCodes]) -> None:
             show(done)
@@ -74,13 +74,21 @@ def report_progress(
 
 
 @contextmanager
-def _show(progress: ProgressLike, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(progress: ProgressLike, total: int, title: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Yields a function to call with how much is done.
+
+    Args:
+        progress: True shows a bar; a function is called with (done, total); None or False stays silent.
+        total: How much there is.
+        title: What the bar says.
+        unit: What is counted.
+    """
     if callable(progress):
         yield lambda done: progress(done, total)
     elif progress:
         from tqdm.auto import tqdm
 
-        with tqdm(total=total, desc="Sampling codes", unit="step") as bar:
+        with tqdm(total=total, desc=title, unit=unit) as bar:
             yield lambda done: bar.update(done - bar.n)
     else:
         yield lambda done: None

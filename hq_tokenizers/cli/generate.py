@@ -18,6 +18,7 @@ from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
+from hq_tokenizers.reporting.tracking import counting_bar
 
 
 def generate_images(config: GenerateConfig) -> None:
@@ -39,14 +40,15 @@ def generate_images(config: GenerateConfig) -> None:
     names = generator.config.id2label or {}
     given = config.class_labels if isinstance(config.class_labels, list | None) else [config.class_labels]
     labels: list[Any] = given or [names[index] for index in range(len(names))] or [None]
-    images = generator.generate(
-        class_labels=labels,
-        num_images=config.num_images,
-        generator=config.seed,
-        batch_size=config.batch_size,
-        progress=True,
-        **config.generation,
-    ).images
+    with counting_bar("generating") as show:
+        images = generator.generate(
+            class_labels=labels,
+            num_images=config.num_images,
+            generator=config.seed,
+            batch_size=config.batch_size,
+            progress=show,
+            **config.generation,
+        ).images
     output_dir.mkdir(parents=True, exist_ok=True)
     # Before the images, so that an interrupted call can be repeated.
     write_report(output_dir, {"options": request})

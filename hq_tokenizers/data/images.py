@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import SizeDict
 
-from hq_tokenizers.image_processing_hq import GREY_MODES, convert_pil
+from hq_tokenizers.image_processing_hq import GREY_MODES, HQImageProcessor, convert_pil
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 * 2**30
+_PROCESSOR = HQImageProcessor()
 
 
 class BatchSource(Protocol):
@@ -67,8 +69,8 @@ class ImageFormat:
             pixels = self._check_array(np.asarray(raw)).astype(np.uint8)
         else:
             with Image.open(io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]) as image:
-                converted = self._convert(image)
-                pixels = np.asarray(self._fit(converted) if self.resize else converted)
+                pixels = np.asarray(self._convert(image))
+            pixels = self._fit(pixels) if self.resize else pixels
         if pixels.shape[:2] != (self.height, self.width):
             raise ValueError(
                 f"Found an image of {pixels.shape[0]}×{pixels.shape[1]} pixels among images of {self.height}×"
@@ -99,13 +101,12 @@ class ImageFormat:
                 "to read all as colour, or to 1 to make all grey."
             )
 
-    def _fit(self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
-        scale = max(self.height / image.height, self.width / image.width)
-        size = max(self.width, round(image.width * scale)), max(self.height, round(image.height * scale))
-        left, top = (size[0] - self.width) // 2, (size[1] - self.height) // 2
-        if size != image.size:
-            image = image.resize(size, resampling)
-        return image.crop((left, top, left + self.width, top + self.height))
+    def _fit(self, pixels: np.ndarray, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+        """uint8 (H, W) or (H, W, C), scaled until it covers the size, and its centre."""
+        channels_first = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy()) / 255
+        size = SizeDict(height=self.height, width=self.width)
+        fitted = _PROCESSOR.fit(channels_first, size, resampling).mul(255).round().to(torch.uint8)
+        return fitted.numpy().transpose(1, 2, 0)
 
 
 class ImageRows:
@@ -191,3 +192,9 @@ class _LazyImages(torch.utils.data.Dataset):
                 target[position] = form.decode(raw)
                 position += 1
         return images
+
+
+def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
+    """Mirrors about half of the images (B, …, H, W) horizontally, by torch's global noise, which checkpoints keep."""
+    flipped = torch.rand(pixel_values.shape[0], device=pixel_values.device) < 0.5
+    return torch.where(flipped.view(-1, *[1] * (pixel_values.ndim - 1)), pixel_values.flip(-1), pixel_values)

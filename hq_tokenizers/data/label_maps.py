@@ -55,5 +55,5 @@ class LabelMapFormat(ImageFormat):
             )
         return image
 
-    def _fit(self, image: Image.Image, resampling: Image.Resampling = Image.Resampling.NEAREST) -> Image.Image:
-        return super()._fit(image, resampling)
+    def _fit(self, pixels: np.ndarray, resampling: Image.Resampling = Image.Resampling.NEAREST) -> np.ndarray:
+        return super()._fit(pixels, resampling)

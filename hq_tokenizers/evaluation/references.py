@@ -75,4 +75,8 @@ def load_reference(config: EvaluateConfig, option: str = "reference") -> Referen
 
 
 def _resize_filter(config: DataConfig) -> str:
-    return "none" if config.image_size is None else "shorter side to the size, bicubic (Pillow), then centre crop"
+    return (
+        "none"
+        if config.image_size is None
+        else "shorter side to the size, bicubic, antialiased (torchvision), then centre crop"
+    )

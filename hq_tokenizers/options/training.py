@@ -85,9 +85,8 @@ class TokenizerTrainingConfig(LoopConfig):
         "the tokenizer: a preset (sq_vae, vae, vq_vae, robust_vq_vae, rsq_vae, rq_vae, sq_vae_2, vq_vae_2, hybrid_vae) "
         "with a network (digits, mnist, cifar10, which is the default, celeba, or for label maps celebamask), as "
         "{preset: sq_vae, network: mnist}; or {model_type: sq_vae}, which it is without a preset, or hq_vae; and any "
-        "field of its configuration (--model.codebook_size 256), for rsq_vae and rq_vae also num_levels; the "
-        "docstrings in hq_tokenizers/configuration_*.py explain the fields; image_size and num_channels come from the "
-        "data",
+        "field of its configuration (--model.codebook_size 256), which `--help model` explains; image_size and "
+        "num_channels come from the data",
     ] = field(default_factory=dict)
     metrics: MetricConfig = field(default_factory=MetricConfig)
 
@@ -113,8 +112,8 @@ class PriorTrainingConfig(LoopConfig):
     model: Annotated[
         dict[str, Any],
         "the prior: model_type, rq_prior unless masked_prior is given, and any field of its configuration "
-        "(--model.hidden_size 256), which the docstrings in priors/configuration_*.py explain; the code layout and the "
-        "number of classes come from the codes",
+        "(--model.hidden_size 256), which `--help model` explains; the code layout and the number of classes come from "
+        "the codes",
     ] = field(default_factory=dict)
     generation: Annotated[dict[str, Any], "sampling defaults saved with the prior, such as {temperature: 0.9}"] = field(
         default_factory=dict

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 Record = dict[str, Any]
 HISTORY = "metrics.jsonl"
@@ -79,15 +80,7 @@ class Tracker:
         self._last_line = 0.0
         self._writer: Any = None
         self._console = Console(quiet=not active)
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not (active and self._console.is_terminal),
-        )
+        self._progress = _new_bar(self._console, active, TextColumn("{task.fields[figures]}"))
         self._task = self._progress.add_task(title, total=total_steps, completed=first_step, figures="")
         if active:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -176,8 +169,22 @@ def progress_bar(items: Iterable[T], total: int, title: str, active: bool) -> It
         title: What is being done.
         active: Whether this process shows the bar (the main one).
     """
-    from rich.console import Console
-    from rich.progress import track
+    with counting_bar(title, active) as show:
+        for done, item in enumerate(items):
+            show(done, total)
+            yield item
+        show(total, total)
 
-    console = Console()
-    yield from track(items, title, total, console=console, disable=not (active and console.is_terminal))
+
+@contextmanager
+def counting_bar(title: str, active: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; yields a function to call with (done, total), such as `generate(progress=…)` takes."""
+    with _new_bar(Console(), active) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _new_bar(console: Console, active: bool, *further: ProgressColumn) -> Progress:
+    """The one kind of bar that commands show, on a terminal and in one process only."""
+    columns = TextColumn("[bold]{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    return Progress(*columns, *further, console=console, disable=not (active and console.is_terminal))

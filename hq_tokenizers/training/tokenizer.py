@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hq_tokenizers.checks import as_image_size
-from hq_tokenizers.data.images import Batch, ImageRows
+from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
@@ -328,12 +328,6 @@ def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> 
     if not pixel_values.is_floating_point():
         return {"pixel_accuracy": (reconstruction == pixel_values).float().mean()}
     return {"mse": (reconstruction.detach().float() - pixel_values).square().mean()}
-
-
-def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Mirrors about half of the images (B, …, H, W) horizontally, by torch's global noise, which checkpoints keep."""
-    flipped = torch.rand(pixel_values.shape[0], device=pixel_values.device) < 0.5
-    return torch.where(flipped.view(-1, *[1] * (pixel_values.ndim - 1)), pixel_values.flip(-1), pixel_values)
 
 
 def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:

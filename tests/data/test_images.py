@@ -200,6 +200,17 @@ def test_training_and_inference_see_the_same_pixels(tmp_path, mode, num_channels
         np.testing.assert_allclose(processed[0].permute(1, 2, 0).numpy(), over_white, atol=1.01 / 255)
 
 
+@pytest.mark.parametrize(("size", "num_channels"), [(8, 3), ([12, 5], 1), (40, 3)])
+def test_training_and_inference_resize_alike(tmp_path, size, num_channels):
+    """To the rounding of stored pixels to 8 bits."""
+    colours = np.random.default_rng(0).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "image.png")
+    trained = _load_one(tmp_path, image_size=size, num_channels=num_channels)
+    processor = HQImageProcessor.for_image_size(size, num_channels)
+    inferred = processor(Image.open(tmp_path / "image.png"))["pixel_values"]
+    torch.testing.assert_close(trained, inferred, rtol=0, atol=0.5 / 255 + 1e-6)
+
+
 def test_colour_is_not_dropped_because_the_first_image_is_grey(tmp_path):
     Image.new("L", (4, 4), 9).save(tmp_path / "a.png")
     Image.new("RGB", (4, 4), (200, 0, 0)).save(tmp_path / "b.png")

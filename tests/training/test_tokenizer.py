@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
+from hq_tokenizers.data.images import flip_at_random
 from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.models.presets import vq_vae
@@ -17,7 +18,7 @@ from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import _panels, flip_at_random, train_tokenizer
+from hq_tokenizers.training.tokenizer import _panels, train_tokenizer
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 
