@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import inspect
 import math
 import types
@@ -116,7 +115,6 @@ def check_fields(owner: Any, below: type = object, prefix: str = "") -> None:
         check_value(f"{prefix}{name}", getattr(owner, name), hint)
 
 
-@functools.cache
 def field_hints(cls: type, below: type = object) -> Mapping[str, Any]:
     """Annotations of the dataclass fields that a class and its bases up to `below`, exclusive, declare."""
     fields = {field.name for field in dataclasses.fields(cls)}
