@@ -58,8 +58,9 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         per pixel value; "mse_per_image": summed over the pixel values of an image; "psnr": in dB, the mean of the
         images' own PSNR. Of label maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
         level: "perplexity", exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity",
-        the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K, and "dead_rate", the
-        share of codes that do not occur; "entropy" of P̂, nats per position; "variance" of the quantiser.
+        the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K; "normalized_entropy",
+        H / log K; "dead_rate", the share of codes that do not occur; "entropy" of P̂, nats per position; "variance" of
+        the quantiser.
 
     Raises:
         ValueError: If there are fewer batches than processes.
@@ -127,7 +128,7 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
     if counts:
         usage = {name: values.tolist() for name, values in usage_figures(counts).items()}
         # The name "entropy" is that of P̂ here.
-        figures |= {name: usage[name] for name in ("perplexity", "usage", "dead_rate")}
+        figures |= {name: usage[name] for name in ("perplexity", "usage", "normalized_entropy", "dead_rate")}
         figures["active_codes"] = list(map(int, usage["active_codes"]))
     return figures
 

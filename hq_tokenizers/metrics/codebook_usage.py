@@ -18,6 +18,7 @@ class CodebookUsage(StreamingMetric[CodeCounts]):
 
     Result, each a list with one entry per level, coarse to fine; p_k is the share of code k among a level's codes:
         * `entropy`: H = −Σ_k p_k log p_k, in nats. `perplexity`: exp(H), between 1 and K.
+        * `normalized_entropy`: H / log K, between 0 and 1.
         * `active_codes`: number of codes used at least once. `codebook_size`: K.
         * `num_codes`: number of codes counted; well below K, it bounds the perplexity.
         * `provenance`, in which the reference set's hash is that of the codes.
@@ -58,6 +59,7 @@ class CodebookUsage(StreamingMetric[CodeCounts]):
         return {
             "perplexity": usage["perplexity"].tolist(),
             "entropy": usage["entropy"].tolist(),
+            "normalized_entropy": usage["normalized_entropy"].tolist(),
             "active_codes": usage["active_codes"].int().tolist(),
             "codebook_size": [len(count) for count in counts],
             "num_codes": [int(count.sum()) for count in counts],

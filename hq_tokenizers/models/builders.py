@@ -9,6 +9,7 @@ from torch import nn
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, SquaredErrorImages, VonMisesFisherLabels
 from hq_tokenizers.quantization.continuous import GaussianBottleneck
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
@@ -30,8 +31,8 @@ def build_encoder(config: SQVAEConfig, in_channels: int) -> ImageEncoder:
         num_blocks=config.num_residual_blocks,
         final_convolution=config.bottleneck_convolution,
         final_norm=config.bottleneck_norm,
-        out_channels=config.codebook_dim,
-        with_variance=config.has_variance_head,
+        out_channels=latent_width(config),
+        variance_channels=config.codebook_dim if config.has_variance_head else 0,
     )
 
 
@@ -60,10 +61,16 @@ def build_decoder(config: ImageTokenizerConfig, in_channels: int, out_channels: 
 
 
 def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
-    """BN and a 1×1 projection before the quantiser (robust VQ training), or nothing."""
+    """BN over the encoder's channels and a 1×1 projection to the quantiser (robust VQ training), or nothing."""
     if not config.bottleneck_batch_norm:
         return nn.Identity()
-    return nn.Sequential(nn.BatchNorm2d(config.codebook_dim), nn.Conv2d(config.codebook_dim, config.codebook_dim, 1))
+    width = latent_width(config)
+    return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, config.codebook_dim, 1))
+
+
+def latent_width(config: ImageTokenizerConfig) -> int:
+    """Channels of what `build_latent_norm` is given: the encoder's, where it has the projection to the codes."""
+    return config.hidden_size if config.bottleneck_batch_norm else config.codebook_dim
 
 
 def build_single_quantizer(config: SQVAEConfig) -> nn.Module:
@@ -121,12 +128,17 @@ def _vector_quantizer(
         config.codebook_dim,
         shared_codebook=shared,
         commitment_weight=config.commitment_weight,
-        update=config.codebook_update,
-        decay=config.ema_decay,
-        restart_threshold=config.restart_threshold,
+        averages_for=lambda size: _build_averages(config, size),
         reestimation=reestimation,
         max_elements=config.max_quantizer_elements,
     )
+
+
+def _build_averages(config: ImageTokenizerConfig, num_codes: int) -> MovingAverages | None:
+    """What a codebook of K codes follows; None where its codes are learned by gradient."""
+    if config.codebook_update == "gradient":
+        return None
+    return MovingAverages(num_codes, config.codebook_dim, config.ema_decay, config.restart_threshold)
 
 
 def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:

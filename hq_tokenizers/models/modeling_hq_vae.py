@@ -30,7 +30,14 @@ from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.randomness import GeneratorLike
 
-from .builders import build_bottom_up, build_decoder, build_group_quantizer, build_image_likelihood, build_latent_norm
+from .builders import (
+    build_bottom_up,
+    build_decoder,
+    build_group_quantizer,
+    build_image_likelihood,
+    build_latent_norm,
+    latent_width,
+)
 from .configuration_hq_vae import HQVAEConfig
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
@@ -64,14 +71,14 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         super().__init__(config)
         groups = config.groups
         strides = [group.stride for group in groups]
-        width, dim = config.hidden_size, config.codebook_dim
+        width, dim, latents = config.hidden_size, config.codebook_dim, latent_width(config)
         self.bottom_up = build_bottom_up(config)
         with_fill = config.progressive or config.learned_prior
         injected = (
-            InjectedBlock(width, dim, coarse // fine, config.num_decoder_residual_blocks, with_fill)
+            InjectedBlock(width, dim, latents, coarse // fine, config.num_decoder_residual_blocks, with_fill)
             for coarse, fine in itertools.pairwise(strides)
         )
-        self.blocks = nn.ModuleList([FirstBlock(width, dim), *injected])
+        self.blocks = nn.ModuleList([FirstBlock(width, dim, latents), *injected])
         self.latent_norms = nn.ModuleList(build_latent_norm(config) for _ in groups)
         self.quantizer = nn.ModuleList(build_group_quantizer(config, index) for index in range(len(groups)))
         self.decoder = build_decoder(config, width, config.num_channels, strides[-1])

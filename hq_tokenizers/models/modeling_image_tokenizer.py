@@ -15,6 +15,7 @@ from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
+from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
@@ -108,9 +109,10 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=config.codebook_init_std)
         elif isinstance(module, VectorCodebook):
             init.normal_(module.weight, std=config.codebook_init_std)
-            if module.update_rule == "ema":
-                init.ones_(module.ema_count)
-                init.copy_(module.ema_sum, module.weight)
+            if module.averages is not None:
+                count = max(1.0, FRESH * module.averages.restart_threshold)
+                init.constant_(module.averages.count, count)
+                init.copy_(module.averages.total, count * module.weight)
         elif isinstance(module, Reservoir):
             init.zeros_(module.vectors)
             init.zeros_(module.num_seen)

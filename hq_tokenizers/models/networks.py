@@ -109,7 +109,7 @@ class ImageEncoder(nn.Module):
         final_convolution: See `downsampling_stem`.
         final_norm: See `downsampling_stem`.
         out_channels: Latent channels; a 1×1 projection is added where they differ from `hidden_size`.
-        with_variance: Whether there is a second head for v(x).
+        variance_channels: Channels of the second head, for v(x); 0 for none.
     """
 
     def __init__(
@@ -121,16 +121,16 @@ class ImageEncoder(nn.Module):
         final_convolution: bool,
         final_norm: bool,
         out_channels: int,
-        with_variance: bool,
+        variance_channels: int,
     ):
         super().__init__()
         self.stem = downsampling_stem(in_channels, hidden_size, num_stages, final_convolution, final_norm)
         self.blocks = residual_stack(hidden_size, num_blocks - 1)
         self.mean_head = latent_head(hidden_size, out_channels)
-        self.variance_head = latent_head(hidden_size, out_channels) if with_variance else None
+        self.variance_head = latent_head(hidden_size, variance_channels) if variance_channels else None
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, C, H, W) → latents (B, d, h, w) and the log-variance map of the same shape, if there is one."""
+        """(B, C, H, W) → latents (B, d, h, w) and the log-variance map of the same grid, if there is one."""
         features = self.blocks(self.stem(pixel_values))
         return self.mean_head(features), None if self.variance_head is None else self.variance_head(features)
 

@@ -69,12 +69,13 @@ class FirstBlock(nn.Module):
 
     Args:
         hidden_size: Channels c of the features.
-        code_dim: Width d of latents and code vectors.
+        code_dim: Width d of code vectors.
+        latent_channels: Width of the latents before their norm.
     """
 
-    def __init__(self, hidden_size: int, code_dim: int):
+    def __init__(self, hidden_size: int, code_dim: int, latent_channels: int):
         super().__init__()
-        self.latent_head = latent_head(hidden_size, code_dim)
+        self.latent_head = latent_head(hidden_size, latent_channels)
         self.state = nn.Identity() if code_dim == hidden_size else nn.Conv2d(code_dim, hidden_size, 1)
 
     def latents(self, features: torch.Tensor, upsampled: None = None) -> torch.Tensor:
@@ -91,13 +92,16 @@ class InjectedBlock(nn.Module):
 
     Args:
         hidden_size: Channels c of the features.
-        code_dim: Width d of latents and code vectors.
+        code_dim: Width d of code vectors.
+        latent_channels: Width of the latents before their norm.
         upsampling: Factor between the coarser grid and this one, a power of two.
         num_blocks: Residual blocks before the upsampling.
         with_fill: Whether there is a head that predicts this group's code vectors from the state alone.
     """
 
-    def __init__(self, hidden_size: int, code_dim: int, upsampling: int, num_blocks: int, with_fill: bool):
+    def __init__(
+        self, hidden_size: int, code_dim: int, latent_channels: int, upsampling: int, num_blocks: int, with_fill: bool
+    ):
         super().__init__()
         layers: list[nn.Module] = [residual_stack(hidden_size, num_blocks)]
         for _ in range(upsampling.bit_length() - 1):
@@ -106,7 +110,7 @@ class InjectedBlock(nn.Module):
         self.merge = CheckpointedSequential(
             nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size)
         )
-        self.latent_head = latent_head(hidden_size, code_dim)
+        self.latent_head = latent_head(hidden_size, latent_channels)
         self.fill_head = latent_head(hidden_size, code_dim) if with_fill else None
         self.state = nn.Conv2d(hidden_size + code_dim, hidden_size, 1)
 

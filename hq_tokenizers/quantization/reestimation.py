@@ -1,8 +1,9 @@
 """Data-dependent re-estimation of codebooks (Łańcucki et al., Robust Training of VQ Bottleneck Models, 2020).
 
-Epochs 0 … w−1 run without quantisation, while a reservoir collects encoder outputs. At the start of each of the next m
-epochs the codebooks are replaced by the k-means centres of the reservoir, which is then emptied and fills again.
-Afterwards nothing is touched any more. All of it is saved state, so that an interrupted training resumes.
+Epochs 0 … w−1 run without quantisation, while a reservoir, emptied at the start of each, collects encoder outputs. At
+the start of each of the next m epochs the codebooks are replaced by the k-means centres of the reservoir, which is then
+emptied and fills again. Afterwards nothing is touched any more. All of it is saved state, so that an interrupted
+training resumes.
 """
 
 from __future__ import annotations
@@ -107,6 +108,9 @@ class CodebookReestimation(nn.Module):
             seed: Seed of the k-means initialisation.
         """
         self.epoch.fill_(epoch)
+        if epoch < self.warmup_epochs:
+            # As in the authors' code, the first estimate sees the last epoch of the warm-up only.
+            self.reservoir.clear()
         if not self.warmup_epochs <= epoch < self.last_epoch:
             return False
         vectors = self.reservoir.contents().float()

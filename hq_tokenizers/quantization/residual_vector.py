@@ -5,13 +5,14 @@ Shape legend: B batch, h × w grid, d code width, D levels of K_l codes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
@@ -31,9 +32,7 @@ class ResidualVectorQuantizer(nn.Module):
         code_dim: Code width d.
         shared_codebook: Whether all levels use one codebook; their sizes must then be equal.
         commitment_weight: β.
-        update: See `VectorCodebook`.
-        decay: See `VectorCodebook`.
-        restart_threshold: See `VectorCodebook`.
+        averages_for: Gives the moving averages for a codebook of K codes; None for codes learned by gradient.
         reestimation: Data-dependent re-estimation of the codebooks, or None.
         max_elements: See `VectorCodebook`.
     """
@@ -45,27 +44,17 @@ class ResidualVectorQuantizer(nn.Module):
         *,
         shared_codebook: bool,
         commitment_weight: float,
-        update: str,
-        decay: float,
-        restart_threshold: float,
+        averages_for: Callable[[int], MovingAverages | None],
         reestimation: CodebookReestimation | None,
         max_elements: int,
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            VectorCodebook(
-                size,
-                code_dim,
-                update=update,
-                decay=decay,
-                restart_threshold=restart_threshold,
-                max_elements=max_elements,
-            )
+            VectorCodebook(size, code_dim, averages_for(size), max_elements)
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
         self.num_levels = len(codebook_sizes)
         self.commitment_weight = commitment_weight
-        self.learned_by_gradient = update == "gradient"
         self.reestimation = reestimation
 
     def level_codebooks(self) -> list[VectorCodebook]:
@@ -102,6 +91,9 @@ class ResidualVectorQuantizer(nn.Module):
                 identity = self.reestimation.warming_up
                 straight_through = [torch.where(identity, latents, total) for total in straight_through]
                 terms = {name: term * ~identity for name, term in terms.items()}
+            if learning:
+                for codebook in cast(Sequence[VectorCodebook], self.codebooks):
+                    codebook.end_of_part()
             zeros = latents.new_zeros(self.num_levels)
             return QuantizerOutput(tuple(straight_through), torch.stack(indices, -1), terms, zeros, zeros)
 
@@ -127,8 +119,8 @@ class ResidualVectorQuantizer(nn.Module):
             flat = residual.reshape(-1, residual.shape[-1])
             index = codebook.nearest(flat)
             vectors = F.embedding(index, codebook.codes).reshape(latents.shape)
-            if learning and codebook.update_rule == "ema":
-                codebook.move_averages(flat, index)
+            if learning:
+                codebook.observe(flat, index)
             residual = residual - vectors.detach()
             total = total + vectors
             indices.append(index.reshape(latents.shape[:-1]))
@@ -140,6 +132,6 @@ class ResidualVectorQuantizer(nn.Module):
             return torch.stack([F.mse_loss(a, b) for b in partial_sums]).mean()
 
         terms = {"commitment": self.commitment_weight * mean_distance(latents, [total.detach() for total in sums])}
-        if self.learned_by_gradient:
+        if self.level_codebooks()[0].averages is None:
             terms["codebook"] = mean_distance(latents.detach(), sums)
         return terms

@@ -26,8 +26,8 @@ def usage_figures(counts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Returns:
         Tensors (L,) of that type and device: "entropy" H = −Σ_k p_k log p_k in nats; "perplexity" exp H, between 1 and
-        K, K when all codes are used alike; "usage", perplexity / K; "active_codes" that occur; "dead_rate", the share
-        of codes that do not.
+        K, K when all codes are used alike; "usage", perplexity / K; "normalized_entropy", H / log K (usage as Łańcucki
+        et al. report it; 1 for K = 1); "active_codes" that occur; "dead_rate", the share of codes that do not.
     """
     entropy = torch.stack([torch.special.entr(count / count.sum()).sum() for count in counts])
     sizes = torch.tensor([len(count) for count in counts]).to(entropy)
@@ -35,6 +35,7 @@ def usage_figures(counts: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         "entropy": entropy,
         "perplexity": entropy.exp(),
         "usage": entropy.exp() / sizes,
+        "normalized_entropy": torch.where(sizes > 1, entropy / sizes.log(), 1.0),
         "active_codes": torch.stack([(count > 0).sum() for count in counts]).to(entropy),
         "dead_rate": torch.stack([(count == 0).to(entropy).mean() for count in counts]),
     }

@@ -22,6 +22,7 @@ from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.quantization.moving_averages import set_accumulation
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_curves, save_png
 from hq_tokenizers.reporting.reports import images_per_second, write_report
@@ -225,6 +226,7 @@ class TokenizerStage(Stage):
         validation: ImageRows,
     ) -> None:
         super().__init__(model)
+        set_accumulation(model, config.gradient_accumulation)
         self.config = config
         self.accelerator = accelerator
         self.validation = validation

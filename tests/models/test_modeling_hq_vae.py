@@ -269,7 +269,7 @@ class TestCodes:
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_forward_is_decode_of_encode_bit_for_bit(self, system: str) -> None:
         model = build(system)
-        output, codes = model(data(4)), model.encode(data(4))
+        output, codes = model(data(32)), model.encode(data(32))
         assert output.codes == codes
         assert torch.equal(output.reconstruction, model.decode(codes))
         assert all(len(level.unique()) > 1 for level in codes.levels()), "a test with one code shows nothing"

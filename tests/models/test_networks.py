@@ -66,7 +66,7 @@ def test_stem_and_head_of_cifar10() -> None:
 @pytest.mark.parametrize("with_variance", [False, True])
 @pytest.mark.parametrize("width", [6, 8])
 def test_encoder_and_decoder_shapes(stages: int, with_variance: bool, width: int) -> None:
-    encoder = ImageEncoder(3, 8, stages, 2, True, True, width, with_variance)
+    encoder = ImageEncoder(3, 8, stages, 2, True, True, width, width * with_variance)
     latents, log_variance = encoder(torch.randn(2, 3, 16, 24))
     assert latents.shape == (2, width, 16 // 2**stages, 24 // 2**stages)
     assert (log_variance is not None) == with_variance
@@ -79,7 +79,7 @@ def test_encoder_and_decoder_shapes(stages: int, with_variance: bool, width: int
 
 def test_blocks_count_the_heads() -> None:
     for blocks in (1, 2, 5):
-        encoder = ImageEncoder(3, 8, 2, blocks, True, True, 8, False)
+        encoder = ImageEncoder(3, 8, 2, blocks, True, True, 8, 0)
         assert sum(isinstance(module, ResidualBlock) for module in encoder.modules()) == blocks
 
 
@@ -95,14 +95,14 @@ def test_bottom_up_is_coarse_to_fine_and_reads_finer_features() -> None:
 
 @pytest.mark.parametrize("width", [6, 8])
 def test_first_block(width: int) -> None:
-    block = FirstBlock(8, width)
+    block = FirstBlock(8, width, width)
     assert block.latents(torch.randn(2, 8, 3, 4)).shape == (2, width, 3, 4)
     assert block.next_state(None, torch.randn(2, width, 3, 4)).shape == (2, 8, 3, 4)
 
 
 @pytest.mark.parametrize("upsampling", [2, 4])
 def test_injected_block_uses_state_features_and_codes(upsampling: int) -> None:
-    block = InjectedBlock(8, 6, upsampling, 1, with_fill=True)
+    block = InjectedBlock(8, 6, 6, upsampling, 1, with_fill=True)
     state, features, codes = (
         torch.randn(2, c, s, s, requires_grad=True) for c, s in ((8, 3), (8, 3 * upsampling), (6, 3 * upsampling))
     )
@@ -116,4 +116,4 @@ def test_injected_block_uses_state_features_and_codes(upsampling: int) -> None:
     filled = block.fill(upsampled)
     assert filled is not None
     assert filled.shape == latents.shape
-    assert InjectedBlock(8, 6, 2, 1, with_fill=False).fill(features) is None
+    assert InjectedBlock(8, 6, 6, 2, 1, with_fill=False).fill(features) is None

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir, kmeans
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
@@ -83,7 +84,7 @@ class TestKMeans:
 
 def codebooks(number: int, num_codes: int, update: str = "gradient") -> list[VectorCodebook]:
     books = [
-        VectorCodebook(num_codes, 2, update=update, decay=0.99, restart_threshold=0.0, max_elements=10**6)
+        VectorCodebook(num_codes, 2, MovingAverages(num_codes, 2, 0.99, 0.0) if update == "ema" else None, 10**6)
         for _ in range(number)
     ]
     for book in books:
@@ -117,8 +118,8 @@ class TestSchedule:
         assert schedule.start_epoch(1, books, len(books), seed=0)
         assert torch.cdist(centres.double(), books[0].weight.detach().double()).amin(1).max() < 0.01
         if update == "ema":
-            torch.testing.assert_close(books[0].ema_sum, books[0].weight)
-            torch.testing.assert_close(books[0].ema_count, torch.ones(4))
+            torch.testing.assert_close(books[0].averages.total, books[0].weight)
+            torch.testing.assert_close(books[0].averages.count, torch.ones(4))
 
     def test_second_level_becomes_the_clusters_of_what_the_first_leaves(self) -> None:
         coarse, fine = torch.tensor([[50.0, 0.0], [-50.0, 0.0]]), torch.tensor([[0.0, 3.0], [0.0, -3.0]])

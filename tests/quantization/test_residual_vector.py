@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 
@@ -25,9 +26,7 @@ def quantizer(
         D,
         shared_codebook=shared,
         commitment_weight=BETA,
-        update=update,
-        decay=0.9,
-        restart_threshold=0.0,
+        averages_for=lambda size: MovingAverages(size, D, 0.9, 0.0) if update == "ema" else None,
         reestimation=reestimation,
         max_elements=10**6,
     )
@@ -124,8 +123,8 @@ def test_each_level_averages_its_own_residuals() -> None:
         assert torch.equal(output.indices[..., level].flatten(), index)
         counts = torch.bincount(index, minlength=K)
         sums = torch.zeros(K, D, dtype=torch.float64).index_add_(0, index, residual)
-        torch.testing.assert_close(book.ema_count.double(), 0.9 + 0.1 * counts.double(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(book.ema_sum.double(), 0.9 * books[level] + 0.1 * sums, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(book.averages.count.double(), 0.9 + 0.1 * counts.double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(book.averages.total.double(), 0.9 * books[level] + 0.1 * sums, rtol=1e-4, atol=1e-5)
         residual = residual - books[level].double()[index]
 
 

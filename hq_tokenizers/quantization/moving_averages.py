@@ -1,0 +1,146 @@
+"""Codebooks that follow moving averages of the vectors they stand for, with restart of codes that nobody uses.
+
+Shape legend: M latent vectors, d code width, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hq_tokenizers.processes import all_reduce, broadcast
+from hq_tokenizers.quantization.usage import code_counts
+
+LAPLACE_EPSILON = 1e-5
+FRESH = 2.0
+"""A new code counts as this many times the restart threshold: it has time to be found before it is judged."""
+RESTART_NOISE = 0.01
+"""Standard deviation, relative to the batch's, of what tells copies of one vector apart."""
+
+
+@dataclass
+class _Pending:
+    """What the parts of a batch have shown so far: (K,), (K, d), (K, d), and the number of vectors."""
+
+    counts: torch.Tensor
+    totals: torch.Tensor
+    candidates: torch.Tensor
+    number: int
+    parts: int
+
+
+class MovingAverages(nn.Module):
+    """Moving averages of K codes (van den Oord et al., 2017, appendix A).
+
+    Once per optimiser step, over the vectors of all levels, processes and parts of the batch, with decay γ:
+
+        c_k = #{i : z_i → k},   n_k ← γ n_k + (1 − γ) c_k,   m_k ← γ m_k + (1 − γ) Σ_{i → k} z_i,   b_k = m_k / n̂_k
+
+    where n̂ is n after Laplace smoothing. A code is dead when both n_k and this step's c_k are below the threshold.
+    It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
+    m_k = n_k b_k.
+
+    Args:
+        num_codes: K.
+        code_dim: d.
+        decay: γ.
+        restart_threshold: Below it a code is dead; 0 restarts none.
+    """
+
+    count: torch.Tensor
+    total: torch.Tensor
+
+    def __init__(self, num_codes: int, code_dim: int, decay: float, restart_threshold: float):
+        super().__init__()
+        self.decay = decay
+        self.restart_threshold = restart_threshold
+        self.parts = 1
+        """Forward passes that make one optimiser step (gradient accumulation)."""
+        # From 0 on, the norms of unused codes would explode with the first step.
+        self.register_buffer("count", torch.ones(num_codes))
+        self.register_buffer("total", torch.empty(num_codes, code_dim))
+        self._pending: _Pending | None = None
+
+    @torch.no_grad()
+    def start(self, codes: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Averages that give these code vectors.
+
+        Args:
+            codes: (K, d).
+            counts: How many vectors each stands for, (K,); their sum stays what it was. None for equally many.
+        """
+        # A code without vectors, which k-means makes of fewer distinct vectors than codes, stands for one.
+        members = torch.ones_like(self.count) if counts is None else counts.clamp_min(1)
+        shares = members / members.sum() * self.count.sum()
+        self.count.copy_(shares.clamp_min(FRESH * self.restart_threshold))
+        self.total.copy_(codes * self.count.unsqueeze(-1))
+
+    @torch.no_grad()
+    def observe(self, latents: torch.Tensor, indices: torch.Tensor) -> None:
+        """Takes latents (M, d) with their codes (M,); nothing moves before `end_of_part`."""
+        latents = latents.to(self.total.dtype)
+        counts = code_counts(indices, len(self.count))
+        totals = torch.zeros_like(self.total).index_add_(0, indices, latents)
+        candidates = _draw(latents, len(self.count)) if self.restart_threshold else latents[:0]
+        pending = self._pending
+        if pending is None:
+            self._pending = _Pending(counts, totals, candidates, len(latents), parts=0)
+            return
+        pending.counts += counts
+        pending.totals += totals
+        pending.number += len(latents)
+        if self.restart_threshold:
+            # Every vector of the batch is as likely to become a candidate, whichever part it came with.
+            newer = torch.rand(len(candidates), 1, device=latents.device) < len(latents) / pending.number
+            pending.candidates = torch.where(newer, candidates, pending.candidates)
+
+    @torch.no_grad()
+    def end_of_part(self) -> torch.Tensor | None:
+        """After every training forward: the new code vectors (K, d) when the optimiser step is complete, or None."""
+        pending = self._pending
+        if pending is None:
+            return None
+        pending.parts += 1
+        if pending.parts < self.parts:
+            return None
+        self._pending = None
+        all_reduce(pending.counts)
+        all_reduce(pending.totals)
+        self.count.lerp_(pending.counts, 1 - self.decay)
+        self.total.lerp_(pending.totals, 1 - self.decay)
+        if self.restart_threshold:
+            broadcast(pending.candidates)
+            self._restart(pending)
+        number = self.count.sum()
+        smoothed = (self.count + LAPLACE_EPSILON) / (number + len(self.count) * LAPLACE_EPSILON) * number
+        return self.total / smoothed.unsqueeze(-1)
+
+    def _restart(self, pending: _Pending) -> None:
+        dead = (self.count < self.restart_threshold) & (pending.counts < self.restart_threshold)
+        fresh = FRESH * self.restart_threshold
+        self.count.masked_fill_(dead, fresh)
+        self.total.copy_(torch.where(dead.unsqueeze(-1), fresh * pending.candidates, self.total))
+
+
+def _draw(latents: torch.Tensor, number: int) -> torch.Tensor:
+    """`number` of the vectors (M, d), each at most once; where there are fewer, copies that differ by noise."""
+    order = torch.randperm(len(latents), device=latents.device)
+    if len(latents) >= number:
+        return latents[order[:number]]
+    copies = latents[order.repeat(-(-number // len(latents)))[:number]]
+    spread = latents.std() if latents.numel() > 1 else latents.abs().mean()
+    return copies + torch.randn_like(copies) * spread * RESTART_NOISE
+
+
+def set_accumulation(model: nn.Module, parts: int) -> None:
+    """Tells the codebooks of a model how many forward passes make an optimiser step.
+
+    Args:
+        model: Any module.
+        parts: Forward passes per optimiser step, at least 1.
+    """
+    for module in model.modules():
+        if isinstance(module, MovingAverages):
+            module.parts = parts
