@@ -161,7 +161,7 @@ def _budget(config: Comparison) -> dict[str, Any]:
 def partial_mse(folder: Path, rows: ImageRows) -> list[float]:
     """Mean squared error per pixel of the decodes from the first 1, …, L levels."""
     model = AutoModel.from_pretrained(folder).eval()
-    if model.config.quantizer == "none":
+    if not model.config.has_codes:
         return []
     num_levels = model.code_layout().num_levels
     sums = [0.0] * num_levels

@@ -26,7 +26,7 @@ def _is_the_command() -> bool:
     program = sys.argv[0] if sys.argv else ""
     # While Python looks for the module to run, the program is called "-m".
     with_m = program == "-m" and ("-m", "hq_tokenizers") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-    return with_m or Path(program).stem in ("hq-tokenizers", "hq-tokenizers-script")
+    return with_m or Path(program).name in ("hq-tokenizers", "hq-tokenizers.exe")
 
 
 # Registration cannot wait for its first use: `pipeline("hq-generation", …)` asks transformers, not this package.

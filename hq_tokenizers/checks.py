@@ -88,7 +88,15 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         ValueError: If it is of another type or out of range.
     """
     if not accepts(hint, value):
-        raise ValueError(f"{name} must be {describe(hint)}, got {_shown(value)}.")
+        suggestion = did_you_mean(value, _choices(hint)) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be {describe(hint)}, got {_shown(value)}.{suggestion and f' {suggestion}'}")
+
+
+def _choices(hint: Any) -> list[str]:
+    """The texts that an annotation names."""
+    if typing.get_origin(hint) is Literal:
+        return [choice for choice in typing.get_args(hint) if isinstance(choice, str)]
+    return [choice for argument in typing.get_args(hint) for choice in _choices(argument)]
 
 
 def _shown(value: Any) -> str:
@@ -112,7 +120,12 @@ def check_fields(owner: Any, below: type = object, prefix: str = "") -> None:
         ValueError: Naming the first field with a wrong value.
     """
     for name, hint in field_hints(type(owner), below).items():
-        check_value(f"{prefix}{name}", getattr(owner, name), hint)
+        value = getattr(owner, name)
+        if isinstance(value, tuple) and not accepts(hint, value):
+            # What is saved as JSON reads back as a list.
+            value = list(value)
+            setattr(owner, name, value)
+        check_value(f"{prefix}{name}", value, hint)
 
 
 def field_hints(cls: type, below: type = object) -> Mapping[str, Any]:

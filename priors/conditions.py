@@ -37,6 +37,10 @@ class Conditions:
         mask = None if self.mask is None else self.mask & ~rows[:, None]
         return Conditions(self.labels.masked_fill(rows, NULL_LABEL), self.vectors, mask)
 
+    def drop(self, share: float) -> Conditions:
+        """Label dropout: hides the whole condition of a random share of the rows, by torch's global noise."""
+        return self.hide(torch.rand(self.labels.shape, device=self.labels.device) < share)
+
     def with_null(self) -> Conditions:
         """The B rows, then the same rows without any condition: the two branches of guidance."""
         null = self.hide(torch.ones_like(self.labels, dtype=torch.bool))

@@ -108,7 +108,7 @@ class CodePriorConfig(PreTrainedConfig):
         try:
             groups = self.layout.groups
         except (TypeError, ValueError) as error:
-            raise ValueError(f"code_layout is none: {error}") from error
+            raise ValueError(f"code_layout describes no layout: {error}") from error
         for group in groups:
             for name, value in (("height", group.height), ("width", group.width)):
                 check_value(f"The {name} of a grid of code_layout", value, Width)

@@ -54,6 +54,7 @@ class MaskedSampler:
 
     def __init__(
         self,
+        *,
         layout: CodeLayout,
         predictor_for: Callable[[Conditions], LevelPredictor],
         scheduler: MaskedCodeScheduler,

@@ -55,6 +55,7 @@ class AutoregressiveSampler:
 
     def __init__(
         self,
+        *,
         layout: CodeLayout,
         predictor_for: Callable[[Conditions], PositionPredictor],
         conditions: Conditions,

@@ -314,11 +314,9 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         return Conditions(class_labels, *vectors)
 
     def _hide_conditions(self, conditions: Conditions) -> Conditions:
-        """Label dropout: in training, hides the whole condition of a random share of the images."""
-        if not self.training or not self.config.label_dropout:
-            return conditions
-        labels = conditions.labels
-        return conditions.hide(torch.rand(labels.shape, device=labels.device) < self.config.label_dropout)
+        """Label dropout, in training only."""
+        drops = self.training and self.config.label_dropout > 0
+        return conditions.drop(self.config.label_dropout) if drops else conditions
 
     def _pair_inputs(
         self,

@@ -252,7 +252,15 @@ class MaskedPriorModel(CodePriorModel):
             return MaskedPredictor(self, rows)
 
         sampler = MaskedSampler(
-            self.layout, predictor_for, scheduler, steps, conditions, generators, config, known, on_step
+            layout=self.layout,
+            predictor_for=predictor_for,
+            scheduler=scheduler,
+            num_steps=steps,
+            conditions=conditions,
+            generators=generators,
+            config=config,
+            known=known,
+            on_step=on_step,
         )
         return sampler.run()
 

@@ -154,7 +154,16 @@ class RQPriorModel(CodePriorModel):
         def predictor_for(rows: Conditions) -> RQPredictor:
             return RQPredictor(self, rows, config.cache_implementation or "static")
 
-        return AutoregressiveSampler(self.layout, predictor_for, conditions, generators, config, known, on_step).run()
+        sampler = AutoregressiveSampler(
+            layout=self.layout,
+            predictor_for=predictor_for,
+            conditions=conditions,
+            generators=generators,
+            config=config,
+            known=known,
+            on_step=on_step,
+        )
+        return sampler.run()
 
     def position_angles(self) -> torch.Tensor | None:
         """Rotary angles of the positions, (P, head_dim / 2); None with learned positions."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from hq_tokenizers._version import __version__
 from hq_tokenizers.checks import did_you_mean
-from hq_tokenizers.options.reading import load_options
+from hq_tokenizers.options.reading import load_options, read_values
 
 from .commands import COMMANDS
 from .help import command_help, overview, topic_help
@@ -59,10 +59,10 @@ def _run(words: list[str]) -> None:
         print(command_help(name, command))
         return
     source = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    options: Any = load_options(command.options, source, rest)
     if topic is not None:
-        print(topic_help(name, topic, options))
+        print(topic_help(name, topic, read_values(command.options, source, rest)))
         return
+    options: Any = load_options(command.options, source, rest)
     _prepare_libraries()
     module, _, function = command.runner.partition(":")
     getattr(import_module(module), function)(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from hq_tokenizers.options.reading import describe_options
@@ -46,18 +47,25 @@ def command_help(name: str, command: Command) -> str:
     return "\n".join(lines)
 
 
-def topic_help(name: str, topic: str, options: Any) -> str:
+def topic_help(name: str, topic: str, values: Mapping[str, Any]) -> str:
     """The text of `hq-tokenizers COMMAND [CONFIG.yaml] [--option value …] --help model`: the fields of that model.
+
+    Args:
+        name: The command.
+        topic: What follows `--help`.
+        values: What the file and the options before it say.
 
     Raises:
         ValueError: If there is no such topic, or the model section is not acceptable.
     """
-    if topic != "model" or not isinstance(getattr(options, "model", None), dict):
-        raise ValueError(f"{name} has no help on {topic!r}: --help alone explains all options, --help model the model.")
+    models = {"train-tokenizer": "tokenizer", "train-prior": "prior"}
+    if topic != "model" or name not in models:
+        hint = "train-tokenizer and train-prior have --help model, on the fields of a model."
+        raise ValueError(f"{name} has no help on {topic!r}: --help alone explains all options; {hint}")
     # Imports the configurations of the models, and torch with them.
     from hq_tokenizers.training.model_options import describe_model
 
-    described = describe_model(options.model)
+    described = describe_model(values.get("model") or {}, models[name])
     lines = [*textwrap.wrap(described.title, _WIDTH), ""]
     for field in described.fields:
         lines.append(f"  --model.{field.name} (default: {field.default})")

@@ -106,7 +106,7 @@ def _unused(
     measured = (
         f"perplexity {row['perplexity']:.1f} and {row['active_codes']:.0f} active of {codebook_sizes[level]} codes"
     )
-    if not config.is_stochastic:
+    if config.is_deterministic:
         others = [table[other] for other in _levels_with_the_same_codebook(config, level)]
         if any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in others):
             cause = "levels share one codebook, and this one needs few of its codes, which others use"

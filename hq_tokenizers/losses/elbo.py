@@ -8,6 +8,7 @@
 | continuous, Gaussian: ½ (z − z_q)ᵀ Σ⁻¹ (z − z_q) | `mahalanobis` |
 | continuous, von Mises–Fisher: κ (1 − z_qᵀ z) | `vmf_distance` |
 | discrete: KL(P̂ ‖ uniform) = N log K − Σ H(P̂) | `categorical_kl` |
+| discrete, with a learned prior: KL(P̂ ‖ prior) | `learned_prior_kl` |
 | KL of a VAE's continuous latents | `gaussian_kl` |
 
 Terms sum over the D values of an image, or its N positions, and average over the batch only: a mean over pixels or
@@ -78,6 +79,11 @@ def categorical_kl(entropy: torch.Tensor, num_codes: int) -> torch.Tensor:
         num_codes: K.
     """
     return entropy[0].numel() * math.log(num_codes) - entropy.sum() / entropy.shape[0]
+
+
+def learned_prior_kl(cross_entropy: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
+    """KL(P̂ ‖ prior) = Σ_i (−Σ_k P̂_k log prior_k − H(P̂_i)) in nats, averaged over the batch, both (B, h, w)."""
+    return (cross_entropy - entropy).sum() / entropy.shape[0]
 
 
 def gaussian_kl(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

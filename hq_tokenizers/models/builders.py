@@ -12,6 +12,7 @@ from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVaria
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 
@@ -80,25 +81,35 @@ def build_single_quantizer(config: SQVAEConfig) -> nn.Module:
     if config.quantizer == "vq":
         return _vector_quantizer(config, (config.codebook_size,), shared=False)
     if config.quantizer == "vmf":
-        return VonMisesFisherQuantizer(config.codebook_size, config.codebook_dim, config.max_quantizer_elements)
+        return VonMisesFisherQuantizer(
+            config.codebook_size,
+            config.codebook_dim,
+            config.max_quantizer_elements,
+            averages=_build_averages(config, config.codebook_size),
+            residual_variance=_build_residual_variance(config, num_levels=1),
+            straight_through=config.bottleneck_gradient == "straight_through",
+        )
+    learned_variance = GaussianVariance(
+        variance_type=config.variance_type,
+        parametrization=config.variance_parametrization,
+        floor=config.variance_floor,
+        trainable=config.train_variance,
+    )
     return GaussianQuantizer(
         num_codes=config.codebook_size,
         code_dim=config.codebook_dim,
-        variance=GaussianVariance(
-            variance_type=config.variance_type,
-            parametrization=config.variance_parametrization,
-            floor=config.variance_floor,
-            trainable=config.train_variance,
-        ),
+        variance=_build_residual_variance(config, num_levels=1) or learned_variance,
         dequantization_noise=config.dequantization_noise,
         max_elements=config.max_quantizer_elements,
+        averages=_build_averages(config, config.codebook_size),
+        straight_through=config.bottleneck_gradient == "straight_through",
     )
 
 
 def build_group_quantizer(config: HQVAEConfig, index: int) -> nn.Module:
     """The quantiser of one group of a hierarchy, coarse to fine."""
     sizes = config.groups[index].codebook_sizes
-    if not config.is_stochastic:
+    if config.is_deterministic:
         return _vector_quantizer(config, sizes, config.shared_codebook)
     return ResidualGaussianQuantizer(
         sizes,
@@ -108,6 +119,9 @@ def build_group_quantizer(config: HQVAEConfig, index: int) -> nn.Module:
         train_variance=config.train_variance,
         learned_prior=config.learned_prior and index > 0,
         max_elements=config.max_quantizer_elements,
+        averages_for=lambda num_codes: _build_averages(config, num_codes),
+        residual_variance=_build_residual_variance(config, len(sizes)),
+        straight_through=config.bottleneck_gradient == "straight_through",
     )
 
 
@@ -141,6 +155,11 @@ def _build_averages(config: ImageTokenizerConfig, num_codes: int) -> MovingAvera
     return MovingAverages(num_codes, config.codebook_dim, config.ema_decay, config.restart_threshold)
 
 
+def _build_residual_variance(config: ImageTokenizerConfig, num_levels: int) -> ResidualVariance | None:
+    """The variances where they are tied to what the levels leave over; None where they are trained."""
+    return ResidualVariance(num_levels, config.variance_factor) if config.variance_update == "residual" else None
+
+
 def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
     """The decoder's distribution over label maps."""
     kind = VonMisesFisherLabels if config.likelihood == "vmf" else CategoricalLabels
@@ -149,6 +168,6 @@ def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
 
 def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:
     """The decoder's distribution over images; for VQ its scaled squared error."""
-    if config.has_codes and not config.is_stochastic:
+    if config.is_deterministic:
         return SquaredErrorImages(config.data_variance)
     return GaussianImages(config.decoder_variance == "learned", num_reconstructions)

@@ -51,12 +51,18 @@ class ImageTokenizerConfig(PreTrainedConfig):
         gumbel_temperature: Gumbel-softmax temperature τ₀ at step 0.
         gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
         gumbel_min_temperature: Smallest temperature.
+        bottleneck_gradient: What the encoder gets of the decoder's gradient: "pathwise", through the relaxed sample as
+            in the papers, or "straight_through", as it is; the other terms of the loss keep their own gradients.
+        variance_update: "trained" variances minimise the loss as in the papers; "residual" ones are `variance_factor`
+            times the moving average of the energy per value that a level leaves over.
+        variance_factor: See `variance_update`; 1 is sharp, 3 soft.
         commitment_weight: VQ only: β of the commitment term.
         data_variance: VQ only: variance of the pixel values by which the mean squared error is divided, by default that
             of CIFAR-10; MNIST has 0.09.
-        codebook_update: VQ only: code vectors learned by "gradient", or by moving averages, "ema".
-        ema_decay: VQ only: decay of the moving averages.
-        restart_threshold: VQ with "ema" only: a code whose moving-average count per batch falls below this is replaced
+        codebook_update: Code vectors learned by "gradient", or by moving averages of the latents nearest to them (or,
+            of stochastic quantisers, at their most probable codes), "ema".
+        ema_decay: With "ema": decay of the moving averages per optimiser step.
+        restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this is replaced
             by a random vector of the batch; 0 switches it off.
         warmup_epochs: VQ only: epochs without quantisation, while encoder outputs are collected.
         reestimation_epochs: VQ only: epochs after the warm-up at whose start the codebook is re-estimated by k-means.
@@ -88,6 +94,9 @@ class ImageTokenizerConfig(PreTrainedConfig):
     gumbel_temperature: Positive = 1.0
     gumbel_decay: NotNegative = 1e-5
     gumbel_min_temperature: NotNegative = 0.0
+    bottleneck_gradient: Literal["pathwise", "straight_through"] = "pathwise"
+    variance_update: Literal["trained", "residual"] = "trained"
+    variance_factor: Positive = 3.0
     commitment_weight: NotNegative = 0.25
     data_variance: Positive = 0.06
     codebook_update: Literal["gradient", "ema"] = "gradient"
@@ -107,6 +116,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
     def is_stochastic(self) -> bool:
         """Whether codes have a posterior P̂(z_q | z), from which training samples."""
         return self.quantizer in ("gaussian", "vmf")
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether every latent vector has one code, the nearest (VQ)."""
+        return self.has_codes and not self.is_stochastic
 
     @property
     def for_label_maps(self) -> bool:
@@ -153,21 +167,26 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def _purposes(self) -> dict[str, tuple[bool, str]]:
         """Of fields that not every system has a use for: whether this one has, and what they are for."""
-        vq, stochastic = self.has_codes and not self.is_stochastic, self.is_stochastic
-        averages = vq and self.codebook_update == "ema"
+        vq, stochastic = self.is_deterministic, self.is_stochastic
+        averages = self.has_codes and self.codebook_update == "ema"
+        residual = stochastic and self.variance_update == "residual"
         gaussian_images = not vq and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"
         return {
-            **dict.fromkeys(("commitment_weight", "data_variance", "codebook_update"), (vq, "quantizer='vq'")),
+            **dict.fromkeys(("commitment_weight", "data_variance"), (vq, "quantizer='vq'")),
+            "codebook_update": (self.has_codes, "models with codes"),
+            **dict.fromkeys(("bottleneck_gradient", "variance_update"), (stochastic, "stochastic quantizers")),
+            "variance_factor": (residual, "variance_update='residual'"),
             **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
-            **dict.fromkeys(("ema_decay", "restart_threshold"), (averages, "quantizer='vq' and codebook_update='ema'")),
+            **dict.fromkeys(("ema_decay", "restart_threshold"), (averages, "codebook_update='ema'")),
             "reservoir_size": (vq and self.reestimation_epochs > 0, "quantizer='vq' with reestimation_epochs"),
             "codebook_learning_rate_factor": (
                 (vq or stochastic) and not averages,
                 "codebooks learned by gradient, not by moving averages",
             ),
             **dict.fromkeys(("gumbel_temperature", "gumbel_decay"), (stochastic, "stochastic quantizers")),
-            **dict.fromkeys(("gumbel_min_temperature", "train_variance"), (stochastic, "stochastic quantizers")),
+            "gumbel_min_temperature": (stochastic, "stochastic quantizers"),
+            "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
             "kl_weight": (not vq, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
             "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),

@@ -38,7 +38,6 @@ class SQVAEConfig(ImageTokenizerConfig):
     stride_field = "num_downsampling"
 
     num_downsampling: Annotated[int, Range(1, 16)] = 2
-    quantizer: Literal["gaussian", "vmf", "vq", "none"] = "gaussian"
     likelihood: Literal["gaussian", "categorical", "vmf"] = "gaussian"
     num_classes: Annotated[int, Range(0, 65_536)] = 0
     codebook_size: CodebookSize = 512
@@ -52,13 +51,19 @@ class SQVAEConfig(ImageTokenizerConfig):
 
     def _check_relations(self) -> None:
         super()._check_relations()
+        if self.variance_update == "residual" and self.variance_type != "I":
+            raise ValueError(
+                f"variance_update='residual' ties one variance to what the codes leave over; variance_type "
+                f"{self.variance_type!r} has a network for it: leave variance_type at 'I', or variance_update at "
+                "'trained'."
+            )
         if self.for_label_maps and self.num_classes < 2:
             raise ValueError(
                 f"likelihood={self.likelihood!r} models label maps of num_classes ≥ 2 classes: {self.num_classes}."
             )
         if not self.for_label_maps and self.num_classes:
             raise ValueError("num_classes is for label maps: set likelihood to 'categorical' or 'vmf'.")
-        if self.for_label_maps and self.has_codes and not self.is_stochastic:
+        if self.for_label_maps and self.is_deterministic:
             raise ValueError("quantizer='vq' has no objective for label maps; use 'gaussian' or 'vmf'.")
 
     @property

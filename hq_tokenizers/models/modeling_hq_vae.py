@@ -90,7 +90,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ResidualGaussianQuantizer):
-            init.constant_(module.log_variances, self.config.initial_log_variance)
+            if module.log_variances is not None:
+                init.constant_(module.log_variances, self.config.initial_log_variance)
             if module.prior_log_variances is not None:
                 init.constant_(module.prior_log_variances, self.config.initial_log_variance)
 

@@ -1,8 +1,9 @@
-"""What the image tokenizers share: weight initialisation, the Gumbel schedule, and checks of their inputs."""
+"""What the image tokenizers share: weight initialisation, epochs and steps, and checks of their inputs."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,10 +19,11 @@ from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.temperature import GumbelTemperature
-from hq_tokenizers.quantization.usage import code_counts, usage_figures
+from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
@@ -105,14 +107,15 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, StochasticCodebook):
-            init.normal_(module.weight, std=config.codebook_init_std)
-        elif isinstance(module, VectorCodebook):
+        elif isinstance(module, StochasticCodebook | VectorCodebook):
             init.normal_(module.weight, std=config.codebook_init_std)
             if module.averages is not None:
                 count = max(1.0, FRESH * module.averages.restart_threshold)
                 init.constant_(module.averages.count, count)
                 init.copy_(module.averages.total, count * module.weight)
+        elif isinstance(module, ResidualVariance):
+            init.constant_(module.energy, self._initial_variance() / module.factor)
+            init.zeros_(module.step)
         elif isinstance(module, Reservoir):
             init.zeros_(module.vectors)
             init.zeros_(module.num_seen)
@@ -122,6 +125,12 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_variance, config.initial_decoder_log_variance)
         elif isinstance(module, GumbelTemperature):
             init.zeros_(module.step)
+
+    def _initial_variance(self) -> float:
+        """The quantisation variance that training starts from."""
+        if self.config.quantizer == "vmf":
+            return 1 / (1 + math.exp(self.config.initial_log_concentration))
+        return math.exp(self.config.initial_log_variance)
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""
@@ -184,7 +193,7 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         """One generator per image for sampled codes; None for the most probable ones."""
         if not sample:
             return None
-        if self.config.has_codes and not self.config.is_stochastic:
+        if self.config.is_deterministic:
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
         return sample_generators(generator, num_images)
 
@@ -256,14 +265,12 @@ def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
 
 def level_diagnostics(quantized: Sequence[QuantizerOutput], codes: Codes | None) -> dict[str, torch.Tensor]:
     """The `diagnostics` of `ImageTokenizerOutput` for the quantised groups of a batch."""
+    counts = [] if codes is None else list(map(code_counts, codes.levels(), codes.layout.codebook_sizes))
     empty = quantized[0].partial_sums[0].new_zeros(0)
-    usage = {"perplexity": empty, "active_codes": empty}
-    if codes is not None:
-        usage = usage_figures(list(map(code_counts, codes.levels(), codes.layout.codebook_sizes)))
     diagnostics = {
         "entropy": torch.cat([group.entropy for group in quantized]),
-        "perplexity": usage["perplexity"],
-        "active_codes": usage["active_codes"],
+        "perplexity": code_entropy(counts).exp() if counts else empty,
+        "active_codes": active_codes(counts) if counts else empty,
         "variance": torch.cat([group.variance for group in quantized]),
     }
     return {name: value.detach() for name, value in diagnostics.items()}

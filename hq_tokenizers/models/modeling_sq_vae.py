@@ -79,7 +79,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GaussianVariance):
             init.constant_(module.log_variance, self.config.initial_log_variance)
-        elif isinstance(module, VonMisesFisherQuantizer):
+        elif isinstance(module, VonMisesFisherQuantizer) and module.log_concentration is not None:
             init.constant_(module.log_concentration, self.config.initial_log_concentration)
         elif isinstance(module, VonMisesFisherLabels):
             init.constant_(module.log_inverse_concentration, -math.log(self.config.initial_label_concentration))

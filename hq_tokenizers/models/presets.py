@@ -130,14 +130,28 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
 def rsq_vae(
     network_name: str = "cifar10", /, num_levels: int = 4, codebook_size: int | None = None, **overrides: Any
 ) -> HQVAEConfig:
-    """RSQ-VAE: one grid, a sum of `num_levels` stochastic codes per position."""
+    """RSQ-VAE: one grid, a sum of `num_levels` stochastic codes per position.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        num_levels: Codes per position, L.
+        codebook_size: Codes K of every level; None takes the network's.
+        **overrides: Fields of the configuration.
+    """
     return _hierarchical(network_name, overrides, code_groups=_residual_group(network_name, num_levels, codebook_size))
 
 
 def rq_vae(
     network_name: str = "cifar10", /, num_levels: int = 4, codebook_size: int | None = None, **overrides: Any
 ) -> HQVAEConfig:
-    """RQ-VAE: one grid, a sum of `num_levels` deterministic codes of one shared codebook, with code restart."""
+    """RQ-VAE: one grid, a sum of `num_levels` deterministic codes of one shared codebook, with code restart.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        num_levels: Codes per position, L.
+        codebook_size: Codes K of every level; None takes the network's.
+        **overrides: Fields of the configuration.
+    """
     return _hierarchical(
         network_name,
         overrides,
@@ -150,12 +164,24 @@ def rq_vae(
 
 
 def sq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
-    """SQ-VAE-2: two grids of stochastic codes."""
+    """SQ-VAE-2: two grids of stochastic codes.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        codebook_size: Codes K of every level; None takes the network's.
+        **overrides: Fields of the configuration.
+    """
     return _hierarchical(network_name, overrides, code_groups=_two_groups(network_name, codebook_size))
 
 
 def vq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
-    """VQ-VAE-2: two grids of deterministic codes, codebooks by moving averages."""
+    """VQ-VAE-2: two grids of deterministic codes, codebooks by moving averages.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        codebook_size: Codes K of every level; None takes the network's.
+        **overrides: Fields of the configuration.
+    """
     return _hierarchical(
         network_name,
         overrides,
@@ -166,7 +192,13 @@ def vq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None,
 
 
 def hybrid_vae(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
-    """A hybrid: two grids of stochastic codes, each with two levels."""
+    """A hybrid: two grids of stochastic codes, each with two levels.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        codebook_size: Codes K of every level; None takes the network's.
+        **overrides: Fields of the configuration.
+    """
     groups = [f"{group} x 2" for group in _two_groups(network_name, codebook_size)]
     return _hierarchical(network_name, overrides, code_groups=groups)
 

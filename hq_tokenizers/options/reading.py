@@ -32,13 +32,18 @@ def load_options(cls: type[T], source: str | Path | None, overrides: Sequence[st
         FileNotFoundError: If the YAML file does not exist.
         ValueError: For an unknown name (the nearest accepted ones are given) or a value of the wrong type.
     """
+    return options_from_dict(cls, read_values(cls, source, overrides))
+
+
+def read_values(cls: type, source: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What the YAML file and the overrides say, nested by section, before it is checked; see `load_options`."""
     values: dict[str, Any] = {}
     if source is not None:
         values = _read_yaml(Path(source))
     for name, word in parse_overrides(overrides):
         path = name.split(".")
         _assign(values, path, _override_value(_hint_of(cls, path), word, name), name)
-    return options_from_dict(cls, values)
+    return values
 
 
 def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The options of every command, with their meanings; nothing here imports torch."""
+"""Options of both trainings and of `encode` between them."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class _RelaxedSample(torch.autograd.Function):
         grad_logits = (scaled @ codebook.T).sub_(mean).mul_(assignment)
         if grad_entropy is not None:
             grad_logits.addcmul_(entropy_gradient, grad_entropy.unsqueeze(-1))
-        return grad_logits, assignment.T @ grad_quantized, None, None
+        grad_codebook = assignment.T @ grad_quantized if ctx.needs_input_grad[1] else None
+        return grad_logits, grad_codebook, None, None
 
 
 def relaxed_quantize(
@@ -113,6 +114,11 @@ def relaxed_quantize(
     perturbed = noise.add_(logits.detach()).div_(temperature)
     quantized, entropy, _, _ = _RelaxedSample.apply(logits, codebook, perturbed, temperature)
     return quantized, entropy
+
+
+def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """ẑ + sg(z_q − ẑ): exactly the code vectors in value, the identity with respect to the latents in gradient."""
+    return quantized.detach() + (latents - latents.detach())
 
 
 def entropy_of(logits: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
-from hq_tokenizers.quantization.functional import gaussian_logits
+from hq_tokenizers.quantization.functional import gaussian_logits, straight_through
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 MINIMUM_VARIANCE = 1e-10
@@ -72,19 +74,36 @@ class GaussianQuantizer(nn.Module):
     Args:
         num_codes: Codebook size K.
         code_dim: Code width d.
-        variance: The model of Σ_φ.
+        variance: The model of Σ_φ, learned or tied to what the codes leave over.
         dequantization_noise: Adds N(0, Σ_φ) to the latents while training, as the paper's text does; the continuous
             term then loses the noise's own energy Nd/2. The authors leave the noise out, for stability.
         max_elements: See `StochasticCodebook`.
+        averages: See `StochasticCodebook`.
+        straight_through: Whether the encoder gets the decoder's gradient as it is, instead of through the relaxed
+            sample; the two terms keep their own gradients.
     """
 
     def __init__(
-        self, num_codes: int, code_dim: int, variance: GaussianVariance, dequantization_noise: bool, max_elements: int
+        self,
+        num_codes: int,
+        code_dim: int,
+        variance: GaussianVariance | ResidualVariance,
+        dequantization_noise: bool,
+        max_elements: int,
+        averages: MovingAverages | None = None,
+        straight_through: bool = False,
     ):
         super().__init__()
-        self.codebook = StochasticCodebook(num_codes, code_dim, gaussian_logits, max_elements)
+        self.codebook = StochasticCodebook(num_codes, code_dim, gaussian_logits, max_elements, averages)
         self.variance = variance
         self.dequantization_noise = dequantization_noise
+        self.straight_through = straight_through
+
+    def _variance(self, log_variance_map: torch.Tensor | None) -> torch.Tensor:
+        """Σ_φ, four dimensions."""
+        if isinstance(self.variance, ResidualVariance):
+            return self.variance().reshape(1, 1, 1, 1).clamp_min(MINIMUM_VARIANCE)
+        return self.variance(log_variance_map)
 
     def forward(
         self,
@@ -96,7 +115,7 @@ class GaussianQuantizer(nn.Module):
         """Quantises latents (B, h, w, d); see `QuantizerOutput`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
-            variance = self.variance(log_variance_map)
+            variance = self._variance(log_variance_map)
             precision = variance.reciprocal()
             noise_energy = 0.0
             if temperature is not None and self.dequantization_noise:
@@ -107,7 +126,16 @@ class GaussianQuantizer(nn.Module):
                 "continuous": mahalanobis(latents - quantized, precision) - noise_energy,
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
+            if temperature is not None:
+                self._learn(latents, quantized)
+                quantized = straight_through(latents, quantized) if self.straight_through else quantized
             return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, variance)
+
+    def _learn(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
+        """What follows the training batch by itself, without a gradient."""
+        self.codebook.end_of_part()
+        if isinstance(self.variance, ResidualVariance):
+            self.variance.observe((latents - quantized).detach().square().mean().reshape(1))
 
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level: one."""
@@ -120,4 +148,4 @@ class GaussianQuantizer(nn.Module):
     def log_probabilities(self, latents: torch.Tensor, log_variance_map: torch.Tensor | None) -> torch.Tensor:
         """Log P̂(z_q = b_k | z), (B, h, w, K)."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self.codebook.log_probabilities(latents.float(), self.variance(log_variance_map).reciprocal())
+            return self.codebook.log_probabilities(latents.float(), self._variance(log_variance_map).reciprocal())

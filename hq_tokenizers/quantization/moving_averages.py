@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.processes import all_reduce, broadcast
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.usage import code_counts
 
 LAPLACE_EPSILON = 1e-5
@@ -135,12 +136,12 @@ def _draw(latents: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def set_accumulation(model: nn.Module, parts: int) -> None:
-    """Tells the codebooks of a model how many forward passes make an optimiser step.
+    """Tells the moving averages of a model, codebooks and variances, how many forward passes make an optimiser step.
 
     Args:
         model: Any module.
         parts: Forward passes per optimiser step, at least 1.
     """
     for module in model.modules():
-        if isinstance(module, MovingAverages):
+        if isinstance(module, MovingAverages | ResidualVariance):
             module.parts = parts

@@ -5,16 +5,19 @@ Shape legend: B batch, h × w grid (N positions), d code width, D levels of K_l 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
-from hq_tokenizers.quantization.functional import gaussian_logits
+from hq_tokenizers.losses.elbo import categorical_kl, learned_prior_kl, mahalanobis
+from hq_tokenizers.quantization.functional import gaussian_logits, straight_through
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 
@@ -34,6 +37,10 @@ class ResidualGaussianQuantizer(nn.Module):
         train_variance: Whether the variances are learned.
         learned_prior: Whether `forward` will be given a `prior_mean`.
         max_elements: See `StochasticCodebook`.
+        averages_for: Gives the moving averages that a codebook of K codes follows; None for codes learned by gradient.
+        residual_variance: The variances when they are tied to what the levels leave over; None trains them.
+        straight_through: Whether the encoder gets the decoder's gradient as it is, instead of through the relaxed
+            samples; the terms keep their own gradients.
     """
 
     def __init__(
@@ -46,23 +53,35 @@ class ResidualGaussianQuantizer(nn.Module):
         train_variance: bool,
         learned_prior: bool,
         max_elements: int,
+        averages_for: Callable[[int], MovingAverages | None] = lambda num_codes: None,
+        residual_variance: ResidualVariance | None = None,
+        straight_through: bool = False,
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            StochasticCodebook(size, code_dim, gaussian_logits, max_elements)
+            StochasticCodebook(size, code_dim, gaussian_logits, max_elements, averages_for(size))
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
-        self.log_variances = nn.Parameter(torch.empty(len(codebook_sizes)), requires_grad=train_variance)
+        self.residual_variance = residual_variance
+        self.straight_through = straight_through
+        self.log_variances: nn.Parameter | None = None
+        if residual_variance is None:
+            self.log_variances = nn.Parameter(torch.empty(len(codebook_sizes)), requires_grad=train_variance)
+        self.num_levels = len(codebook_sizes)
         self.prior_log_variances = nn.Parameter(torch.empty(len(codebook_sizes))) if learned_prior else None
         self.log_variance_range = tuple(log_variance_range)
 
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level; the same object where they share it."""
         codebooks = cast(Sequence[StochasticCodebook], self.codebooks)
-        return [codebooks[min(level, len(codebooks) - 1)] for level in range(len(self.log_variances))]
+        return [codebooks[min(level, len(codebooks) - 1)] for level in range(self.num_levels)]
 
     def variances(self) -> torch.Tensor:
         """s_l² of every level, (D,)."""
+        if self.residual_variance is not None:
+            low, high = self.log_variance_range
+            return self.residual_variance().clamp(math.exp(low), math.exp(high))
+        assert self.log_variances is not None
         return self._bounded(self.log_variances).exp()
 
     def _bounded(self, log_variance: torch.Tensor) -> torch.Tensor:
@@ -95,7 +114,7 @@ class ResidualGaussianQuantizer(nn.Module):
             prior_residual = None if prior_mean is None else prior_mean.float()
             total = torch.zeros_like(residual)
             variances = self.variances()
-            sums, indices, entropies, discrete = [], [], [], []
+            sums, indices, entropies, discrete, energies = [], [], [], [], []
             for level, codebook in enumerate(self.level_codebooks()):
                 precision = variances[level].reciprocal().reshape(1, 1, 1, 1)
                 quantized, index, entropy = codebook(residual, precision, temperature, generators)
@@ -106,12 +125,23 @@ class ResidualGaussianQuantizer(nn.Module):
                     prior_residual = prior_residual - quantized
                 sums.append(total)
                 indices.append(index)
+                energies.append(residual.detach().square().mean())
                 entropies.append(entropy.mean())
             terms = {
                 "continuous": mahalanobis(residual, variances.sum().reciprocal()),
                 "discrete": torch.stack(discrete).sum(),
             }
+            if temperature is not None:
+                self._learn(torch.stack(energies))
+                sums = [straight_through(latents.float(), total) for total in sums] if self.straight_through else sums
             return QuantizerOutput(tuple(sums), torch.stack(indices, -1), terms, torch.stack(entropies), variances)
+
+    def _learn(self, energies: torch.Tensor) -> None:
+        """What follows the training batch by itself, without a gradient; energies (D,) that the levels left over."""
+        for codebook in cast(Sequence[StochasticCodebook], self.codebooks):
+            codebook.end_of_part()
+        if self.residual_variance is not None:
+            self.residual_variance.observe(energies)
 
     def _discrete(
         self,
@@ -128,7 +158,7 @@ class ResidualGaussianQuantizer(nn.Module):
         assert self.prior_log_variances is not None
         prior_precision = self._bounded(self.prior_log_variances[level]).neg().exp().reshape(1, 1, 1, 1)
         cross_entropy = codebook.cross_entropy(residual, precision, prior_residual, prior_precision)
-        return (cross_entropy - entropy).sum() / entropy.shape[0]
+        return learned_prior_kl(cross_entropy, entropy)
 
     def log_probabilities(self, latents: torch.Tensor, quantized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Log-probabilities log P̂_l given the code vectors of the levels before: one (B, h, w, K_l) per level.

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hq_tokenizers.quantization.functional import straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
@@ -84,18 +85,17 @@ class ResidualVectorQuantizer(nn.Module):
             learning = temperature is not None
             indices, sums = self._quantize(latents.detach(), learning)
             terms = self._terms(latents, sums)
-            # Exactly the code vectors in value, the identity with respect to the latents in gradient.
-            straight_through = [total.detach() + (latents - latents.detach()) for total in sums]
+            partial_sums = [straight_through(latents, total) for total in sums]
             if self.reestimation is not None and learning:
                 self.reestimation.collect(latents)
                 identity = self.reestimation.warming_up
-                straight_through = [torch.where(identity, latents, total) for total in straight_through]
+                partial_sums = [torch.where(identity, latents, total) for total in partial_sums]
                 terms = {name: term * ~identity for name, term in terms.items()}
             if learning:
                 for codebook in cast(Sequence[VectorCodebook], self.codebooks):
                     codebook.end_of_part()
             zeros = latents.new_zeros(self.num_levels)
-            return QuantizerOutput(tuple(straight_through), torch.stack(indices, -1), terms, zeros, zeros)
+            return QuantizerOutput(tuple(partial_sums), torch.stack(indices, -1), terms, zeros, zeros)
 
     def start_epoch(self, epoch: int, seed: int) -> bool:
         """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.quantization.functional import entropy_of, in_chunks, relaxed_quantize
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.randomness import sample_exponential
 
 LogitsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -26,18 +27,34 @@ class StochasticCodebook(nn.Module):
         logits: Maps latents (M, d), codebook (K, d) and the precision to the logits of P̂ (M, K).
         max_elements: Bound on the size of the latents × codes matrix held at once; beyond it, it is computed in
             slices.
+        averages: The moving averages of the latents at their most probable codes, which the code vectors follow; None
+            makes them a parameter, learned by gradient.
     """
 
-    def __init__(self, num_codes: int, code_dim: int, logits: LogitsFunction, max_elements: int):
+    weight: torch.Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        code_dim: int,
+        logits: LogitsFunction,
+        max_elements: int,
+        averages: MovingAverages | None = None,
+    ):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
         self.logits = logits
         self.max_elements = max_elements
+        self.averages = averages
+        if averages is None:
+            self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
+        else:
+            self.register_buffer("weight", torch.empty(num_codes, code_dim))
 
     @property
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32."""
-        return self.weight.float()
+        # Moving averages overwrite the vectors at the end of a forward pass, whose backward pass needs the old ones.
+        return self.weight.float() if self.averages is None else self.weight.to(torch.float32, copy=True)
 
     def forward(
         self,
@@ -85,8 +102,17 @@ class StochasticCodebook(nn.Module):
             num_codes=len(codes),
             max_elements=self.max_elements if noise is None else max(self.max_elements, noise.numel()),
         )
+        if temperature is not None and self.averages is not None:
+            self.averages.observe(latents.detach().reshape(-1, dim), indices)
         grid = (batch, height, width)
         return quantized.reshape(*grid, dim), indices.reshape(grid), entropy.reshape(grid)
+
+    def end_of_part(self) -> None:
+        """After every training forward, when all levels have been quantised: follows the moving averages."""
+        moved = None if self.averages is None else self.averages.end_of_part()
+        if moved is not None:
+            with torch.no_grad():
+                self.weight.copy_(moved)
 
     def _sample_in_parts(
         self, latents: torch.Tensor, precision: torch.Tensor, generators: Sequence[torch.Generator], num_images: int

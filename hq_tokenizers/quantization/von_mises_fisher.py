@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, vmf_distance
-from hq_tokenizers.quantization.functional import vmf_logits
+from hq_tokenizers.quantization.functional import straight_through, vmf_logits
+from hq_tokenizers.quantization.gaussian import MINIMUM_VARIANCE
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 
 
@@ -27,15 +30,32 @@ class VonMisesFisherQuantizer(nn.Module):
         num_codes: Codebook size K.
         code_dim: Code width, one more than the dimension of the sphere.
         max_elements: See `StochasticCodebook`.
+        averages: See `StochasticCodebook`.
+        residual_variance: 1/κ_φ when it is tied to what the codes leave over, ‖z − z̃‖² / (d − 1), the variance of a
+            von Mises–Fisher distribution per dimension of the sphere; None trains κ_φ.
+        straight_through: See `GaussianQuantizer`.
     """
 
-    def __init__(self, num_codes: int, code_dim: int, max_elements: int):
+    def __init__(
+        self,
+        num_codes: int,
+        code_dim: int,
+        max_elements: int,
+        averages: MovingAverages | None = None,
+        residual_variance: ResidualVariance | None = None,
+        straight_through: bool = False,
+    ):
         super().__init__()
-        self.codebook = UnitCodebook(num_codes, code_dim, vmf_logits, max_elements)
-        self.log_concentration = nn.Parameter(torch.empty(()))
+        self.codebook = UnitCodebook(num_codes, code_dim, vmf_logits, max_elements, averages)
+        self.residual_variance = residual_variance
+        self.straight_through = straight_through
+        self.log_concentration = nn.Parameter(torch.empty(())) if residual_variance is None else None
 
     def concentration(self) -> torch.Tensor:
         """κ_φ, four dimensions of size 1."""
+        if self.residual_variance is not None:
+            return self.residual_variance().clamp_min(MINIMUM_VARIANCE).reciprocal().reshape(1, 1, 1, 1)
+        assert self.log_concentration is not None
         return (1 + self.log_concentration.float().exp()).reshape(1, 1, 1, 1)
 
     def forward(
@@ -54,7 +74,17 @@ class VonMisesFisherQuantizer(nn.Module):
                 "continuous": vmf_distance(latents, quantized, concentration),
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
+            if temperature is not None:
+                self._learn(latents, quantized)
+                quantized = straight_through(latents, quantized) if self.straight_through else quantized
             return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, concentration.reciprocal())
+
+    def _learn(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
+        """What follows the training batch by itself, without a gradient."""
+        self.codebook.end_of_part()
+        if self.residual_variance is not None:
+            remaining = (latents - quantized).detach().square().sum(-1).mean() / (latents.shape[-1] - 1)
+            self.residual_variance.observe(remaining.reshape(1))
 
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level: one."""

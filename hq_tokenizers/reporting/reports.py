@@ -49,7 +49,9 @@ def changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collect
     return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)
 
 
-def check_same_call(option: str, folder: str | Path, holds: str, difference: str) -> None:
+def check_same_call(
+    option: str, folder: str | Path, holds: str, difference: str, remedy: str = ", or delete that one to start over"
+) -> None:
     """Refuses to mix in one folder what two calls make.
 
     Args:
@@ -57,14 +59,14 @@ def check_same_call(option: str, folder: str | Path, holds: str, difference: str
         folder: The folder.
         holds: What is in it.
         difference: How the calls differ, from `changes`; empty when they are the same.
+        remedy: What else helps than another folder.
 
     Raises:
         ValueError: If they differ.
     """
     if difference:
         raise ValueError(
-            f"{option} {str(folder)!r} holds {holds} of another call ({difference}): choose another {option}, or "
-            "delete that one to start over."
+            f"{option} {str(folder)!r} holds {holds} of another call ({difference}): choose another {option}{remedy}."
         )
 
 

@@ -48,7 +48,7 @@ def check_output_dir(output_dir: Path, subject: Mapping[str, str]) -> None:
     earlier = read_report(output_dir)
     given = {name: value for name, value in earlier.get("options", {}).items() if name in subject}
     of_a_training = "" if "subject" in earlier else "it is not of an evaluation"
-    check_same_call("output_dir", output_dir, "the report", of_a_training or changes(subject, given))
+    check_same_call("output_dir", output_dir, "the report", of_a_training or changes(subject, given), remedy="")
 
 
 def write_evaluation(output_dir: Path, report: dict[str, Any]) -> None:

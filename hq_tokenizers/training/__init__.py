@@ -1,4 +1,1 @@
-"""Stage one, and what both training stages share: options, loop, checkpoints, tracking, evaluation, figures.
-
-This package's `options` and `config` import no torch, so that the command line can explain itself at once.
-"""
+"""Data to weights, both stages side by side: a `Stage` each, one loop, and the encoding between them."""

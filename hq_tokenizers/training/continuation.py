@@ -53,4 +53,5 @@ def check_inputs(output_dir: str, now: Mapping[str, str], earlier: Mapping[str, 
     Raises:
         ValueError: If one has changed.
     """
-    check_same_call("output_dir", output_dir, "a run from other data", changes(now, earlier))
+    difference = changes(now, earlier)
+    check_same_call("output_dir", output_dir, "a run", difference and f"made from other data: {difference}")

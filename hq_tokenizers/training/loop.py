@@ -48,6 +48,7 @@ class TrainingLoop:
     def __init__(self, config: LoopConfig, accelerator: Accelerator, data: BatchSource, stage: Stage):
         self.config = config
         self.stage = stage
+        self.inputs = stage.inputs()
         self.accelerator = accelerator
         self.data = data
         self.output_dir = Path(config.output_dir)
@@ -233,7 +234,7 @@ class TrainingLoop:
             self.optimizer,
             {
                 "options": options_to_dict(self.config),
-                "inputs": self.stage.inputs(),
+                "inputs": self.inputs,
                 "schedule": self.schedule.state_dict(),
                 "best_loss": self.best_loss,
             },
@@ -248,7 +249,7 @@ class TrainingLoop:
             return
         earlier = read_state(checkpoints[-1])
         check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
-        check_inputs(self.config.output_dir, self.stage.inputs(), earlier.get("inputs", {}))
+        check_inputs(self.config.output_dir, self.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state = load_checkpoint(checkpoints[-1], self._modules(), self.optimizer, *processes)
         self.schedule.load_state_dict(state["schedule"])

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -17,14 +17,14 @@ from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerCon
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.presets import NETWORKS, PRESETS
 from hq_tokenizers.options.reading import convert_option, to_yaml, unknown_name
-from hq_tokenizers.priors.configuration_code_prior import CodePriorConfig
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
 from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
 
 TOKENIZER_CONFIGS = (SQVAEConfig, HQVAEConfig)
 PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig)
-FROM_DATA = ("image_size", "num_channels", "num_classes", "code_layout")
-"""Fields that the data decide."""
+FROM_DATA = ("image_size", "num_channels", "num_classes", "code_layout", "code_vector_dim")
+"""Fields that the data, or the tokenizer, decide."""
+DEFAULT_NETWORK = "cifar10"
 
 
 def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
@@ -43,7 +43,7 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     if "model_type" in fields:
         raise ValueError("model has a preset and a model_type: give one of them.")
     construct = PRESETS[_known("preset", fields.pop("preset"), list(PRESETS))]
-    network = _known("network", fields.pop("network", "cifar10"), list(NETWORKS))
+    network = _known("network", fields.pop("network", DEFAULT_NETWORK), list(NETWORKS))
     accepted = config_fields(type(construct(network))) | _own_arguments(construct)
     return construct(network, **_checked(accepted, fields, from_data))
 
@@ -82,45 +82,73 @@ class ModelDescription:
     fields: list[ModelField]
 
 
-def describe_model(section: Mapping[str, Any]) -> ModelDescription:
+def describe_model(section: Mapping[str, Any], kind: Literal["tokenizer", "prior"]) -> ModelDescription:
     """What can be set in a `model` section; fields that the data decide, and those without an effect, are left out.
+
+    Args:
+        section: The section, as far as it is given.
+        kind: What is trained.
 
     Raises:
         ValueError: For an unknown system, type or field, or a wrong value.
     """
-    fields, construct = dict(section), None
-    if "preset" in fields:
-        construct = PRESETS[_known("preset", fields["preset"], list(PRESETS))]
-        config = build_tokenizer_config(fields, {})
-        network = fields.get("network", "cifar10")
-        title = f"preset {fields['preset']} with network {network} (of {', '.join(NETWORKS)}): {construct.__doc__}"
-        usual: PreTrainedConfig = construct(network)
+    if kind == "prior":
+        section = {"model_type": "rq_prior", **section}
+        config = build_model_config(section, _stand_ins(section), PRIOR_CONFIGS)
+        of = f"of {', '.join(prior.model_type for prior in PRIOR_CONFIGS)}"
+    elif "preset" in section:
+        return _describe_preset(section)
     else:
-        config = build_model_config(fields, {}, [*TOKENIZER_CONFIGS, *PRIOR_CONFIGS])
-        others = f"instead of it, a preset: {', '.join(PRESETS)}"
-        if isinstance(config, CodePriorConfig):
-            others = f"of {', '.join(prior.model_type for prior in PRIOR_CONFIGS)}"
-        title = f"model_type {config.model_type} ({others})."
-        usual = type(config)()
+        section = {"model_type": "sq_vae", **section}
+        config = build_tokenizer_config(section, _stand_ins(section))
+        of = f"instead of it, a preset: {', '.join(PRESETS)}"
+    return ModelDescription(f"model_type {config.model_type} ({of}).", _describe_fields(config, type(config)()))
+
+
+def _describe_preset(section: Mapping[str, Any]) -> ModelDescription:
+    construct = PRESETS[_known("preset", section["preset"], list(PRESETS))]
+    config = build_tokenizer_config(section, _stand_ins(section))
+    network = section.get("network", DEFAULT_NETWORK)
+    summary, meanings = inspect.getdoc(construct), argument_meanings(construct)
+    title = (
+        f"preset {section['preset']} with network {network} (of {', '.join(NETWORKS)}): {str(summary).splitlines()[0]}"
+    )
+    own = [
+        ModelField(name, to_yaml(default), meanings[name], "an integer from 1 on")
+        for name, default in _own_arguments(construct).items()
+    ]
+    names = {field.name for field in own}
+    return ModelDescription(
+        title, own + [field for field in _describe_fields(config, construct(network)) if field.name not in names]
+    )
+
+
+def _describe_fields(config: PreTrainedConfig, usual: PreTrainedConfig) -> list[ModelField]:
+    """The fields that have an effect on a model, with the defaults of `usual`."""
     purposes = config._purposes() if isinstance(config, ImageTokenizerConfig) else {}
     meanings, hints = argument_meanings(type(config)), field_hints(type(config), PreTrainedConfig)
-    described = []
-    for name, default in ({} if construct is None else _own_arguments(construct)).items():
-        described.append(ModelField(name, to_yaml(default), "An argument of the preset.", "an integer"))
+    fields = []
     for name in config_fields(type(config)):
         used, _ = purposes.get(name, (True, ""))
-        if used and name not in FROM_DATA and name not in {field.name for field in described}:
+        if used and name not in FROM_DATA:
             value = getattr(usual, name)
             default = to_yaml(list(value) if isinstance(value, tuple) else value)
-            described.append(ModelField(name, default, meanings.get(name, ""), describe(hints[name])))
-    return ModelDescription(title, described)
+            fields.append(ModelField(name, default, meanings[name], describe(hints[name])))
+    return fields
 
 
-def argument_meanings(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say under "Args:" about each argument."""
+def _stand_ins(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section cannot do without and the data would supply."""
+    if section.get("likelihood", "gaussian") != "gaussian":
+        return {"num_classes": section.get("num_classes", 2)}
+    return {"code_vector_dim": 1} if section.get("input_embeddings") == "code_vectors" else {}
+
+
+def argument_meanings(documented: Any) -> dict[str, str]:
+    """What the docstring of a function, or those of a class and its bases, say under "Args:" about each argument."""
     meanings = {}
-    for base in reversed(cls.__mro__):
-        section = inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2]
+    for item in reversed(documented.__mro__ if isinstance(documented, type) else [documented]):
+        section = inspect.cleandoc(item.__doc__ or "").partition("Args:\n")[2]
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.M):
             meanings[name] = " ".join(text.split())
     return meanings

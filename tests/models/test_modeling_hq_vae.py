@@ -20,6 +20,7 @@ from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
+from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "initial_log_variance": 0.0}
 RESIDUAL, TWO, HYBRID, THREE = (
@@ -28,6 +29,12 @@ RESIDUAL, TWO, HYBRID, THREE = (
     ["stride 8: 16 x 2", "stride 4: 12, 10"],
     ["stride 16: 5", "stride 4: 12 x 2", "stride 2: 7"],
 )
+FOLLOWING: dict[str, Any] = {
+    "bottleneck_gradient": "straight_through",
+    "codebook_update": "ema",
+    "restart_threshold": 0.5,
+    "variance_update": "residual",
+}
 SYSTEMS: dict[str, dict[str, Any]] = {
     "sq-vae": {"code_groups": ["stride 4: 16"]},
     "rsq-vae": {"code_groups": RESIDUAL},
@@ -45,6 +52,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "decoder_variance": "learned",
         "bottleneck_batch_norm": True,
     },
+    "rsq-vae, following": {"code_groups": RESIDUAL, **FOLLOWING},
+    "hybrid, following": {"code_groups": HYBRID, "learned_prior": True, **FOLLOWING},
     "rq-vae": {
         "code_groups": RESIDUAL,
         "quantizer": "vq",
@@ -148,7 +157,7 @@ class TestForward:
                 residual = residual - next(vectors).detach().double()
                 log_p = next(log_probabilities).double()
                 discrete += float((log_p.exp() * (log_p + math.log(size))).sum()) / 4
-            summed_variance = float(quantizer.log_variances.detach().double().exp().sum())
+            summed_variance = float(variances_by_hand(quantizer).sum())
             continuous += float(residual.square().sum()) / (2 * summed_variance) / 4
         assert float(output.terms["continuous"].detach()) == pytest.approx(continuous, rel=1e-4)
         assert float(output.terms["discrete"].detach()) == pytest.approx(discrete, rel=1e-3)
@@ -244,6 +253,12 @@ class TestForward:
             for level, log_p in enumerate(model.posterior(data(6))):
                 entropy = -(log_p.double().exp() * log_p.double()).sum(-1).mean()
                 assert float(output.diagnostics["entropy"][level]) == pytest.approx(float(entropy), rel=1e-3, abs=1e-5)
+
+
+def variances_by_hand(quantizer: ResidualGaussianQuantizer) -> torch.Tensor:
+    if quantizer.residual_variance is None:
+        return quantizer.log_variances.detach().double().exp()
+    return 3.0 * quantizer.residual_variance.energy.double()
 
 
 def latents_of(model: HQVAEModel, pixels: torch.Tensor) -> list[torch.Tensor]:

@@ -24,12 +24,20 @@ from hq_tokenizers.models.presets import sq_vae
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "codebook_size": 16}
 LABELS: dict[str, Any] = {"num_classes": 5, "hidden_size": 6}
+FOLLOWING: dict[str, Any] = {
+    "bottleneck_gradient": "straight_through",
+    "codebook_update": "ema",
+    "restart_threshold": 0.5,
+    "variance_update": "residual",
+}
 SYSTEMS: dict[str, dict[str, Any]] = {
     **{f"gaussian {kind}": {"variance_type": kind} for kind in ("I", "II", "III", "IV")},
     "plain IV": {"variance_type": "IV", "variance_parametrization": "plain", "variance_floor": 0.0},
     "learned decoder variance": {"decoder_variance": "learned"},
     "dequantization noise": {"dequantization_noise": True, "variance_type": "III"},
     "vmf": {"quantizer": "vmf"},
+    "gaussian, following": FOLLOWING,
+    "vmf, following": {"quantizer": "vmf", **FOLLOWING},
     "vae": {"quantizer": "none"},
     "vq gradient": {"quantizer": "vq"},
     "vq ema": {"quantizer": "vq", "codebook_update": "ema", "restart_threshold": 1.0},
@@ -38,7 +46,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "vmf labels": {**LABELS, "likelihood": "vmf", "quantizer": "vmf"},
 }
 WITH_CODES = [name for name in SYSTEMS if name != "vae"]
-STOCHASTIC = ["gaussian I", "gaussian III", "gaussian IV", "vmf"]
+STOCHASTIC = ["gaussian I", "gaussian III", "gaussian IV", "gaussian, following", "vmf", "vmf, following"]
 
 
 def lively(config: SQVAEConfig) -> SQVAEModel:

@@ -9,6 +9,8 @@ import torch
 
 from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
+from hq_tokenizers.quantization.moving_averages import MovingAverages
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.randomness import gumbel_noise
 
 B, H, W, D, K = 2, 3, 2, 4, 7
@@ -213,6 +215,41 @@ class TestElboTerms:
             results.append((output.quantized, output.indices, *output.terms.values(), *gradients))
         for whole, sliced in zip(*results, strict=True):
             torch.testing.assert_close(whole, sliced, rtol=1e-4, atol=1e-5)
+
+
+class TestFollowing:
+    """Variances and code vectors that follow the batches by themselves."""
+
+    def following(self) -> GaussianQuantizer:
+        averages = MovingAverages(K, D, decay=0.8, restart_threshold=0.0)
+        module = GaussianQuantizer(K, D, ResidualVariance(1, 2.0), False, 10**6, averages, straight_through=True)
+        codes = torch.randn(K, D, generator=torch.Generator().manual_seed(4))
+        with torch.no_grad():
+            module.codebook.weight.copy_(codes)
+        averages.start(codes)
+        return module
+
+    def test_a_step_by_hand(self) -> None:
+        module, z = self.following(), latents().requires_grad_()
+        before = module.codebook.weight.double().clone()
+        output = module(z, torch.tensor(0.8))
+        torch.testing.assert_close(output.variance, torch.tensor([2.0]))
+
+        flat = z.detach().double().flatten(0, 2)
+        members = torch.nn.functional.one_hot(torch.cdist(flat, before).argmin(-1), K).double()
+        counts, sums = 0.8 + 0.2 * members.sum(0), 0.8 * before + 0.2 * members.T @ flat
+        torch.testing.assert_close(module.codebook.weight.double(), sums / counts[:, None], rtol=1e-4, atol=1e-4)
+        left = (z.detach() - output.quantized.detach()).square().mean()
+        torch.testing.assert_close(module.variance(), 2.0 * (0.1 + 0.9 * left)[None])
+        (gradient,) = torch.autograd.grad(output.quantized.sin().sum(), z)
+        torch.testing.assert_close(gradient, output.quantized.detach().cos())
+        assert not list(module.parameters())
+
+    def test_evaluation_moves_nothing(self) -> None:
+        module = self.following()
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        module(latents(), None)
+        assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
 class TestDequantizationNoise:

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+from hq_tokenizers.quantization.functional import straight_through
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.randomness import gumbel_noise
 
 B, H, W, D = 2, 2, 3, 4
@@ -253,3 +256,95 @@ def test_a_variance_beyond_its_range_is_held_but_still_learns() -> None:
     assert float(variance.detach()) == pytest.approx(math.e)
     (gradient,) = torch.autograd.grad(variance.sum(), module.log_variances)
     assert float(gradient) == pytest.approx(math.e)
+
+
+def following(*, shared: bool, averages: bool, residual: bool, through: bool = False) -> ResidualGaussianQuantizer:
+    """A quantiser with code vectors or variances that follow the batches by themselves."""
+    module = ResidualGaussianQuantizer(
+        (5, 5, 5),
+        D,
+        shared_codebook=shared,
+        log_variance_range=(-10.0, 5.0),
+        train_variance=True,
+        learned_prior=False,
+        max_elements=10**6,
+        averages_for=lambda size: MovingAverages(size, D, decay=0.8, restart_threshold=0.0) if averages else None,
+        residual_variance=ResidualVariance(3, 2.0) if residual else None,
+        straight_through=through,
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for codebook in module.codebooks:
+            codebook.weight.normal_(generator=generator)
+            if averages:
+                codebook.averages.start(codebook.weight)
+        if module.log_variances is not None:
+            module.log_variances.copy_(torch.tensor(LOG_VARIANCES))
+    return module
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_code_vectors_follow_the_latents_at_their_most_probable_codes(shared: bool) -> None:
+    module = following(shared=shared, averages=True, residual=False)
+    books = [book.weight.double().clone() for book in module.codebooks]
+    counts = [torch.ones(5, dtype=torch.float64) for _ in books]
+    sums = [book.clone() for book in books]
+    for batch in range(3):
+        z = latents(batch)
+        torch.manual_seed(batch)
+        module(z, torch.tensor(0.7))
+        torch.manual_seed(batch)
+        gumbels = [gumbel_noise(torch.empty(B * H * W, 5)).double() for _ in range(3)]
+        residual, seen = z.double().flatten(0, 2), [[] for _ in books]
+        for level, gumbel in enumerate(gumbels):
+            book = books[0 if shared else level]
+            logits = -torch.cdist(residual, book).square() / (2 * math.exp(LOG_VARIANCES[level]))
+            seen[0 if shared else level].append((residual, logits.argmax(-1)))
+            residual = residual - ((logits + gumbel) / 0.7).softmax(-1) @ book
+        for index, pairs in enumerate(seen):
+            vectors, codes = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+            members = torch.nn.functional.one_hot(codes, 5).double()
+            counts[index] = 0.8 * counts[index] + 0.2 * members.sum(0)
+            sums[index] = 0.8 * sums[index] + 0.2 * members.T @ vectors
+            total = counts[index].sum()
+            books[index] = sums[index] / ((counts[index] + 1e-5) / (total + 5e-5) * total)[:, None]
+        for codebook, expected in zip(module.codebooks, books, strict=True):
+            torch.testing.assert_close(codebook.weight.double(), expected, rtol=1e-4, atol=1e-5)
+    assert not any(parameter is codebook.weight for parameter in module.parameters() for codebook in module.codebooks)
+
+
+def test_variances_follow_the_energy_that_every_level_leaves_over() -> None:
+    module = following(shared=False, averages=False, residual=True)
+    before = module.variances()
+    torch.testing.assert_close(before, torch.full((3,), 2.0))
+    z = latents()
+    output = module(z, torch.tensor(1.0))
+    energies = torch.stack([(z - total.detach()).square().mean() for total in output.partial_sums])
+    torch.testing.assert_close(output.variance, before)
+    torch.testing.assert_close(module.variances(), 2.0 * (0.1 * 1 + 0.9 * energies))
+    kept = module.variances()
+    module(z, None)
+    assert torch.equal(module.variances(), kept)
+
+
+def test_straight_through_gives_the_encoder_the_gradient_of_the_decoder() -> None:
+    """The decoder's gradient reaches the latents as it is, and the two terms keep the gradients they have."""
+
+    def gradients(through: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        module, z = following(shared=False, averages=False, residual=False, through=through), latents().requires_grad_()
+        torch.manual_seed(3)
+        output = module(z, torch.tensor(0.8))
+        (of_sums,) = torch.autograd.grad(output.partial_sums[-1].sin().sum(), z, retain_graph=True)
+        (of_terms,) = torch.autograd.grad(sum(output.terms.values()), z)
+        return output.partial_sums[-1].detach(), of_sums, of_terms
+
+    (pathwise, relaxed, terms), (value, of_sums, of_terms) = gradients(False), gradients(True)
+    torch.testing.assert_close(value, pathwise)
+    torch.testing.assert_close(of_sums, value.cos())
+    assert not torch.allclose(relaxed, value.cos(), rtol=0.1)
+    torch.testing.assert_close(of_terms, terms)
+
+
+def test_straight_through_is_exact_in_value() -> None:
+    far, codes = torch.full((2, D), 1e6, requires_grad=True), torch.full((2, D), 0.1)
+    assert torch.equal(straight_through(far, codes), codes)

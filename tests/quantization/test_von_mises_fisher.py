@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from hq_tokenizers.quantization.moving_averages import MovingAverages
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from hq_tokenizers.randomness import gumbel_noise
 
@@ -102,3 +104,28 @@ def test_autocast_does_not_reach_the_quantiser() -> None:
     assert torch.equal(inside.indices, outside.indices)
     for name, value in outside.terms.items():
         assert torch.equal(inside.terms[name], value)
+
+
+def test_concentration_and_directions_that_follow_the_batches() -> None:
+    averages = MovingAverages(K, D, decay=0.8, restart_threshold=0.0)
+    module = VonMisesFisherQuantizer(K, D, 10**6, averages, ResidualVariance(1, 1.0), straight_through=True)
+    codes = torch.randn(K, D, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        module.codebook.weight.copy_(codes)
+    averages.start(codes)
+    z = latents().requires_grad_()
+    output = module(z, torch.tensor(0.7))
+    torch.testing.assert_close(output.variance, torch.ones(1))
+
+    unit, directions = (F.normalize(x.detach().double().reshape(-1, D), dim=-1) for x in (z, codes))
+    members = F.one_hot((unit @ directions.T).argmax(-1), K).double()
+    sums = 0.8 * codes.double() + 0.2 * members.T @ unit
+    moved = F.normalize(module.codebook.weight.double(), dim=-1)
+    torch.testing.assert_close(moved, F.normalize(sums, dim=-1), rtol=1e-4, atol=1e-4)
+    left = (unit - output.quantized.detach().double().flatten(0, 2)).square().sum(-1).mean() / (D - 1)
+    torch.testing.assert_close(module.concentration().double().flatten(), (0.1 + 0.9 * left).reciprocal()[None])
+    # A sphere's direction, then the identity: the gradient of the decoder through the normalisation only.
+    (gradient,) = torch.autograd.grad(output.quantized.sin().sum(), z)
+    other = z.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad((F.normalize(other, dim=-1) * output.quantized.detach().cos()).sum(), other)
+    torch.testing.assert_close(gradient, expected)

@@ -17,7 +17,17 @@ from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
-MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
+MODEL = {
+    "preset": "sq_vae",
+    "network": "digits",
+    "hidden_size": 8,
+    "codebook_dim": 4,
+    "codebook_size": 8,
+    "bottleneck_gradient": "straight_through",
+    "codebook_update": "ema",
+    "restart_threshold": 0.5,
+    "variance_update": "residual",
+}
 
 
 def main(folder: Path) -> None:
