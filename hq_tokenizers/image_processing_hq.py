@@ -288,7 +288,8 @@ def _convert_channels(image: torch.Tensor, num_channels: int, white: float) -> t
 
 def _to_unit_range(image: torch.Tensor, factor: float) -> torch.Tensor:
     """float32 pixels, checked to lie in [0, 1]: a wrong scale is silent and ruins everything after it."""
-    pixels = image.float() if image.is_floating_point() else image.float() * factor
+    # Divided as in training: the product with 1/255 is another float32 for every second pixel or so.
+    pixels = image.float() if image.is_floating_point() else image.float() / (1 / factor)
     low, high = (float(bound) for bound in pixels.aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ValueError(

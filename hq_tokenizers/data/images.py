@@ -5,6 +5,7 @@ Decoding costs more than a training step of a small tokenizer, so a data set of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,14 +129,14 @@ class RowNames:
     numbers: Sequence[int] | np.ndarray | None = None
 
     def name(self, index: int, raw: Any) -> str:
-        """The file of a row, or its number in the split, counted from 0, with the path that is stored beside bytes.
+        """The file of a row, or its number in the split, counted from 0, with the name that is stored beside bytes.
 
         Args:
             index: Index of the row.
             raw: Its image.
         """
         path = raw.get("path") if isinstance(raw, dict) else None
-        if path is not None and raw.get("bytes") is None:
+        if path is not None and raw.get("bytes") is None and os.path.isabs(path):
             return str(path)
         number = index if self.numbers is None else self.numbers[index]
         return f"Row {number} of {self.split!r}" + (f" ({path})" if path else "")
@@ -145,11 +146,10 @@ class RowNames:
         """Puts the name of a row before what is said about its image."""
         try:
             yield
-        except FileNotFoundError as error:
-            raise UnreadableImageError(str(error)) from error
-        except ValueError as error:
+        except (FileNotFoundError, ValueError) as error:
+            kind = UnreadableImageError if isinstance(error, FileNotFoundError) else type(error)
             name = self.name(index, raw)
-            raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
+            raise kind(str(error) if name in str(error) else f"{name}: {error}") from error
 
 
 class ImageRows:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
 from PIL import Image
-from pyarrow import compute
 
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.image_decoding import decode_image, is_encoded
@@ -121,6 +119,9 @@ def _is_held_out(config: DataConfig, source: DatasetDict) -> bool:
 
 def _has_image(rows: Dataset, column: str) -> np.ndarray:
     """Which rows have an image, read from the bits that say so, not from the images."""
+    import pyarrow
+    from pyarrow import compute
+
     parts = []
     for part in rows.data.column(column).chunks:
         storage = getattr(part, "storage", part)
