@@ -179,14 +179,15 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         return [{"params": others, "lr": learning_rate}, {"params": codebooks, "lr": learning_rate * factor}]
 
     def _sampling_generators(
-        self, sample: bool, generator: GeneratorLike, num_images: int
+        self, sample: bool, generator: GeneratorLike, pixel_values: torch.Tensor
     ) -> list[torch.Generator] | None:
         """One generator per image for sampled codes; None for the most probable ones."""
+        _check_tensor(pixel_values)
         if not sample:
             return None
         if self.config.has_codes and not self.config.is_stochastic:
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
-        return sample_generators(generator, num_images)
+        return sample_generators(generator, pixel_values.shape[0])
 
     def _objective(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
