@@ -172,7 +172,7 @@ def _first_colours_are_bright(palette_image: Image.Image) -> bool:
     """Whether the indices 0 and 1 stand for colours, as in a quantised picture, not for classes."""
     indices = Image.frombytes("P", (2, 1), bytes([0, 1]))
     indices.putpalette(palette_image.getpalette() or [])
-    return max(indices.convert("L").getextrema()) > 127
+    return bool(np.asarray(indices.convert("L")).max() > 127)
 
 
 def _describe(value: Any) -> str:
