@@ -113,8 +113,11 @@ def _shown(source: Any, name: str | None) -> str:
 @contextmanager
 def _pixel_limit(max_pixels: int | None) -> Iterator[None]:
     """Pillow, which looks at sizes itself, has one limit for the whole process."""
+    if max_pixels is None:
+        yield
+        return
     usual = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = usual if max_pixels is None else max_pixels
+    Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         yield
     finally:

@@ -102,7 +102,8 @@ def _is_image_file(path: Path) -> bool:
 def _load_files(config: DataConfig) -> DatasetDict:
     from datasets import load_dataset
 
-    root = Path(str(config.path)).expanduser()
+    # Absolute, since `datasets` takes relative names to be relative to the folder that it is given besides.
+    root = Path(str(config.path)).expanduser().absolute()
     files = _data_files(config, root)
     if config.name == "imagefolder":
         return _load_image_files(root, files)

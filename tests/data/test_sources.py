@@ -79,6 +79,23 @@ def test_patterns(image_folder, levels):
     assert (levels(train), levels(test)) == (LEVELS[:3], [120])
 
 
+@pytest.mark.parametrize("path", ["data.parquet", "./data.parquet", ".", "data*.parquet"])
+def test_relative_paths(tmp_path, monkeypatch, write_parquet, png_of, path):
+    write_parquet({"image": [png_of(0)] * 3})
+    monkeypatch.chdir(tmp_path)
+    assert load_source(DataConfig(name="parquet", path=path))["train"].num_rows == 3
+    source = load_source(DataConfig(name="parquet", path=".", files={"train": path if "data" in path else "*"}))
+    assert source["train"].num_rows == 3
+
+
+def test_relative_folders(image_folder, monkeypatch, levels):
+    monkeypatch.chdir(image_folder)
+    assert levels(load_split(".")) == LEVELS
+    assert levels(load_folder(".")) == LEVELS
+    assert levels(load_split("cat")) == LEVELS[:3]
+    assert levels(load_split("dog/1.png")) == LEVELS[4:5]
+
+
 @pytest.mark.parametrize("load", [load_split, load_folder])
 def test_names_that_are_not_utf_8_are_refused(image_folder, png_of, load):
     with open(os.fsencode(image_folder / "cat") + b"/caf\xe9.png", "wb") as file:
