@@ -175,7 +175,7 @@ def _data_files(config: DataConfig, root: Path) -> DataFilesDict:
     base = glob.escape(str(root))
     if config.files is not None:
         given = {split: [p] if isinstance(p, str) else p for split, p in config.files.items()}
-        patterns = {split: [f for p in many for f in _matches(root / p)] for split, many in given.items()}
+        patterns = {split: [f for p in many for f in _matches(root, p)] for split, many in given.items()}
     elif root.is_dir():
         try:
             patterns = get_data_patterns(base)
@@ -185,13 +185,18 @@ def _data_files(config: DataConfig, root: Path) -> DataFilesDict:
             ) from error
         return DataFilesDict.from_patterns(patterns, base_path=base)
     else:
-        patterns = {"train": _matches(root)}
+        patterns = {"train": _matches(root, str(root))}
     escaped = {split: list(map(glob.escape, many)) for split, many in patterns.items()}
     return DataFilesDict.from_patterns(escaped, base_path=base)
 
 
-def _matches(pattern: Path) -> list[str]:
-    found = sorted(path for path in glob.glob(str(pattern), recursive=True) if Path(path).is_file())
+def _matches(root: Path, name: str) -> list[str]:
+    """The file of that name in a folder, or the files that it matches as a pattern."""
+    pattern = root / name
+    if pattern.is_file():
+        return [str(pattern)]
+    inside = Path(glob.escape(str(root))) / name
+    found = sorted(path for path in glob.glob(str(inside), recursive=True) if Path(path).is_file())
     if not found:
         parent = pattern.parent
         there = sorted(p.name for p in parent.iterdir())[:10] if parent.is_dir() else None

@@ -77,6 +77,10 @@ def test_patterns(image_folder, levels):
     )
     train, test = load_image_splits(config, "train_split", "validation_split")
     assert (levels(train), levels(test)) == (LEVELS[:3], [120])
+    files = {"train": "cat/*", "test": "dog/[01].png"}
+    config = DataConfig(name="imagefolder", path=str(image_folder), files=files)
+    train, test = load_image_splits(config, "train_split", "validation_split")
+    assert (levels(train), levels(test)) == (LEVELS[:3], LEVELS[3:5])
 
 
 @pytest.mark.parametrize("path", ["data.parquet", "./data.parquet", ".", "data*.parquet"])
