@@ -28,7 +28,7 @@ def read_classes(column: str | None, source: DatasetDict, rows: Dataset, notes: 
     Args:
         column: The column that the user chose; "none" for no classes. None takes "label" where that holds classes by
             name or number, one in every row.
-        source: All splits, which have the names of text classes in common.
+        source: All splits, which have the names of text classes in common; parts of one split also the numbers.
         rows: The rows.
         notes: Takes what is to be said about a column that is not used.
 
@@ -66,10 +66,10 @@ def _read(source: DatasetDict, rows: Dataset, column: str, chosen: bool) -> tupl
     from datasets import ClassLabel
 
     kind = rows.features[column]
-    values = rows[column][:]
-    names = list(kind.names) if isinstance(kind, ClassLabel) else None
     if not _can_be_classes(rows, column):
         raise _NoClassesError(f"holds {_describe(kind)}, not classes")
+    values = rows[column][:]
+    names = list(kind.names) if isinstance(kind, ClassLabel) else None
     missing = sum(value is None for value in values)
     if missing:
         raise _NoClassesError(f"has {missing:,} rows without a class")
@@ -85,12 +85,19 @@ def _read(source: DatasetDict, rows: Dataset, column: str, chosen: bool) -> tupl
     if numbers.min() < 0 or (names is not None and numbers.max() >= len(names)):
         last = "" if names is None else f" to {len(names) - 1}"
         raise _NoClassesError(f"holds {numbers.min()} to {numbers.max()}; classes go from 0{last}")
-    if numbers.max() >= MAX_CLASSES:
+    largest = _largest_class(source, rows, column) if names is None else len(names) - 1
+    if largest >= MAX_CLASSES:
         raise ValueError(
-            f"data.label_column {column!r} holds the class {numbers.max()}, but there can be {MAX_CLASSES:,} classes: "
+            f"data.label_column {column!r} holds the class {largest}, but there can be {MAX_CLASSES:,} classes: "
             f"choose another column, or {NO_CLASSES} for no classes."
         )
-    return numbers.astype(np.int64), names or [str(label) for label in range(int(numbers.max()) + 1)]
+    return numbers.astype(np.int64), names or [str(label) for label in range(int(largest) + 1)]
+
+
+def _largest_class(source: DatasetDict, rows: Dataset, column: str) -> float:
+    """The largest class number, which parts of one split have in common, even where only one of them shows it."""
+    whole = rows if len(source) > 1 else next(iter(source.values()))
+    return max(value for value in whole.unique(column) if value is not None and not np.isnan(value))
 
 
 def _can_be_classes(rows: Dataset, column: str) -> bool:

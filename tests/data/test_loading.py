@@ -107,6 +107,12 @@ class TestOneSplit:
         train, test = load(tmp_path, "train_split", "validation_split")
         assert (set(levels(train)), set(levels(test)), len(train), len(test)) == ({1}, {2}, 20, 20)
 
+    @pytest.mark.parametrize("settings", [{}, {"train_split": "train[:25]", "validation_split": "train[25:]"}])
+    def test_both_parts_have_the_same_classes(self, path, settings):
+        """Also where one part does not show them all."""
+        train, held_out = load(path, "train_split", "validation_split", **settings)
+        assert train.label_names == held_out.label_names == ["0", "1"]
+
     def test_one_image_cannot_be_split(self, write_parquet, png_of):
         with pytest.raises(ValueError, match=r"data\.validation_split 'test' is not one of train \(1 rows\)"):
             load(write_parquet({"image": [png_of(0)]}), "train_split", "validation_split")
