@@ -16,6 +16,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, i
 from transformers.processing_utils import ImagesKwargs
 
 from .checks import image_height_width
+from .image_decoding import decode_image
 
 OUTPUT_TYPES = ("pil", "pt", "np")
 _PIL_MODES = {1: "L", 3: "RGB"}
@@ -37,9 +38,10 @@ class HQImageProcessor(TorchvisionBackend):
     """Prepares images for the image tokenizers and turns their output into images.
 
     Accepts one image or a list of PIL images, NumPy arrays or tensors (H×W, H×W×C or C×H×W, also with a leading batch
-    axis), paths or URLs, of any mode: grey (also of 16 bits), colour, palette, transparent (laid over white) or
-    bilevel. Integer pixels are multiplied by `rescale_factor`; floating-point pixels are taken to be in [0, 1] already,
-    and booleans are 0 and 1.
+    axis), paths, URLs or bytes of image files, of any mode: grey (also of 16 bits), colour, palette, transparent (laid
+    over white) or bilevel. Files and PIL images are decoded as for training, see `decode_image`: upright, the first
+    frame of an animation, up to `PIL.Image.MAX_IMAGE_PIXELS`. Integer pixels are multiplied by `rescale_factor`;
+    floating-point pixels are taken to be in [0, 1] already, and booleans are 0 and 1.
 
     Args:
         num_channels: 1 turns every image into grey, 3 into colour.
@@ -109,12 +111,19 @@ class HQImageProcessor(TorchvisionBackend):
         # The crop follows from `size`; the base class would ask for a second size.
         super()._validate_preprocess_kwargs(**kwargs | {"do_center_crop": False})
 
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Images of paths, URLs, bytes and PIL images by `decode_image`; the base class has ways of its own."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return list(map(self.fetch_images, image_url_or_urls))
+        return decode_image(image_url_or_urls)
+
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
         # The base class wants all images to have the axes of the first, and refuses H×W arrays.
-        flat = list(_flat_images(self.fetch_images(images)))
+        flat = list(_flat_images(images))
         if not flat:
             raise ValueError("There are no images to process: the list is empty.")
-        return flat
+        names = [f"Image {index} of the list" for index in range(len(flat))] if len(flat) > 1 else [None]
+        return list(map(decode_image, flat, names))
 
     def process_image(
         self, image: ImageInput, num_channels: int = 3, rescale_factor: float = 1 / 255, **kwargs: Any
@@ -235,15 +244,17 @@ def convert_pil(image: Image.Image, num_channels: int) -> Image.Image:
     Training and inference both read images through this.
 
     Args:
-        image: The image. 16-bit grey is divided by 257, which maps 65535 to 255.
+        image: The image, as `decode_image` gives it. 16-bit grey is divided by 257, which maps 65535 to 255.
         num_channels: 1 for grey, 3 for colour.
 
     Raises:
         ValueError: For grey of 32 bits, whose white is unknown.
     """
-    # Older versions of Pillow read the 16-bit grey of a PNG file as mode I; no PNG file has 32 bits.
-    if image.mode in _MODES_OF_16_BITS or (image.mode == "I" and image.format == "PNG"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) / 257).round().astype(np.uint8))
+    if image.mode in _MODES_OF_16_BITS:
+        values = np.asarray(image).astype(np.int64)
+        # A PNG file may name one grey that is clear.
+        values[values == image.info.get("transparency", -1)] = 65535
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ValueError(
             f"An image of Pillow's mode {image.mode} has 32 bits per pixel, and what is white in it is unknown: scale "
@@ -277,7 +288,8 @@ def _convert_channels(image: torch.Tensor, num_channels: int, white: float) -> t
 
 def _to_unit_range(image: torch.Tensor, factor: float) -> torch.Tensor:
     """float32 pixels, checked to lie in [0, 1]: a wrong scale is silent and ruins everything after it."""
-    pixels = image.float() if image.is_floating_point() else image.float() * factor
+    # Divided as in training: the product with 1/255 is another float32 for every second pixel or so.
+    pixels = image.float() if image.is_floating_point() else image.float() / (1 / factor)
     low, high = (float(bound) for bound in pixels.aminmax())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ValueError(

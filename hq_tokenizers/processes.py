@@ -5,6 +5,7 @@ With one process everything here does nothing, so that callers need not ask.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,8 +32,8 @@ def is_distributed() -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, or the only one."""
-    return not is_distributed() or distributed.get_rank() == 0
+    """Whether this is process 0, or the only one; before they are a group, `torchrun` says so."""
+    return distributed.get_rank() == 0 if is_distributed() else os.environ.get("RANK", "0") == "0"
 
 
 def all_reduce(tensor: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,17 @@ from torch.nn import functional
 from transformers.image_utils import PILImageResampling
 
 from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.image_decoding import decode_image, is_encoded, is_url
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 
 _ARRAYS = (np.ndarray, torch.Tensor)
 
 
 def is_single_image(image: Any) -> bool:
-    """Whether this is one image (PIL, path, URL, array of 2 or 3 axes) rather than several."""
-    return isinstance(image, (Image.Image, str, os.PathLike)) or (isinstance(image, _ARRAYS) and image.ndim in (2, 3))
+    """Whether this is one image (PIL, path, URL, bytes, array of 2 or 3 axes) rather than several."""
+    if isinstance(image, _ARRAYS):
+        return image.ndim in (2, 3)
+    return isinstance(image, Image.Image) or is_encoded(image)
 
 
 def list_images(name: str, images: Any) -> list[Any]:
@@ -43,7 +46,7 @@ def list_images(name: str, images: Any) -> list[Any]:
         return [images]
     if not (isinstance(images, (list, tuple)) or (isinstance(images, _ARRAYS) and images.ndim == 4)):
         raise TypeError(
-            f"{name} is an image (PIL, path, array or tensor) or a list of images, got {_describe(images)}."
+            f"{name} is an image (PIL, path, URL, bytes, array or tensor) or a list of images, got {_describe(images)}."
         )
     for index, item in enumerate(images):
         if not is_single_image(item):
@@ -53,11 +56,23 @@ def list_images(name: str, images: Any) -> list[Any]:
 
 
 def _check_exists(name: str, image: Any) -> None:
-    """The image processor would try to decode a path without a file as base64, whose alphabet has no dot."""
-    if isinstance(image, (str, os.PathLike)) and "://" not in str(image) and "data:" not in str(image)[:5]:
-        path = Path(image)
-        if path.suffix and not path.is_file():
-            raise FileNotFoundError(f"{name}: there is no image file {str(image)!r}.")
+    """Before the first of many images is worked on."""
+    if isinstance(image, (str, os.PathLike)) and not is_url(image) and not os.path.isfile(image):
+        raise FileNotFoundError(f"{name}: there is no image file {str(image)!r}.")
+
+
+def decode_each(name: str, images: Sequence[Any]) -> Iterator[Any]:
+    """The images of a list, decoded one by one.
+
+    Args:
+        name: What errors call the list.
+        images: Single images.
+
+    Raises:
+        UnreadableImageError: If one cannot be read, by its index, and its path where it has one.
+    """
+    for index, image in enumerate(images):
+        yield decode_image(image, name if len(images) == 1 else f"{name}[{index}]")
 
 
 def prepare_image_and_mask(
@@ -67,8 +82,9 @@ def prepare_image_and_mask(
 
     Args:
         image: A single image.
-        mask: A single image of the same height and width. True, or brighter than half, marks what to repaint. Integer
-            arrays without a value above 1 are taken as truth values.
+        mask: A single image of the same height and width. True, or brighter than half, marks what to repaint. Where
+            integers go up to 1 only, they are truth values, also the indices of a palette whose first two colours are
+            dark.
         image_processor: Of the generator.
 
     Returns:
@@ -76,11 +92,17 @@ def prepare_image_and_mask(
         resized one.
 
     Raises:
-        ValueError: If the sizes differ.
+        ValueError: If the sizes differ, or the mask is not black but nowhere brighter than half.
     """
     original = image_processor(image, do_resize=False, do_normalize=False)["pixel_values"]
     pixels = image_processor(_with_unit_range(mask), do_resize=False, do_normalize=False, num_channels=1)
     marked = (pixels["pixel_values"] > 0.5).float()
+    brightest = float(pixels["pixel_values"].max())
+    if 0 < brightest <= 0.5:
+        raise ValueError(
+            f"mask marks nothing: greys count from one half on, and its brightest is {brightest:.3g} of 1. Give truth "
+            "values, or black and white."
+        )
     if marked.shape[-2:] != original.shape[-2:]:
         sizes = ["{}×{}".format(*tensor.shape[-2:]) for tensor in (marked, original)]
         raise ValueError(f"mask and image must have the same height and width, got {sizes[0]} and {sizes[1]}.")
@@ -135,11 +157,22 @@ def first_levels(num_levels: Any, layout: CodeLayout) -> list[torch.Tensor]:
 
 def _with_unit_range(mask: Any) -> Any:
     """Truth values as the numbers 0 and 1, which the image processor would take for almost black."""
-    if not isinstance(mask, _ARRAYS):
-        return mask
+    mask = decode_image(mask, "mask")
+    if isinstance(mask, Image.Image):
+        values = np.array(mask)
+        shows_colours = mask.has_transparency_data or (mask.mode == "P" and _first_colours_are_bright(mask))
+        is_truth = not shows_colours and values.dtype.kind in "bui" and values.max() <= 1
+        return values.astype(np.float32) if is_truth else mask
     tensor = torch.as_tensor(mask)
     is_truth = tensor.dtype == torch.bool or (not tensor.is_floating_point() and not bool((tensor > 1).any()))
     return tensor.float() if is_truth else tensor
+
+
+def _first_colours_are_bright(palette_image: Image.Image) -> bool:
+    """Whether the indices 0 and 1 stand for colours, as in a quantised picture, not for classes."""
+    indices = Image.frombytes("P", (2, 1), bytes([0, 1]))
+    indices.putpalette(palette_image.getpalette() or [])
+    return bool(np.asarray(indices.convert("L")).max() > 127)
 
 
 def _describe(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,14 @@ from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 from .call_arguments import check_count, image_seeds
 from .class_labels import is_single_label, resolve_class_labels
 from .configuration_hq_generator import REMOTE_CODE
-from .image_editing import first_levels, is_single_image, list_images, prepare_image_and_mask, untouched_codes
+from .image_editing import (
+    decode_each,
+    first_levels,
+    is_single_image,
+    list_images,
+    prepare_image_and_mask,
+    untouched_codes,
+)
 
 OUTPUT_TYPES = (*IMAGE_TYPES, "codes")
 _DEFAULT_BATCH_SIZE = 16
@@ -137,7 +145,8 @@ class HQGenerationPipeline(Pipeline):
         """What remains of images after the tokenizer: pixels → codes → pixels. The prior has no part in it.
 
         Args:
-            image: An image (PIL, path, URL, array or tensor, see `HQImageProcessor`), or a list or batch of images.
+            image: An image (PIL, path, URL, bytes, array or tensor, see `HQImageProcessor`), or a list or batch of
+                images.
             num_levels: Decodes the first levels of codes only, coarse to fine; by default all.
             output_type: As in a call; "codes" gives the `num_levels` levels.
             batch_size: Images at once; as in a call.
@@ -148,6 +157,7 @@ class HQGenerationPipeline(Pipeline):
         Raises:
             TypeError: If `image` is neither an image nor a list of images.
             FileNotFoundError: If a path leads to no file.
+            UnreadableImageError: If an image is broken or larger than `PIL.Image.MAX_IMAGE_PIXELS`; a ValueError.
             ValueError: If `num_levels` is not between 1 and the number of levels, or a value is not accepted.
 
         Example:
@@ -160,8 +170,9 @@ class HQGenerationPipeline(Pipeline):
         layout = self.model.code_layout
         layout = layout if num_levels is None else layout.truncate(check_count("num_levels", num_levels))
         results: list[Any] = []
-        for first in range(0, len(images), size):
-            pixel_values = self.image_processor(images[first : first + size])["pixel_values"].to(self.device)
+        given = decode_each("image", images)
+        for _ in range(0, len(images), size):
+            pixel_values = self.image_processor(list(islice(given, size)))["pixel_values"].to(self.device)
             codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
             if output_type == "codes":
                 results.extend(codes.to("cpu"))
@@ -221,7 +232,7 @@ class HQGenerationPipeline(Pipeline):
         def prepare(label: int, given: Any) -> dict[str, torch.Tensor]:
             return self._known_inputs(label, self.image_processor(given)["pixel_values"], known)
 
-        inputs = [prepare(label, given) for label, given in zip(labels, images, strict=True)]
+        inputs = [prepare(label, given) for label, given in zip(labels, decode_each("image", images), strict=True)]
         rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
         return rows[0] if is_single_image(image) else rows
 
@@ -250,8 +261,8 @@ class HQGenerationPipeline(Pipeline):
         Args:
             image: An image, or a list or batch of images, as in `reconstruct`.
             mask: An image of the same height and width (or one per image): True or white is repainted, False or black
-                is kept. Greys count from one half on, also in floating-point masks; in integer arrays from 128 on, or,
-                where nothing is above 1, from 1 on.
+                is kept. Greys count from one half on, also in floating-point masks; in integers (arrays, PIL images,
+                files) from 128 on, or, where nothing is above 1, from 1 on.
             class_labels: What to paint: one label for all images or one per image, as in a call.
             num_images: Results for each image.
             seed: As in a call.
@@ -267,12 +278,12 @@ class HQGenerationPipeline(Pipeline):
         Raises:
             TypeError: As a call does, or if `image` or `mask` is neither an image nor a list of images.
             ValueError: As a call does, or if there are several masks but not one per image, or a mask has another size
-                than its image.
+                than its image, or has something in it but marks nothing.
 
         Example:
             >>> generate.inpaint("cat.png", "mask.png", "cat", seed=0).save("other-cat.png")  # doctest: +SKIP
         """
-        images, masks = list_images("image", image), list_images("mask", mask)
+        images, masks = list_images("image", image), list(decode_each("mask", list_images("mask", mask)))
         if is_single_image(mask):
             masks = masks * len(images)
         if len(masks) != len(images):
@@ -286,7 +297,7 @@ class HQGenerationPipeline(Pipeline):
             # The base class joins tensors of four axes into batches only under the name pixel_values.
             return inputs | {"pixel_values": pixel_values, "repaint": repaint.flatten(1)}
 
-        inputs = [prepare(*given) for given in zip(labels, images, masks, strict=True)]
+        inputs = [prepare(*given) for given in zip(labels, decode_each("image", images), masks, strict=True)]
         rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
         return rows[0] if is_single_image(image) else rows
 

@@ -12,7 +12,17 @@ FOLDERS = {"hq_tokenizers": "hq_tokenizers", "priors": "hq_tokenizers.priors", "
 # Bottom to top: a room knows itself and those above it in this list.
 ROOMS = (
     *("_version", "checks", "hashing", "processes", "randomness", "evaluation_mode", "codes", "options"),
-    *("losses", "quantization", "image_processing_hq", "models", "data", "metrics", "priors", "pipelines"),
+    *(
+        "losses",
+        "quantization",
+        "image_decoding",
+        "image_processing_hq",
+        "models",
+        "data",
+        "metrics",
+        "priors",
+        "pipelines",
+    ),
     *("registration", "reporting", "evaluation", "hub", "training", "cli"),
 )
 

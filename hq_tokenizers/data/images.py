@@ -5,8 +5,9 @@ Decoding costs more than a training step of a small tokenizer, so a data set of 
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import SizeDict
 
+from hq_tokenizers.image_decoding import UnreadableImageError, decode_image, is_encoded
 from hq_tokenizers.image_processing_hq import GREY_MODES, HQImageProcessor, convert_pil
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 * 2**30
 _PROCESSOR = HQImageProcessor()
+_MOST_NAMED = 20
 
 
 class BatchSource(Protocol):
@@ -46,6 +49,7 @@ class ImageFormat:
         max_value: The integer that means 1.0.
         resize: Whether images of another size are resized and cropped; otherwise they are an error.
         drop_colour: With one channel, whether images of colour become grey; otherwise they are an error.
+        max_pixels: Height times width up to which a file is decoded; None: Pillow's limit.
     """
 
     height: int
@@ -54,22 +58,25 @@ class ImageFormat:
     max_value: int = 255
     resize: bool = False
     drop_colour: bool = True
+    max_pixels: int | None = None
 
     def __str__(self) -> str:
         return f"{self.height}×{self.width}×{self.num_channels}"
 
     def decode(self, raw: Any) -> np.ndarray:
-        """uint8 (C, H, W) of an encoded image ({"bytes", "path"}) or an integer array.
+        """uint8 (C, H, W) of an encoded image (its bytes, or {"bytes", "path"}) or an integer array.
 
         Raises:
+            FileNotFoundError, UnreadableImageError: As `decode_image` does.
             ValueError: If the size differs from the data set's and resizing is off; for an image of colour where it
                 must not be dropped; for an array that is not one of integers from 0 to `max_value`.
         """
-        if not isinstance(raw, dict):
+        if not is_encoded(raw):
             pixels = self._check_array(np.asarray(raw)).astype(np.uint8)
         else:
-            with Image.open(io.BytesIO(raw["bytes"]) if raw["bytes"] is not None else raw["path"]) as image:
-                pixels = np.asarray(self._convert(image))
+            image = decode_image(raw, max_pixels=self.max_pixels)
+            assert isinstance(image, Image.Image)
+            pixels = np.asarray(self._convert(image))
             pixels = self._fit(pixels) if self.resize else pixels
         if pixels.shape[:2] != (self.height, self.width):
             raise ValueError(
@@ -109,12 +116,49 @@ class ImageFormat:
         return fitted.numpy().transpose(1, 2, 0)
 
 
+@dataclass(frozen=True)
+class RowNames:
+    """What errors call the rows of a split.
+
+    Args:
+        split: The split, as the user wrote it.
+        numbers: The number of each row in that split, where some were left out.
+    """
+
+    split: str
+    numbers: Sequence[int] | np.ndarray | None = None
+
+    def name(self, index: int, raw: Any) -> str:
+        """The file of a row, or its number in the split, counted from 0, with the name that is stored beside bytes.
+
+        Args:
+            index: Index of the row.
+            raw: Its image.
+        """
+        path = raw.get("path") if isinstance(raw, dict) else None
+        if path is not None and raw.get("bytes") is None and os.path.isabs(path):
+            return str(path)
+        number = index if self.numbers is None else self.numbers[index]
+        return f"Row {number} of {self.split!r}" + (f" ({path})" if path else "")
+
+    @contextmanager
+    def named(self, index: int, raw: Any) -> Iterator[None]:
+        """Puts the name of a row before what is said about its image."""
+        try:
+            yield
+        except (FileNotFoundError, ValueError) as error:
+            kind = UnreadableImageError if isinstance(error, FileNotFoundError) else type(error)
+            name = self.name(index, raw)
+            raise kind(str(error) if name in str(error) else f"{name}: {error}") from error
+
+
 class ImageRows:
     """One split of images.
 
     Args:
         rows: A `datasets` split.
         image_column: Its column of images.
+        names: What errors call its rows.
         image_format: How to decode them.
         labels: LongTensor (N,) of classes, or None.
         label_names: Names of the classes, or None.
@@ -126,6 +170,7 @@ class ImageRows:
         self,
         rows: Dataset,
         image_column: str,
+        names: RowNames,
         image_format: ImageFormat,
         labels: torch.Tensor | None = None,
         label_names: list[str] | None = None,
@@ -135,7 +180,7 @@ class ImageRows:
         self.image_format = image_format
         self.labels = labels
         self.label_names = label_names
-        self._lazy = _LazyImages(rows, image_column, image_format)
+        self._lazy = _LazyImages(rows, image_column, names, image_format)
         self._num_workers = num_workers
         size = rows.num_rows * image_format.num_channels * image_format.height * image_format.width
         self.images = self._lazy.decode_all() if size <= memory_limit else None
@@ -147,14 +192,23 @@ class ImageRows:
         """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}.
 
         The pixel values of label maps are their classes, long (B, H, W).
+
+        Raises:
+            ValueError: For an image that is unreadable or does not fit, by its name.
         """
         # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
         labels = None if self.labels is None else self.labels.to(device)
-        for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
-            batch = {"pixel_values": self.image_format.to_batch(pixels)}
-            if labels is not None:
-                batch["labels"] = labels[indices.to(device, non_blocking=True)]
-            yield batch
+        try:
+            for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
+                batch = {"pixel_values": self.image_format.to_batch(pixels)}
+                if labels is not None:
+                    batch["labels"] = labels[indices.to(device, non_blocking=True)]
+                yield batch
+        except ValueError as error:
+            if not str(error).startswith("Caught "):
+                raise
+            # A worker process said so; torch puts its whole traceback before it.
+            raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error
 
     def _pixels(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterable[torch.Tensor]:
         if self.images is not None:
@@ -172,26 +226,46 @@ class ImageRows:
 class _LazyImages(torch.utils.data.Dataset):
     """Decodes a row when it is asked for it."""
 
-    def __init__(self, rows: Dataset, column: str, image_format: ImageFormat):
+    def __init__(self, rows: Dataset, column: str, names: RowNames, image_format: ImageFormat):
         self.rows = rows.select_columns([column])
         self.column = column
+        self.names = names
         self.image_format = image_format
 
     def __len__(self) -> int:
         return self.rows.num_rows
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self.image_format.decode(self.rows[index][self.column]).copy())
+        return torch.from_numpy(self._decode(index, self.rows[index][self.column]).copy())
+
+    def _decode(self, index: int, raw: Any) -> np.ndarray:
+        with self.names.named(index, raw):
+            return self.image_format.decode(raw)
 
     def decode_all(self) -> torch.Tensor:
         form = self.image_format
         images = torch.empty(len(self), form.num_channels, form.height, form.width, dtype=torch.uint8)
         target, position = images.numpy(), 0
+        unreadable: list[str] = []
         for part in self.rows.iter(1000):
             for raw in part[self.column]:
-                target[position] = form.decode(raw)
+                try:
+                    target[position] = self._decode(position, raw)
+                except UnreadableImageError as error:
+                    unreadable.append(str(error))
                 position += 1
+        _check_readable(unreadable, position)
         return images
+
+
+def _check_readable(unreadable: list[str], number: int) -> None:
+    """Names all images that cannot be read at once, so that they need not be repaired one by one."""
+    if len(unreadable) > 1:
+        first = "; ".join(unreadable[:_MOST_NAMED])
+        rest = f"; and {len(unreadable) - _MOST_NAMED} more" if len(unreadable) > _MOST_NAMED else ""
+        raise UnreadableImageError(f"{len(unreadable):,} of {number:,} images cannot be read: {first}{rest}")
+    if unreadable:
+        raise UnreadableImageError(unreadable[0])
 
 
 def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import io
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from hq_tokenizers.checks import image_height_width
+from hq_tokenizers.image_decoding import decode_image, is_encoded
 from hq_tokenizers.image_processing_hq import GREY_MODES
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.processes import is_main_process
 
+from .classes import read_classes
 from .digits import MAX_GREY_LEVEL
-from .images import MEMORY_LIMIT, ImageFormat, ImageRows
+from .images import MEMORY_LIMIT, ImageFormat, ImageRows, RowNames
 from .label_maps import LabelMapFormat
-from .sources import load_source, select_split
+from .sources import image_files, load_source, select_split
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
 OVERVIEW = "samples.png"
+_TRAIN, _VALIDATION = DataConfig.train_split, DataConfig.validation_split
+_HELD_OUT = 10
 
 
 def load_image_splits(
@@ -30,20 +34,30 @@ def load_image_splits(
 ) -> tuple[ImageRows, ...]:
     """The splits that options of a `DataConfig` name, e.g. `load_image_splits(config, "train_split")`.
 
+    Of data with one split only, a random tenth is the split that `validation_split` names by default.
+
     Raises:
         FileNotFoundError: For a wrong path.
-        ValueError: For a wrong split, column, label or size, naming the accepted values.
+        ValueError: For a wrong split, column, label or size, naming the accepted values; for an image that cannot be
+            read, by its name.
     """
     source = load_source(config)
-    selected = [select_split(source, getattr(config, name), name) for name in split_options]
-    return tuple(_load_rows(config, rows, memory_limit) for rows in selected)
+    # The same is said of every split: once.
+    notes: dict[str, None] = {}
+    loaded = []
+    for option in split_options:
+        rows, names = _select_rows(config, source, option, notes)
+        loaded.append(_load_rows(config, source, rows, names, notes, memory_limit))
+    for note in notes if is_main_process() else ():
+        print(f"data: {note}")
+    return tuple(loaded)
 
 
 def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tuple[ImageRows, list[str]]:
     """All images of a folder and its subfolders, by name, without classes.
 
     Args:
-        config: Whose image_size and num_channels apply.
+        config: Whose image_size, num_channels and max_image_pixels apply.
         folder: The folder. The overview samples.png that `generate` puts beside its images is no image of it.
         option: The option that gave it, to name in errors.
 
@@ -52,16 +66,14 @@ def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tu
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: For an image that cannot be read or a wrong size, by its name.
     """
     from datasets import Dataset
     from datasets import Image as ImageFeature
 
     root = Path(folder).expanduser()
-    endings = Image.registered_extensions()
     paths = {
-        (path.relative_to(root).with_suffix("").as_posix(), path)
-        for path in root.rglob("*")
-        if path.suffix.lower() in endings and path.name != OVERVIEW
+        (path.relative_to(root).with_suffix("").as_posix(), path) for path in image_files(root) if path.name != OVERVIEW
     }
     if not paths:
         problem = "holds no images" if root.is_dir() else "is no folder"
@@ -69,93 +81,136 @@ def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tu
     # By name, which two folders have in common, and not by path, which ends differently in both.
     names, files = zip(*sorted(paths), strict=True)
     rows = Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", ImageFeature(decode=False))
-    return ImageRows(rows, "image", _image_format(config, rows[0]["image"]), num_workers=config.num_workers), list(
-        names
-    )
+    row_names = RowNames(str(folder))
+    image_format = _image_format(config, row_names, rows[0]["image"])
+    return ImageRows(rows, "image", row_names, image_format, num_workers=config.num_workers), list(names)
 
 
-def _load_rows(config: DataConfig, rows: Dataset, memory_limit: int) -> ImageRows:
+def _select_rows(
+    config: DataConfig, source: DatasetDict, option: str, notes: dict[str, None]
+) -> tuple[Dataset, RowNames]:
+    """The rows that an option names and that have an image, and what they are called."""
+    held_out = _is_held_out(config, source)
+    split = _TRAIN if held_out else getattr(config, option)
+    rows = select_split(source, split, option)
+    numbers = np.flatnonzero(_has_image(rows, _image_column(config, rows)))
+    if len(numbers) < len(rows):
+        notes[f"{len(rows) - len(numbers):,} of {len(rows):,} rows of {split!r} have no image and are left out."] = None
+    if held_out:
+        notes[
+            f"there is one split only, {split!r} ({len(rows):,} rows): a random tenth of it is held out as "
+            f"{config.validation_split!r}, the same in every command (data.validation_split)."
+        ] = None
+        shuffled = np.random.default_rng(0).permutation(numbers)
+        share = max(1, len(numbers) // _HELD_OUT)
+        numbers = np.sort(shuffled[:share] if option == "validation_split" else shuffled[share:])
+    elif len(numbers) == len(rows):
+        return rows, RowNames(split)
+    if not len(numbers):
+        raise ValueError(f"data.{option} {split!r} has no rows with an image.")
+    return rows.select(numbers), RowNames(split, numbers)
+
+
+def _is_held_out(config: DataConfig, source: DatasetDict) -> bool:
+    """Whether the validation split is a part of the training split, for want of another."""
+    usual = (config.train_split, config.validation_split, config.test_split) == (_TRAIN, _VALIDATION, None)
+    return usual and list(source) == [_TRAIN] and len(source[_TRAIN]) > 1
+
+
+def _has_image(rows: Dataset, column: str) -> np.ndarray:
+    """Which rows have an image, read from the bits that say so, not from the images."""
+    import pyarrow
+    from pyarrow import compute
+
+    parts = []
+    for part in rows.data.column(column).chunks:
+        storage = getattr(part, "storage", part)
+        there = storage.is_valid()
+        if pyarrow.types.is_struct(storage.type):
+            fields = [storage.field(i).is_valid() for i in range(storage.type.num_fields)]
+            there = compute.and_(there, functools.reduce(compute.or_, fields))
+        parts.append(there.to_numpy(zero_copy_only=False))
+    return np.concatenate(parts)
+
+
+def _load_rows(
+    config: DataConfig,
+    source: DatasetDict,
+    rows: Dataset,
+    names: RowNames,
+    notes: dict[str, None],
+    memory_limit: int,
+) -> ImageRows:
     from datasets import Image as ImageFeature
 
     column = _image_column(config, rows)
-    labels, names = _labels(config, rows)
+    labels, label_names = read_classes(config.label_column, source, rows, notes)
     if isinstance(rows.features[column], ImageFeature):
         rows = rows.cast_column(column, ImageFeature(decode=False))
-    image_format = _image_format(config, rows[0][column])
-    return ImageRows(rows, column, image_format, labels, names, config.num_workers, memory_limit)
+    image_format = _image_format(config, names, rows[0][column])
+    return ImageRows(rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit)
 
 
 def _image_column(config: DataConfig, rows: Dataset) -> str:
     from datasets import Array2D, Array3D
     from datasets import Image as ImageFeature
 
-    columns = [name for name, kind in rows.features.items() if isinstance(kind, ImageFeature | Array2D | Array3D)]
+    typed = [name for name, kind in rows.features.items() if isinstance(kind, ImageFeature | Array2D | Array3D)]
+    encoded = [name for name, kind in rows.features.items() if _holds_bytes(kind)]
     if config.image_column is None:
+        # Bytes may be anything, unless there is nothing that says it is an image.
+        columns = typed or encoded
         if len(columns) == 1:
             return columns[0]
         found = f"several image columns: {', '.join(columns)}" if columns else "no image column"
         raise ValueError(
             f"The data set has {found}. Set data.image_column; the columns are {', '.join(rows.column_names)}."
         )
-    if config.image_column not in columns:
+    if config.image_column not in typed + encoded:
         raise ValueError(
             f"data.image_column {config.image_column!r} is not an image column. Image columns: "
-            f"{', '.join(columns) or 'none'}; all columns: {', '.join(rows.column_names)}."
+            f"{', '.join(typed + encoded) or 'none'}; all columns: {', '.join(rows.column_names)}."
         )
     return config.image_column
 
 
-def _labels(config: DataConfig, rows: Dataset) -> tuple[torch.Tensor | None, list[str] | None]:
-    from datasets import ClassLabel
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column has bytes, or {"bytes", "path"}, as image files are stored without a word of what they are."""
+    from datasets import Value
 
-    column = config.label_column
-    if column is None:
-        if "label" not in rows.column_names:
-            return None, None
-        column = "label"
-    kind = rows.features.get(column)
-    if isinstance(kind, ClassLabel):
-        names, values = list(kind.names), np.asarray(rows[column][:])
-    elif _is_class(kind):
-        values = np.asarray(rows[column][:])
-        names = [str(label) for label in range(int(max(value or 0 for value in values)) + 1)]
-    else:
-        accepted = [name for name, other in rows.features.items() if _is_class(other)]
-        raise ValueError(
-            f"data.label_column {column!r} is not a column of classes (ClassLabel or integers). Columns that are: "
-            f"{', '.join(accepted) or 'none'}."
-        )
-    if any(value is None for value in values):
-        # A folder of images without class folders has a column of classes that is empty.
-        if config.label_column is None:
-            return None, None
-        raise ValueError(f"data.label_column {column!r} has rows without a class; set it to null if it was chosen.")
-    if values.min() < 0 or values.max() >= len(names):
-        raise ValueError(
-            f"data.label_column {column!r} holds {values.min()} to {values.max()}; classes go from 0 to "
-            f"{len(names) - 1}."
-        )
-    return torch.from_numpy(values.astype(np.int64)), names
+    if isinstance(kind, dict):
+        return _holds_bytes(kind.get("bytes"))
+    return isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
 
 
-def _is_class(kind: Any) -> bool:
-    from datasets import ClassLabel, Value
-
-    return isinstance(kind, ClassLabel) or (isinstance(kind, Value) and "int" in kind.dtype)
-
-
-def _image_format(config: DataConfig, first: Any) -> ImageFormat:
-    if not isinstance(first, dict):
+def _image_format(config: DataConfig, names: RowNames, first: Any) -> ImageFormat:
+    if not is_encoded(first):
         return _array_format(config, np.asarray(first))
-    with Image.open(io.BytesIO(first["bytes"]) if first["bytes"] is not None else first["path"]) as image:
-        height, width, mode = image.height, image.width, image.mode
+    with names.named(0, first):
+        image = decode_image(first, max_pixels=config.max_image_pixels)
+    assert isinstance(image, Image.Image)
+    height, width, mode = image.height, image.width, image.mode
     resize = config.image_size is not None
     if config.image_size is not None:
         height, width = image_height_width(config.image_size)
     if config.label_map_classes is not None:
-        return LabelMapFormat(height, width, 1, resize=resize, num_classes=config.label_map_classes)
+        return LabelMapFormat(
+            height,
+            width,
+            1,
+            resize=resize,
+            max_pixels=config.max_image_pixels,
+            num_classes=config.label_map_classes,
+        )
     channels = config.num_channels or (1 if mode in GREY_MODES else 3)
-    return ImageFormat(height, width, channels, resize=resize, drop_colour=config.num_channels is not None)
+    return ImageFormat(
+        height,
+        width,
+        channels,
+        resize=resize,
+        drop_colour=config.num_channels is not None,
+        max_pixels=config.max_image_pixels,
+    )
 
 
 def _array_format(config: DataConfig, first: np.ndarray) -> ImageFormat:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hq_tokenizers.image_decoding import image_endings
 from hq_tokenizers.options.data import DataConfig
 
 from .digits import load_digits
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+    from datasets.data_files import DataFilesDict
 
 
 def load_source(config: DataConfig) -> DatasetDict:
     """All splits of the configured data set.
 
     Raises:
-        FileNotFoundError: If the path does not exist or a pattern matches nothing.
+        FileNotFoundError: If the path does not exist, holds no such files, or a pattern matches nothing.
+        ValueError: If files cannot be read, or parquet files are not those of one data set.
         ConnectionError: If a Hub data set cannot be reached.
     """
-    from datasets import DatasetDict, load_dataset
+    from datasets import DatasetDict
+    from datasets.exceptions import DatasetGenerationError
 
     if config.name == "digits":
         return load_digits()
-    if config.name in ("imagefolder", "parquet"):
-        root = Path(str(config.path)).expanduser()
-        if config.files is None and root.is_dir():
-            source = load_dataset(config.name, data_dir=str(root))
-        else:
-            source = load_dataset(config.name, data_files=_data_files(config, root))
-    else:
-        source = _load_hub_dataset(config)
+    try:
+        source = _load_files(config) if config.name in ("imagefolder", "parquet") else _load_hub_dataset(config)
+    except DatasetGenerationError as error:
+        # Its own text says that there was an error; what it was is the first of its causes.
+        raise ValueError(f"data.path {config.path!r} cannot be read: {_first_cause(error)}") from error
     if not isinstance(source, DatasetDict):
         raise TypeError(f"data.name {config.name!r} gave {type(source).__name__}, expected splits.")
     return source
@@ -71,16 +73,130 @@ def select_split(source: DatasetDict, split: str, option_name: str = "split") ->
     return rows
 
 
-def _data_files(config: DataConfig, root: Path) -> dict[str, list[str]]:
-    """Existing files per split."""
-    if config.files is None:
-        return {"train": _matches(root)}
-    patterns = {split: [p] if isinstance(p, str) else p for split, p in config.files.items()}
-    return {split: [f for p in many for f in _matches(root / p)] for split, many in patterns.items()}
+def image_files(root: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, but for hidden ones and links that lead nowhere.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        ValueError: For a name that is not UTF-8.
+    """
+    # Patterns match no hidden names, and "**" follows links to folders.
+    found = (Path(name) for name in glob.iglob("**/*", root_dir=root, recursive=True))
+    # `datasets` leaves out folders such as __MACOSX as well.
+    usual = (name for name in found if not any(part.startswith("__") for part in name.parent.parts))
+    return [root / name for name in usual if _is_image_file(root / name)]
 
 
-def _matches(pattern: Path) -> list[str]:
-    found = sorted(path for path in glob.glob(str(pattern), recursive=True) if Path(path).is_file())
+def _is_image_file(path: Path) -> bool:
+    if path.suffix.lower() not in image_endings() or not path.is_file():
+        return False
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # Arrow, which keeps the paths, stores nothing else.
+        raise ValueError(f"The file name {os.fsencode(path)!r} is not UTF-8: rename the file.") from error
+    return True
+
+
+def _load_files(config: DataConfig) -> DatasetDict:
+    from datasets import load_dataset
+
+    # Absolute, since `datasets` takes relative names to be relative to the folder that it is given besides.
+    root = Path(str(config.path)).expanduser().absolute()
+    files = _data_files(config, root)
+    if config.name == "imagefolder":
+        return _load_image_files(root, files)
+    named = config.files is not None or root.is_file()
+    chosen = {split: [f for f in many if named or f.endswith(".parquet")] for split, many in files.items()}
+    _check_one_data_set(root, [file for many in chosen.values() for file in many])
+    return load_dataset(
+        "parquet", data_files={str(split): list(map(glob.escape, many)) for split, many in chosen.items() if many}
+    )
+
+
+def _load_image_files(root: Path, files: DataFilesDict) -> DatasetDict:
+    """As `load_dataset("imagefolder")`, with the formats that are read here and without anything else."""
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    class ImageFiles(ImageFolder):
+        EXTENSIONS = sorted(image_endings())
+
+    others = (".zip", *ImageFolder.METADATA_FILENAMES)
+    chosen = {}
+    for split, many in files.items():
+        pairs = [
+            (file, origin)
+            for file, origin in zip(many, many.origin_metadata, strict=True)
+            if file.endswith(others) or _is_image_file(Path(file))
+        ]
+        if pairs:
+            chosen[split] = DataFilesList(*map(list, zip(*pairs, strict=True)))
+    if not chosen:
+        raise FileNotFoundError(f"data.path {str(root)!r} holds no image files.")
+    builder = ImageFiles(data_files=DataFilesDict(chosen))
+    builder.download_and_prepare()
+    return builder.as_dataset()
+
+
+def _check_one_data_set(root: Path, files: list[str]) -> None:
+    """Refuses parquet files that are broken or do not have the same columns, which `datasets` would try to join."""
+    from pyarrow import ArrowException, parquet
+
+    if not files:
+        raise FileNotFoundError(f"data.path {str(root)!r} holds no parquet files.")
+    columns: dict[tuple[str, ...], str] = {}
+    for file in files:
+        try:
+            names = parquet.read_schema(file).names
+        except ArrowException as error:
+            raise ValueError(f"{file} is no parquet file, or broken: {str(error).splitlines()[0]}") from error
+        columns.setdefault(tuple(sorted(names)), Path(file).name)
+    if len(columns) > 1:
+        found = "; ".join(f"{name} has {', '.join(names)}" for names, name in list(columns.items())[:3])
+        raise ValueError(
+            f"The parquet files of data.path {str(root)!r} do not have the same columns: {found}. Name those of one "
+            "data set by data.files, such as {train: 'train-*.parquet'}."
+        )
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what began a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _data_files(config: DataConfig, root: Path) -> DataFilesDict:
+    """Existing files per split; of a folder, by the names of its files and subfolders."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+
+    base = glob.escape(str(root))
+    if config.files is not None:
+        given = {split: [p] if isinstance(p, str) else p for split, p in config.files.items()}
+        patterns = {split: [f for p in many for f in _matches(root, p)] for split, many in given.items()}
+    elif root.is_dir():
+        try:
+            patterns = get_data_patterns(base)
+        except EmptyDatasetError as error:
+            raise FileNotFoundError(
+                f"data.path {str(root)!r} holds no files (hidden ones and links to folders do not count)."
+            ) from error
+        return DataFilesDict.from_patterns(patterns, base_path=base)
+    else:
+        patterns = {"train": _matches(root, str(root))}
+    escaped = {split: list(map(glob.escape, many)) for split, many in patterns.items()}
+    return DataFilesDict.from_patterns(escaped, base_path=base)
+
+
+def _matches(root: Path, name: str) -> list[str]:
+    """The file of that name in a folder, or the files that it matches as a pattern."""
+    pattern = root / name
+    if pattern.is_file():
+        return [str(pattern)]
+    inside = Path(glob.escape(str(root))) / name
+    found = sorted(path for path in glob.glob(str(inside), recursive=True) if Path(path).is_file())
     if not found:
         parent = pattern.parent
         there = sorted(p.name for p in parent.iterdir())[:10] if parent.is_dir() else None

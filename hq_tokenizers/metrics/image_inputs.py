@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from hq_tokenizers.image_decoding import decode_image
+
 # Resampling and dtype conversions leave values a few ulps outside [0, 1]; anything beyond this is a wrong range.
 _RANGE_TOLERANCE = 1e-4
 _ACCEPTED = (
@@ -109,6 +111,8 @@ def _from_pil(image: Any, side: str) -> torch.Tensor:
 
     if not isinstance(image, Image.Image):
         raise TypeError(f"{side}: {_ACCEPTED}; got a list of {type(image).__name__}.")
+    # Upright, as every other part sees it.
+    image = decode_image(image, side)
     if image.mode not in ("L", "RGB"):
         raise ValueError(f'{side}: PIL images have mode "RGB" or "L", got {image.mode!r}: use image.convert("RGB").')
     array = torch.from_numpy(np.array(image))

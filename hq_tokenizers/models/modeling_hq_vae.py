@@ -144,10 +144,11 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 depend on the rest of the batch.
 
         Raises:
-            ValueError: For a wrong shape, a number of generators that is not the number of images, or `sample` with a
-                deterministic quantiser.
+            TypeError: If the images are no tensor of floats.
+            ValueError: For a wrong shape, for values outside of [0, 1] or NaN (looked for on a CPU only), a number of
+                generators that is not the number of images, or `sample` with a deterministic quantiser.
         """
-        generators = self._sampling_generators(sample, generator, pixel_values.shape[0])
+        generators = self._sampling_generators(sample, generator, pixel_values)
         return self._codes(self._top_down(pixel_values, relaxed=False, generators=generators)[0])
 
     @inference

@@ -29,6 +29,8 @@ from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 P = ParamSpec("P")
 T = TypeVar("T")
+# Resizing and conversions of types leave values a little outside of [0, 1]; what is beyond has a wrong scale.
+_RANGE_TOLERANCE = 1e-3
 
 
 def inference(method: Callable[P, T]) -> Callable[P, T]:
@@ -188,14 +190,15 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         return [{"params": others, "lr": learning_rate}, {"params": codebooks, "lr": learning_rate * factor}]
 
     def _sampling_generators(
-        self, sample: bool, generator: GeneratorLike, num_images: int
+        self, sample: bool, generator: GeneratorLike, pixel_values: torch.Tensor
     ) -> list[torch.Generator] | None:
         """One generator per image for sampled codes; None for the most probable ones."""
+        _check_tensor(pixel_values)
         if not sample:
             return None
         if self.config.is_deterministic:
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
-        return sample_generators(generator, num_images)
+        return sample_generators(generator, pixel_values.shape[0])
 
     def _objective(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
@@ -203,7 +206,8 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
         return torch.stack([weights.get(name, self.config.kl_weight) * term for name, term in terms.items()]).sum()
 
     def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        """Checks what can be checked without reading values."""
+        """Checks shape and type, and the values where reading them costs next to nothing."""
+        _check_tensor(pixel_values)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), got "
@@ -217,9 +221,18 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
                 "HQImageProcessor."
             )
         check_image_size(tuple(pixel_values.shape[-2:]), self.config.stride)
+        if _values_are_at_hand(pixel_values):
+            low, high = (float(bound) for bound in pixel_values.detach().aminmax())
+            # Not `low < …`: NaN is neither below nor above.
+            if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):
+                raise ValueError(
+                    f"pixel_values must lie in [0, 1], found [{low:.4g}, {high:.4g}]: divide [0, 255] by 255, map "
+                    "[-1, 1] by (x + 1) / 2, or use HQImageProcessor; a decoder's output needs clamp(0, 1)."
+                )
 
     def _check_label_map(self, label_map: torch.Tensor) -> None:
         """As `_check_pixel_values`, for models of label maps."""
+        _check_tensor(label_map)
         if label_map.ndim != 3 or label_map.dtype != torch.long:
             raise ValueError(
                 "This tokenizer takes label maps, LongTensors of shape (batch, height, width), got "
@@ -252,6 +265,14 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
             )
+
+
+def _check_tensor(pixel_values: Any) -> None:
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(
+            f"pixel_values must be a tensor, got {type(pixel_values).__name__}: an image processor comes first, "
+            'HQImageProcessor.for_config(model.config)(image)["pixel_values"].'
+        )
 
 
 def _values_are_at_hand(tensor: torch.Tensor) -> bool:

@@ -27,10 +27,22 @@ class DataConfig:
         "patterns inside `path` per split, as {train: train-*.parquet, test: test.parquet}; null goes by file names",
     ] = None
     train_split: Annotated[Name, 'split to train on; slices such as "train[:50000]" or "train[:90%]" work'] = "train"
-    validation_split: Annotated[Name, "split to validate on while training"] = "test"
+    validation_split: Annotated[
+        Name,
+        "split to validate on while training; where the data have one split only, a random tenth of train is held out "
+        "as test, the same in every command",
+    ] = "test"
     test_split: Annotated[Name | None, "split for the figures of the report; null uses validation_split"] = None
-    image_column: Annotated[Name | None, "column of the images; null finds the only image column"] = None
-    label_column: Annotated[Name | None, 'column of the classes; null takes "label" when there is one'] = None
+    image_column: Annotated[
+        Name | None,
+        "column of the images (images, arrays, or bytes of image files); null finds the only one. Rows without an "
+        "image are left out; an image that is broken or unreadable is refused by name",
+    ] = None
+    label_column: Annotated[
+        Name | None,
+        'column of the classes: names, integers, texts or other whole numbers; null takes "label" when it holds '
+        'names or integers, "none" means no classes',
+    ] = None
     image_size: Annotated[
         ImageSize | None,
         "resize (shorter side, then centre crop) to this size, an integer or [height, width]; null keeps the size",
@@ -41,6 +53,11 @@ class DataConfig:
     label_map_classes: Annotated[
         Annotated[int, Range(2, 256)] | None,
         "the images are label maps, whose pixels are that many classes from 0 on; null: they are images",
+    ] = None
+    max_image_pixels: Annotated[
+        Annotated[int, Range(1, 2**40)] | None,
+        "height times width up to which an image is decoded, so that a small file cannot fill the memory; null takes "
+        "Pillow's limit, 89,478,485",
     ] = None
     horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
     num_workers: Annotated[

@@ -15,6 +15,8 @@ from hq_tokenizers.data.sources import load_source, select_split
 from hq_tokenizers.options.data import DataConfig
 
 CPU = torch.device("cpu")
+# Nothing is held out of data with one split only when the validation split is there.
+WHOLE = {"validation_split": "train"}
 
 
 def _all(rows):
@@ -48,7 +50,7 @@ def test_digits_are_scikit_learns_in_order_and_exactly_scaled():
 
 def test_image_folder_pixels_and_labels(tmp_path):
     pixels = _write_folder(tmp_path)
-    (rows,) = load_image_splits(DataConfig(name="imagefolder", path=str(tmp_path)), "train_split")
+    (rows,) = load_image_splits(DataConfig(name="imagefolder", path=str(tmp_path), **WHOLE), "train_split")
     batch = _all(rows)
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2).double() / 255
     torch.testing.assert_close(batch["pixel_values"].double(), expected, atol=1e-7, rtol=0)
@@ -59,7 +61,7 @@ def test_image_folder_pixels_and_labels(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_lazy_decoding_gives_the_batches_of_the_decoded_set(tmp_path, workers):
     _write_folder(tmp_path)
-    config = DataConfig(name="imagefolder", path=str(tmp_path), num_workers=workers)
+    config = DataConfig(name="imagefolder", path=str(tmp_path), num_workers=workers, **WHOLE)
     (eager,) = load_image_splits(config, "train_split")
     (lazy,) = load_image_splits(config, "train_split", memory_limit=0)
     assert eager.images is not None
@@ -137,8 +139,9 @@ def test_images_of_different_sizes_need_a_size(tmp_path):
     _write_folder(tmp_path, size=(10, 8))
     Image.new("RGB", (9, 9)).save(tmp_path / "dog" / "odd.png")
     with pytest.raises(ValueError, match=r"9×9 pixels among images of 10×8: set data\.image_size"):
-        load_image_splits(DataConfig(name="imagefolder", path=str(tmp_path)), "train_split")
-    (rows,) = load_image_splits(DataConfig(name="imagefolder", path=str(tmp_path), image_size=8), "train_split")
+        load_image_splits(DataConfig(name="imagefolder", path=str(tmp_path), **WHOLE), "train_split")
+    config = DataConfig(name="imagefolder", path=str(tmp_path), image_size=8, **WHOLE)
+    (rows,) = load_image_splits(config, "train_split")
     assert _all(rows)["pixel_values"].shape == (7, 3, 8, 8)
 
 
@@ -170,7 +173,7 @@ def test_sums_of_splits():
 
 
 def _load_one(folder, **options):
-    (rows,) = load_image_splits(DataConfig(name="imagefolder", path=str(folder), **options), "train_split")
+    (rows,) = load_image_splits(DataConfig(name="imagefolder", path=str(folder), **WHOLE, **options), "train_split")
     return _all(rows)["pixel_values"]
 
 

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def _load(folder, **options):
-    config = DataConfig(name="imagefolder", path=str(folder), label_map_classes=5, **options)
+    config = DataConfig(name="imagefolder", path=str(folder), validation_split="train", label_map_classes=5, **options)
     (rows,) = load_image_splits(config, "train_split")
     (batch,) = rows.batches([torch.arange(len(rows))], CPU)
     return batch["pixel_values"]
@@ -90,6 +90,7 @@ def test_camvid_resized_keeps_its_classes_in_place(data_folder):
         name="parquet",
         path=str(data_folder),
         files={"train": "camvid-val.parquet"},
+        validation_split="train",
         image_column="label_map",
         label_map_classes=12,
         image_size=[48, 64],

@@ -64,3 +64,13 @@ def test_refusals(images: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         as_pixels(images, "predictions")
     assert str(caught.value).startswith("predictions: ")
+
+
+def test_pil_images_are_upright() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(array)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.info["exif"] = exif.tobytes()
+    expected = torch.from_numpy(np.rot90(array, -1).copy()).permute(2, 0, 1)
+    assert torch.equal(as_pixels([image], "x")[0], expected)

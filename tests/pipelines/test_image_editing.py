@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from transformers import pipeline
 
 from hq_tokenizers import CodeGroup, CodeLayout, Codes, HQImageProcessor
+from hq_tokenizers.image_decoding import UnreadableImageError
 from hq_tokenizers.pipelines.image_editing import prepare_image_and_mask, untouched_codes
 
 
@@ -33,6 +35,18 @@ def mask_of(rows: slice, columns: slice, size: tuple[int, int] = (8, 12)) -> np.
     mask = np.zeros(size, bool)
     mask[rows, columns] = True
     return mask
+
+
+def palette_image(indices: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indices.astype(np.uint8), "P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def png_of(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 # Touches the coarse cell (0, 1) and the fine cells (1, 2) and (1, 3).
@@ -81,6 +95,56 @@ class TestReconstruct:
     def test_refuses(self, pipe, images, arguments, error, message):
         with pytest.raises(error, match=message):
             pipe.reconstruct(**{"image": images[0]} | arguments)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """An animation of three frames, a clear image and a turned one, all 8 × 12, and the pixels they show."""
+    rng = np.random.default_rng(1)
+    frames = [Image.new("L", (12, 8), level) for level in (40, 120, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    clear = np.dstack([rng.integers(0, 256, (8, 12, 3), np.uint8), np.zeros((8, 12), np.uint8)])
+    clear[:, 6:, 3] = 255
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = rng.integers(0, 256, (12, 8, 3), np.uint8)
+    Image.fromarray(stored).save(tmp_path / "turned.png", exif=exif)
+    shown = [
+        np.full((8, 12, 3), 40, np.uint8),
+        np.where(clear[..., 3:] == 0, 255, clear[..., :3]).astype(np.uint8),
+        np.rot90(stored, -1).copy(),
+    ]
+    return [tmp_path / name for name in ("moving.gif", "clear.png", "turned.png")], shown
+
+
+class TestFiles:
+    def test_one_image_per_file_and_the_same_as_of_arrays(self, pipe, files):
+        paths, shown = files
+        expected = pipe.reconstruct(shown)
+        assert pipe.reconstruct(paths) == expected
+        assert pipe.reconstruct([str(path) for path in paths], batch_size=1) == expected
+        assert pipe.reconstruct([path.read_bytes() for path in paths]) == expected
+        assert pipe.reconstruct([Image.open(path) for path in paths]) == expected
+        assert pipe.reconstruct(paths[0]) == expected[0]
+        assert pipe.reconstruct(paths[2].read_bytes()) == expected[2]
+
+    def test_variations_and_inpainting_read_them_alike(self, pipe, files):
+        paths, shown = files
+        arguments = {"seed": 0, "output_type": "codes"}
+        assert pipe.variations(paths, 1, **arguments) == pipe.variations(shown, 1, **arguments)
+        assert pipe.inpaint(paths, MASK, **arguments) == pipe.inpaint(shown, MASK, **arguments)
+
+    def test_what_cannot_be_read_is_named(self, pipe, files, tmp_path):
+        (paths, _), broken = files, tmp_path / "broken.png"
+        broken.write_bytes(paths[1].read_bytes()[:60])
+        for method in (pipe.reconstruct, lambda images: pipe.variations(images, 1), lambda x: pipe.inpaint(x, MASK)):
+            with pytest.raises(UnreadableImageError, match=r"^image\[1\] '.*broken\.png' cannot be read"):
+                method([paths[0], broken])
+            with pytest.raises(UnreadableImageError, match=r"^image\[1\] cannot be read"):
+                method([paths[0], broken.read_bytes()])
+        with pytest.raises(UnreadableImageError, match=r"^mask '.*broken\.png' cannot be read"):
+            pipe.inpaint(paths[0], broken)
 
 
 class TestVariations:
@@ -192,6 +256,17 @@ class TestInpaint:
             Image.fromarray(MASK),
             Image.fromarray(MASK.astype(np.uint8) * 255).convert("RGB"),
             np.where(MASK, 140, 100).astype(np.uint8),
+            Image.fromarray(MASK.astype(np.uint8)),
+            Image.fromarray(MASK.astype(np.uint8)).convert("RGB"),
+            Image.fromarray(MASK.astype(np.uint16)),
+            Image.fromarray(MASK.astype(np.int32)),
+            Image.frombytes("I;16B", (12, 8), MASK.astype(">u2").tobytes()),
+            palette_image(MASK, (0, 0, 0), (128, 0, 0)),
+            palette_image(MASK, (0, 0, 0), (1, 1, 1)),
+            palette_image(MASK, (0, 0, 0), (255, 255, 255)),
+            palette_image(~MASK, (255, 255, 255), (0, 0, 0)),
+            png_of(Image.fromarray(MASK.astype(np.uint8))),
+            png_of(palette_image(MASK, (0, 0, 0), (128, 0, 0))),
         ],
     )
     def test_kinds_of_masks(self, pipe, images, mask):
@@ -204,7 +279,21 @@ class TestInpaint:
         assert pipe.inpaint([], MASK) == []
 
     def test_nothing_masked_gives_the_image_back(self, pipe, images):
-        assert pipe.inpaint(images[0], np.zeros((8, 12), bool)).tobytes() == images[0].tobytes()
+        for mask in (np.zeros((8, 12), bool), Image.new("L", (12, 8)), Image.new("P", (12, 8))):
+            assert pipe.inpaint(images[0], mask).tobytes() == images[0].tobytes()
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            np.where(MASK, 100, 0),
+            np.where(MASK, 0.4, 0.0),
+            Image.fromarray(np.where(MASK, 2, 0).astype(np.uint8)),
+            palette_image(np.where(MASK, 3, 0), (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)),
+        ],
+    )
+    def test_a_mask_that_is_not_black_but_marks_nothing_is_refused(self, pipe, images, mask):
+        with pytest.raises(ValueError, match=r"mask marks nothing: greys count from one half on, .* black and white"):
+            pipe.inpaint(images[0], mask)
 
     def test_larger_images(self, pipe):
         image = np.random.default_rng(1).integers(0, 256, (32, 40, 3), np.uint8)
