@@ -29,6 +29,7 @@ class FeatureStatistics:
         gaussian: Mean and covariance of their features.
         sample: A bounded sample of the features themselves, when one is asked for.
         inception_score: Class statistics, when asked for.
+        saved_sample: The sample's features, of statistics that come from a file and take no more images.
     """
 
     side: str
@@ -36,6 +37,11 @@ class FeatureStatistics:
     gaussian: RunningGaussian = field(default_factory=RunningGaussian)
     sample: HashSample | None = None
     inception_score: RunningInceptionScore | None = None
+    saved_sample: torch.Tensor | None = None
+
+    def sampled_features(self) -> torch.Tensor | None:
+        """The sample (n, D) float32 of the features; None where none was asked for."""
+        return self.saved_sample if self.sample is None else self.sample.features()
 
     def update(self, images: torch.Tensor, features: torch.Tensor, logits: torch.Tensor | None) -> None:
         """Adds uint8 images (B, 3, H, W) with their features (B, D) and, for an Inception Score, logits."""
@@ -114,8 +120,9 @@ def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Map
     from safetensors.torch import save_file
 
     tensors = {"mean": statistics.gaussian.mean, "scatter": statistics.gaussian.scatter}
-    if statistics.sample is not None:
-        tensors["sample_keys"], tensors["sample_features"] = statistics.sample.sorted()
+    sample = statistics.sampled_features()
+    if sample is not None:
+        tensors["sample_features"] = sample
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": _FORMAT,
@@ -127,7 +134,7 @@ def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Map
     save_file(tensors, path, metadata=metadata)
 
 
-def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatistics, dict[str, Any]]:
+def load_statistics(path: str | Path) -> tuple[FeatureStatistics, dict[str, Any]]:
     """Reads what `save_statistics` wrote: the statistics and their header.
 
     Raises:
@@ -155,7 +162,5 @@ def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatist
         SetIdentity(num_images, tuple(json.loads(metadata["shape"])), int(metadata["sha256"], 16)),
         RunningGaussian(num_images, tensors["mean"], tensors["scatter"]),
     )
-    if "sample_keys" in tensors:
-        statistics.sample = HashSample(max_features)
-        statistics.sample.extend(tensors["sample_keys"], tensors["sample_features"])
+    statistics.saved_sample = tensors.get("sample_features")
     return statistics, json.loads(metadata["header"])
