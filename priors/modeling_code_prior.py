@@ -5,6 +5,7 @@ Shape legend: B batch, N inputs, P positions of all groups, S conditioning vecto
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 
+from hq_tokenizers.checks import Count, check_value
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
@@ -185,17 +187,21 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         Returns:
             `Codes` of N · num_images images.
 
+        Warns:
+            UserWarning: For guidance, or a sample without a condition, of a prior with label_dropout 0, which has not
+                learned what to do without a condition.
+
         Raises:
             TypeError: If a mask is not boolean or the codes are not a `Codes`.
             ValueError: If a label, setting, mask or known code is not acceptable; the message says what is.
         """
         config = self._resolve_generation_config(generation_config, overrides, score_function)
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f"num_images must be an integer of at least 1, got {num_images!r}.")
+        num_images = check_value("num_images", num_images, Count)
         self._check_code_vectors()
         labels = as_labels(class_labels, self.config.num_classes)
         vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, self.config.cross_attention_dim)
         conditions, known = self._pair_inputs(Conditions(labels, *vectors), num_images, known_codes, known_mask)
+        self._warn_of_untrained_null(config, conditions)
         generators = sample_generators(generator, len(conditions))
         steps = self.num_sampling_steps(config)
         total = steps * config.num_candidates
@@ -266,6 +272,24 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         if score_function is not None and config.num_candidates == 1:
             raise ValueError("score_function chooses between candidates: set num_candidates to 2 or more.")
         return config
+
+    def _warn_of_untrained_null(self, config: CodeGenerationConfig, conditions: Conditions) -> None:
+        # A warning, not an error: the training images may have had rows without a condition of their own.
+        if self.config.label_dropout or not self.config.is_conditional:
+            return
+        given = conditions.given()
+        if config.guidance_scale != 1 and bool(given.any()):
+            what = f"guidance_scale={config.guidance_scale} compares with samples that have no condition"
+        elif not bool(given.all()):
+            what = "There are samples without a condition (class None or -1, no vectors)"
+        else:
+            return
+        warnings.warn(
+            f"{what}, which this prior has not learned unless its training images had some: its label_dropout is 0. "
+            "Train it with label_dropout above 0 (0.1 is usual), or give every sample a class and leave guidance_scale "
+            "at 1.",
+            stacklevel=3,
+        )
 
     def _check_layout(self, codes: Codes, name: str = "codes") -> None:
         if not isinstance(codes, Codes):
