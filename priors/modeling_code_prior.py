@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 
+from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
 from hq_tokenizers.checks import Count, check_value
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.memory import check_samples_memory
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .code_embeddings import CodeEmbedding, CodeVectorEmbedding
@@ -29,7 +31,7 @@ from .rejection_sampling import ScoreFunction, best_of
 from .transformer import AttentionMemory, CausalTransformer, GroupwiseTransformer, encode_memory, init_output_projection
 
 
-class CodePriorModel(PreTrainedModel, GenerationMixin):
+class CodePriorModel(CheckedLoading, GenerationMixin):
     """Base class of the priors over codes.
 
     A subclass has a `position_embedding`, a `spatial_transformer`, and the methods `log_prob_per_level`,
@@ -54,6 +56,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
     spatial_transformer: CausalTransformer | GroupwiseTransformer
 
     def __init__(self, config: CodePriorConfig) -> None:
+        check_config_memory(type(self), config)
         super().__init__(config)
         self.layout = layout = config.layout
         self.class_embedding = ClassEmbedding(config.num_classes, config.hidden_size)
@@ -364,6 +367,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         if not set(counts.values()) <= {1, num_inputs}:
             given = " and ".join(f"{count} {name}" for name, count in counts.items())
             raise ValueError(f"Got {given}: give equally many, or one of a kind for all.")
+        check_samples_memory(num_inputs * num_images, self.layout.num_codes)
         known = None
         if known_codes is not None:
             known = prepare_known_codes(known_codes, known_mask, num_inputs, num_images, self.device)

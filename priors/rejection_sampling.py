@@ -35,11 +35,15 @@ def best_of(
     Raises:
         ValueError: If the scores are not one number per sample, or one of them is NaN, which cannot be compared.
     """
-    seeds = [sample_generators(generator, num_candidates) for generator in generators]
-    best = draw([row[0] for row in seeds], 0)
+
+    def fresh() -> list[torch.Generator]:
+        # One after the other: of a million candidates the generators alone would take gigabytes.
+        return [sample_generators(generator, 1)[0] for generator in generators]
+
+    best = draw(fresh(), 0)
     best_scores = _checked(score(best), best.batch_size)
     for index in range(1, num_candidates):
-        codes = draw([row[index] for row in seeds], index)
+        codes = draw(fresh(), index)
         scores = _checked(score(codes), codes.batch_size)
         better = (scores > best_scores).to(codes.device)
         pairs = zip(codes.groups, best.groups, strict=True)

@@ -179,7 +179,7 @@ def test_plain_model_types_and_numbers_in_text(tmp_path):
     config = build_tokenizer_config(section, {"image_size": 32, "num_channels": 3})
     assert (len(config.groups[0].codebook_sizes), config.hidden_size, config.initial_log_variance) == (10, 32, 1.0)
     assert list(config.log_variance_range) == [-10.0, 10.0]
-    with pytest.raises(ValueError, match=r"hidden_size must be an integer from 1 .*, got 'wide'"):
+    with pytest.raises(ValueError, match=r"hidden_size must be an integer from 2 .*, got 'wide'"):
         build_tokenizer_config({"model_type": "sq_vae", "hidden_size": "wide"}, {})
 
 

@@ -14,6 +14,7 @@ from hq_tokenizers.metrics.running.hash_sample import HashSample
 from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
 from hq_tokenizers.metrics.running.running_inception_score import RunningInceptionScore
 from hq_tokenizers.metrics.running.set_identity import SetIdentity
+from hq_tokenizers.tensor_files import read_tensors
 
 _WRITERS = "evaluate --save_reference, or FID.save_reference, writes them"
 _FORMAT = "hq_tokenizers feature statistics 1"
@@ -141,16 +142,12 @@ def load_statistics(path: str | Path) -> tuple[FeatureStatistics, dict[str, Any]
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"There are no reference statistics at {path}; {_WRITERS}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); {_WRITERS}.") from error
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error} {_WRITERS[0].upper()}{_WRITERS[1:]}.") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; {_WRITERS}.")
     missing = {"num_images", "shape", "sha256", "header"} - set(metadata) | {"mean", "scatter"} - set(tensors)
