@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,7 +34,7 @@ class CheckedLoading(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
+    ) -> Any:
         """Loads a model as transformers does, from safetensors only.
 
         Args:
@@ -42,6 +42,9 @@ class CheckedLoading(PreTrainedModel):
             *args: As transformers takes them.
             **kwargs: Likewise; `ignore_mismatched_sizes=True` lets parameters whose weights are missing or of another
                 shape start anew.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info=True` a pair of it and a dictionary.
 
         Raises:
             OSError: If there is no such model.

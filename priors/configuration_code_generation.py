@@ -45,7 +45,10 @@ _OF_A_CALL: dict[str, Any] = {
     "num_candidates": Annotated[int, Range(1, 1_000_000)],
     "cache_implementation": Literal["static", "dynamic"] | None,
 }
-_CHECKED = _OF_A_CALL | {name: hint | Annotated[list[hint], Length(1, 10_000)] for name, hint in _PER_LEVEL.items()}
+_CHECKED: dict[str, Any] = _OF_A_CALL | {
+    name: hint | Annotated[list[hint], Length(1, 10_000)]  # type: ignore[valid-type]
+    for name, hint in _PER_LEVEL.items()
+}
 
 
 def settings_from_options(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     network = _known("network", fields.pop("network", "cifar10"), list(NETWORKS))
     config_class = type(construct(network))
     accepted = config_fields(config_class) | _own_arguments(construct)
-    hints = inspect.get_annotations(construct, eval_str=True) | field_hints(config_class, PreTrainedConfig)
+    hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
     return construct(network, **_checked(accepted, hints, fields, from_data))
 
 
