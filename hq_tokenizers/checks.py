@@ -280,7 +280,9 @@ def image_height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: If it is neither.
     """
-    size = list(image_size) if isinstance(image_size, list | tuple) else image_size
+    size: Any = list(image_size) if isinstance(image_size, list | tuple) else image_size
+    if not accepts(ImageSize, size):
+        size = converted(ImageSize, size)
     if not accepts(ImageSize, size):
         raise ValueError(f"image_size must be an integer or [height, width], got {image_size!r}.")
     return (size, size) if isinstance(size, int) else (size[0], size[1])

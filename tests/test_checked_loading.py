@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,10 @@ from hq_tokenizers import (
 from hq_tokenizers.checked_loading import check_config_memory
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.options.evaluation import EvaluateConfig
+from hq_tokenizers.options.generation import GenerateConfig
+from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.priors import CodeGenerationConfig
 
 BOOK = "quantizer.codebook.weight"
 
@@ -209,13 +214,18 @@ def test_models_that_no_memory_holds_are_refused_before_they_are_built(config: A
             load(tmp_path)
 
 
-def test_sizes_out_of_range_are_refused_by_the_configuration() -> None:
+def test_sizes_out_of_range_are_refused_by_configurations_and_options() -> None:
     for cls, field, value in (
         *((SQVAEConfig, name, 10**9) for name in ("num_residual_blocks", "codebook_size", "hidden_size")),
         (RQPriorConfig, "num_classes", 10**10),
+        (CodeGenerationConfig, "num_candidates", 10**9),
+        *((GenerateConfig, "num_images", value) for value in (10**12, 1e12)),
+        (EvaluateConfig, "num_images", 10**12),
+        (LoopConfig, "epochs", 1e308),
     ):
-        with pytest.raises(ValueError, match=f"{field} must be an integer from .*, got {value}"):
-            cls(**{field: value})
+        given = {"generator": "folder"} if cls is EvaluateConfig else {}
+        with pytest.raises(ValueError, match=rf"{field} must be (an integer|a number) .*, got {re.escape(str(value))}"):
+            cls(**given | {field: value})
 
 
 def test_the_check_draws_no_noise_and_lets_meta_models_pass() -> None:

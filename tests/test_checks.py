@@ -26,6 +26,7 @@ from hq_tokenizers.checks import (
     describe,
     did_you_mean,
     field_hints,
+    image_height_width,
 )
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
@@ -134,6 +135,13 @@ class TestValues:
     def test_the_nearest_name_is_suggested(self) -> None:
         assert did_you_mean("codebok", ["codebook", "code"]) == "Did you mean codebook?"
         assert did_you_mean("zzz", ["codebook", "code"]) == ""
+
+
+def test_image_sizes_of_numpy() -> None:
+    assert image_height_width(np.int64(8)) == (8, 8)
+    assert repr(image_height_width(np.array([8, 16]))) == "(8, 16)"
+    with pytest.raises(ValueError, match="image_size must be an integer or"):
+        image_height_width(np.float32(8.5))
 
 
 def test_fields_of_bases_are_checked_down_to_a_class() -> None:
