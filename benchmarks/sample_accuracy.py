@@ -23,6 +23,7 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.reporting.figures import image_grid, save_png
 
 
@@ -86,7 +87,8 @@ def main() -> None:
     generator = HQGeneratorModel.from_pretrained(options.generator).eval()
     num_classes = len(generator.config.id2label)
     labels = torch.arange(num_classes).repeat(options.samples_per_class)
-    images = generator.generate(labels, generator=options.seed, progress=True, **options.generation).images
+    settings = settings_from_options(options.generation)
+    images = generator.generate(labels, generator=options.seed, progress=True, **settings).images
     assert images is not None
     images = images.clamp(0, 1)
     with torch.no_grad():
@@ -98,7 +100,7 @@ def main() -> None:
         "class_accuracy": hits.float().mean().item(),
         "class_accuracy_per_class": [hits[labels == index].float().mean().item() for index in range(num_classes)],
         "classifier_accuracy_on_held_out_images": real_accuracy(classifier, test),
-        "generation": options.generation,
+        "generation": settings,
     }
     print(json.dumps(result, indent=2))
     if options.output is not None:

@@ -75,8 +75,8 @@ Name = Annotated[str, Length(1, 4096)]
 ImageSize = Width | Annotated[list[Width] | tuple[Width, ...], Length(2, 2)]
 
 
-def check_value(name: str, value: Any, hint: Any) -> None:
-    """Checks a value against an annotation.
+def check_value(name: str, value: Any, hint: Any) -> Any:
+    """Checks a value against an annotation, and returns it as plain Python.
 
     Args:
         name: What the error calls it.
@@ -84,12 +84,17 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         hint: A type, `Literal`, union, list, tuple or dict, also `Annotated` with `Range` and `Length`. A float may be
             an integer, but neither NaN nor infinite; a truth value is no integer.
 
+    Returns:
+        What `converted` makes of the value.
+
     Raises:
         ValueError: If it is of another type or out of range.
     """
-    if not accepts(hint, value):
+    plain = converted(hint, value)
+    if not accepts(hint, plain):
         suggestion = did_you_mean(value, _choices(hint)) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be {describe(hint)}, got {_shown(value)}.{suggestion and f' {suggestion}'}")
+    return plain
 
 
 def _choices(hint: Any) -> list[str]:
@@ -111,6 +116,8 @@ def _shown(value: Any) -> str:
 def check_fields(owner: Any, below: type = object, prefix: str = "") -> None:
     """Checks every field that the class of a configuration, or a class between it and `below`, declares.
 
+    NumPy's numbers become Python's, and whole floats integers where integers are wanted, so that JSON takes them.
+
     Args:
         owner: A dataclass.
         below: A base class whose fields are not checked, nor those of its bases.
@@ -121,11 +128,9 @@ def check_fields(owner: Any, below: type = object, prefix: str = "") -> None:
     """
     for name, hint in field_hints(type(owner), below).items():
         value = getattr(owner, name)
-        if isinstance(value, tuple) and not accepts(hint, value):
-            # What is saved as JSON reads back as a list.
-            value = list(value)
-            setattr(owner, name, value)
-        check_value(f"{prefix}{name}", value, hint)
+        plain = check_value(f"{prefix}{name}", value, hint)
+        if plain is not value:
+            setattr(owner, name, plain)
 
 
 def field_hints(cls: type, below: type = object) -> Mapping[str, Any]:
@@ -171,6 +176,61 @@ def _accepts_items(origin: Any, arguments: tuple[Any, ...], value: Any) -> bool:
     return all(accepts(arguments[0], item) for item in value)
 
 
+def converted(hint: Any, value: Any, texts: bool = False) -> Any:
+    """A value as its annotation means it, where that is clear; the value itself where it is not.
+
+    Args:
+        hint: The annotation.
+        value: NumPy's numbers and arrays become Python's, and whole floats integers where an integer is wanted. A value
+            that is accepted as it is, is not changed otherwise.
+        texts: Whether a text that reads as a number is one where a number is wanted, and a number a text where a text
+            is: YAML reads 1e-3 as a text and 7 as a number.
+    """
+    value = _plain(value)
+    return value if accepts(hint, value) else _reading(hint, value, texts)
+
+
+def _reading(hint: Any, value: Any, texts: bool) -> Any:
+    """The value as the first of the annotated types that it can be read as."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _reading(arguments[0], value, texts)
+    if origin in (typing.Union, types.UnionType):
+        readings = ((argument, converted(argument, value, texts)) for argument in arguments)
+        return next((reading for argument, reading in readings if accepts(argument, reading)), value)
+    if origin in (list, tuple) and isinstance(value, list | tuple):
+        # What is saved as JSON reads back as a list.
+        return origin(converted(arguments[0], item, texts) for item in value)
+    if isinstance(value, bool):
+        return value
+    if hint is str and texts and isinstance(value, int | float):
+        return str(value)
+    if hint in (int, float) and texts and isinstance(value, str):
+        value = _number_in(value)
+    return int(value) if hint is int and isinstance(value, float) and value.is_integer() else value
+
+
+def _plain(value: Any) -> Any:
+    """Python's numbers and lists in the place of NumPy's, also inside lists and mappings."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _number_in(text: str) -> Any:
+    """The number that a text is; the text where it is none."""
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
 _WORDS = {
     bool: "true or false",
     int: "an integer",
@@ -212,8 +272,7 @@ def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
 
 def check_minimum(name: str, value: Any, minimum: float) -> None:
     """Raises a ValueError if `value` is below `minimum` or no finite number."""
-    if not accepts(float, value):
-        raise ValueError(f"{name} must be a number, got {value!r}.")
+    check_value(name, value, float)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
@@ -230,7 +289,9 @@ def image_height_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: If it is neither.
     """
-    size = list(image_size) if isinstance(image_size, list | tuple) else image_size
+    size: Any = list(image_size) if isinstance(image_size, list | tuple) else image_size
+    if not accepts(ImageSize, size):
+        size = converted(ImageSize, size)
     if not accepts(ImageSize, size):
         raise ValueError(f"image_size must be an integer or [height, width], got {image_size!r}.")
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -174,7 +174,8 @@ class CodeLayout:
         """A JSON-ready description, the inverse of `from_dict`."""
         return {
             "groups": [
-                {"height": g.height, "width": g.width, "codebook_sizes": list(g.codebook_sizes)} for g in self.groups
+                {"height": int(g.height), "width": int(g.width), "codebook_sizes": list(map(int, g.codebook_sizes))}
+                for g in self.groups
             ]
         }
 

@@ -7,6 +7,7 @@ global generators, whose state its checkpoints keep.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -28,8 +29,8 @@ def sample_generators(generator: GeneratorLike, num_samples: int) -> list[torch.
         ValueError: If a list has another length than `num_samples`.
         TypeError: If `generator` is none of the above.
     """
-    if isinstance(generator, int) and not isinstance(generator, bool):
-        return [torch.Generator().manual_seed(generator + index) for index in range(num_samples)]
+    if isinstance(generator, numbers.Integral) and not isinstance(generator, bool):
+        return [torch.Generator().manual_seed(int(generator) + index) for index in range(num_samples)]
     if generator is None or isinstance(generator, torch.Generator):
         device = None if generator is None else generator.device
         seeds = torch.randint(2**63 - 1, (num_samples,), generator=generator, device=device).tolist()

@@ -16,7 +16,9 @@ import torch
 from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from hq_tokenizers.checked_loading import CheckedLoading
 from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.memory import check_samples_memory
 from hq_tokenizers.priors.progress import ProgressLike, show_progress
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
@@ -39,7 +41,7 @@ class HQGeneratorOutput(ModelOutput):
     codes: Codes | None = None
 
 
-class HQGeneratorModel(PreTrainedModel, GenerationMixin):
+class HQGeneratorModel(CheckedLoading, GenerationMixin):
     """A tokenizer and a prior, loaded and saved as one.
 
     Each part can also be loaded alone from the generator's directory: `SQVAEModel.from_pretrained(generator_dir)`.
@@ -204,6 +206,7 @@ class HQGeneratorModel(PreTrainedModel, GenerationMixin):
             raise ValueError("class_labels is empty: give at least one label, or None for no class.")
         if known_codes is not None:
             _check_mask_rows(known_mask, num_inputs)
+        check_samples_memory(num_inputs * num_images, self.code_layout.num_codes)
         generators = sample_generators(generator, num_inputs * num_images)
         inputs = torch.arange(num_inputs).repeat_interleave(num_images)
         batches = inputs.split(batch_size)

@@ -15,6 +15,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.memory import check_samples_memory
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
 from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 
@@ -345,6 +346,7 @@ class HQGenerationPipeline(Pipeline):
         """The result for every input: one image, or a list when there are several of an input."""
         num_images = check_count("num_images", num_images)
         batch_size = self._resolve_batch_size(batch_size)
+        check_samples_memory(len(inputs) * num_images, self.model.code_layout.num_codes)
         seeds = image_seeds(seed, len(inputs) * num_images)
         settings = {name: value for name, value in settings.items() if value is not None}
         # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and

@@ -44,6 +44,9 @@ class CodeVectorEmbedding(nn.Module):
     of 1 whatever the tokenizer's scale is, and the levels keep their ratio. Until they are set they are NaN.
     """
 
+    nan_when_unset = True
+    """That its buffers may be NaN in a saved model."""
+
     def __init__(self, layout: CodeLayout, hidden_size: int, vector_dims: Sequence[int]) -> None:
         super().__init__()
         self.layout = layout

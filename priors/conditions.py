@@ -64,10 +64,14 @@ class Conditions:
         assert labels is not None  # there always are labels
         return Conditions(labels, spread(self.vectors), spread(self.mask))
 
+    def given(self) -> torch.Tensor:
+        """Which rows have a condition, BoolTensor (B,)."""
+        with_class = self.labels != NULL_LABEL
+        return with_class if self.mask is None else with_class | self.mask.any(dim=1)
+
     def any_given(self) -> bool:
         """Whether any row has a condition. Reads the values, hence synchronises."""
-        vectors_given = self.mask is not None and bool(self.mask.any())
-        return vectors_given or bool((self.labels != NULL_LABEL).any())
+        return bool(self.given().any())
 
 
 class ClassEmbedding(nn.Module):

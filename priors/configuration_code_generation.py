@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from transformers import GenerationConfig
 
-from hq_tokenizers.checks import Fraction, Length, NotNegative, Number, Positive, Range, check_value
+from hq_tokenizers.checks import Fraction, Length, NotNegative, Number, Positive, Range, check_value, converted
 
 from .masking import DECODING_SETTINGS, check_decoding
 from .sampling import GuidanceSchedule, LevelSampling, guidance_scales
@@ -44,6 +45,16 @@ _OF_A_CALL: dict[str, Any] = {
     "num_candidates": Annotated[int, Range(1, 1_000_000)],
     "cache_implementation": Literal["static", "dynamic"] | None,
 }
+_CHECKED: dict[str, Any] = _OF_A_CALL | {
+    name: hint | Annotated[list[hint], Length(1, 10_000)]  # type: ignore[valid-type]
+    for name, hint in _PER_LEVEL.items()
+}
+
+
+def settings_from_options(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, in which numbers may be texts, as 1e-1 is in YAML; unknown names are left as they are."""
+    hints = DECODING_SETTINGS | _CHECKED
+    return {name: converted(hints.get(name, Any), value, texts=True) for name, value in section.items()}
 
 
 class CodeGenerationConfig(GenerationConfig):
@@ -133,16 +144,16 @@ class CodeGenerationConfig(GenerationConfig):
             ValueError: Naming the setting, its value and what is accepted.
         """
         self._refuse_foreign_settings()
-        for name, hint in _PER_LEVEL.items():
-            check_value(name, getattr(self, name), hint | Annotated[list[hint], Length(1, 10_000)])  # type: ignore[valid-type]
-        for name, hint in _OF_A_CALL.items():
-            check_value(name, getattr(self, name), hint)
+        for name, hint in _CHECKED.items():
+            setattr(self, name, check_value(name, getattr(self, name), hint))
         first, last = self.guidance_interval
         if first > last:
             raise ValueError(
                 f"guidance_interval must be [first, last] with first ≤ last, got {self.guidance_interval}."
             )
-        check_decoding(**{name: getattr(self, name) for name in DECODING_SETTINGS if getattr(self, name) is not None})
+        given = {name: getattr(self, name) for name in DECODING_SETTINGS if getattr(self, name) is not None}
+        for name, value in check_decoding(**given).items():
+            setattr(self, name, value)
         super().validate(*args, **kwargs)
 
     def check_model(self, model_type: str) -> None:

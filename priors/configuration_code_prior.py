@@ -48,7 +48,7 @@ class CodePriorConfig(PreTrainedConfig):
     base_config_key = "prior_config"
 
     code_layout: dict | None = None
-    num_classes: Annotated[int, Range(0, 10_000_000)] = 0
+    num_classes: Annotated[int, Range(0, 1_000_000)] = 0
     cross_attention_dim: Width | None = None
     hidden_size: Width = 256
     num_hidden_layers: Layers = 8

@@ -45,8 +45,8 @@ def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
     return 1 - progress ** powers[schedule]
 
 
-def check_decoding(prefix: str = "", /, **settings: Any) -> None:
-    """Checks any of the `DECODING_SETTINGS`.
+def check_decoding(prefix: str = "", /, **settings: Any) -> dict[str, Any]:
+    """Checks any of the `DECODING_SETTINGS`, and returns them as plain Python.
 
     Args:
         prefix: What to put before names in errors.
@@ -55,10 +55,10 @@ def check_decoding(prefix: str = "", /, **settings: Any) -> None:
     Raises:
         ValueError: Naming the setting, its value and what is accepted.
     """
-    for name, value in settings.items():
+    for name in settings:
         if name not in DECODING_SETTINGS:
             raise ValueError(f"{prefix}{name} is unknown; accepted are {', '.join(DECODING_SETTINGS)}.")
-        check_value(f"{prefix}{name}", value, DECODING_SETTINGS[name])
+    return {name: check_value(f"{prefix}{name}", value, DECODING_SETTINGS[name]) for name, value in settings.items()}
 
 
 def num_hidden(schedule: str, step: int, num_steps: int, num_unknown: torch.Tensor) -> torch.Tensor:

@@ -5,16 +5,20 @@ Shape legend: B batch, N inputs, P positions of all groups, S conditioning vecto
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 
+from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
+from hq_tokenizers.checks import Count, check_value
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.memory import check_samples_memory
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .code_embeddings import CodeEmbedding, CodeVectorEmbedding
@@ -27,7 +31,7 @@ from .rejection_sampling import ScoreFunction, best_of
 from .transformer import AttentionMemory, CausalTransformer, GroupwiseTransformer, encode_memory, init_output_projection
 
 
-class CodePriorModel(PreTrainedModel, GenerationMixin):
+class CodePriorModel(CheckedLoading, GenerationMixin):
     """Base class of the priors over codes.
 
     A subclass has a `position_embedding`, a `spatial_transformer`, and the methods `log_prob_per_level`,
@@ -52,6 +56,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
     spatial_transformer: CausalTransformer | GroupwiseTransformer
 
     def __init__(self, config: CodePriorConfig) -> None:
+        check_config_memory(type(self), config)
         super().__init__(config)
         self.layout = layout = config.layout
         self.class_embedding = ClassEmbedding(config.num_classes, config.hidden_size)
@@ -185,17 +190,21 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         Returns:
             `Codes` of N · num_images images.
 
+        Warns:
+            UserWarning: For guidance, or a sample without a condition, of a prior with label_dropout 0, which has not
+                learned what to do without a condition.
+
         Raises:
             TypeError: If a mask is not boolean or the codes are not a `Codes`.
             ValueError: If a label, setting, mask or known code is not acceptable; the message says what is.
         """
         config = self._resolve_generation_config(generation_config, overrides, score_function)
-        if not isinstance(num_images, int) or num_images < 1:
-            raise ValueError(f"num_images must be an integer of at least 1, got {num_images!r}.")
+        num_images = check_value("num_images", num_images, Count)
         self._check_code_vectors()
         labels = as_labels(class_labels, self.config.num_classes)
         vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, self.config.cross_attention_dim)
         conditions, known = self._pair_inputs(Conditions(labels, *vectors), num_images, known_codes, known_mask)
+        self._warn_of_untrained_null(config, conditions)
         generators = sample_generators(generator, len(conditions))
         steps = self.num_sampling_steps(config)
         total = steps * config.num_candidates
@@ -266,6 +275,24 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         if score_function is not None and config.num_candidates == 1:
             raise ValueError("score_function chooses between candidates: set num_candidates to 2 or more.")
         return config
+
+    def _warn_of_untrained_null(self, config: CodeGenerationConfig, conditions: Conditions) -> None:
+        # A warning, not an error: the training images may have had rows without a condition of their own.
+        if self.config.label_dropout or not self.config.is_conditional:
+            return
+        given = conditions.given()
+        if config.guidance_scale != 1 and bool(given.any()):
+            what = f"guidance_scale={config.guidance_scale} compares with samples that have no condition"
+        elif not bool(given.all()):
+            what = "There are samples without a condition (class None or -1, no vectors)"
+        else:
+            return
+        warnings.warn(
+            f"{what}, which this prior has not learned unless its training images had some: its label_dropout is 0. "
+            "Train it with label_dropout above 0 (0.1 is usual), or give every sample a class and leave guidance_scale "
+            "at 1.",
+            stacklevel=3,
+        )
 
     def _check_layout(self, codes: Codes, name: str = "codes") -> None:
         if not isinstance(codes, Codes):
@@ -338,6 +365,7 @@ class CodePriorModel(PreTrainedModel, GenerationMixin):
         if not set(counts.values()) <= {1, num_inputs}:
             given = " and ".join(f"{count} {name}" for name, count in counts.items())
             raise ValueError(f"Got {given}: give equally many, or one of a kind for all.")
+        check_samples_memory(num_inputs * num_images, self.layout.num_codes)
         known = None
         if known_codes is not None:
             known = prepare_known_codes(known_codes, known_mask, num_inputs, num_images, self.device)

@@ -112,7 +112,9 @@ class MaskedPriorModel(CodePriorModel):
             self.scheduler.save_pretrained(save_directory)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """Loads the model as transformers does, with the scheduler_config.json beside it where there is one."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}

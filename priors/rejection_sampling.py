@@ -33,13 +33,17 @@ def best_of(
         num_candidates: Candidates per sample, at least 1.
 
     Raises:
-        ValueError: If the scores are not one number per sample.
+        ValueError: If the scores are not one number per sample, or one of them is NaN, which cannot be compared.
     """
-    seeds = [sample_generators(generator, num_candidates) for generator in generators]
-    best = draw([row[0] for row in seeds], 0)
+
+    def fresh() -> list[torch.Generator]:
+        # One after the other: of a million candidates the generators alone would take gigabytes.
+        return [sample_generators(generator, 1)[0] for generator in generators]
+
+    best = draw(fresh(), 0)
     best_scores = _checked(score(best), best.batch_size)
     for index in range(1, num_candidates):
-        codes = draw([row[index] for row in seeds], index)
+        codes = draw(fresh(), index)
         scores = _checked(score(codes), codes.batch_size)
         better = (scores > best_scores).to(codes.device)
         pairs = zip(codes.groups, best.groups, strict=True)
@@ -52,4 +56,11 @@ def _checked(scores: torch.Tensor, num_samples: int) -> torch.Tensor:
     if not isinstance(scores, torch.Tensor) or scores.shape != (num_samples,):
         given = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"A score function returns one number per image, a tensor ({num_samples},), got {given}.")
+    wrong = scores.isnan().nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"The score of sample {wrong[0]} is NaN, which cannot be compared (NaN for {len(wrong)} of {num_samples} "
+            "samples): give -inf to a candidate that is never to be kept; where it is the prior's own log_prob, look "
+            "at its weights and type."
+        )
     return scores

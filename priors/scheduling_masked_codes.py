@@ -67,12 +67,14 @@ class MaskedCodeScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         decoding_order: str = "confidence",
         choice_temperature: float = 4.5,
     ) -> None:
-        check_decoding(
+        settings = check_decoding(
             num_steps=num_steps,
             masking_schedule=masking_schedule,
             decoding_order=decoding_order,
             choice_temperature=choice_temperature,
         )
+        # Again, as plain Python, which can be saved.
+        self.register_to_config(**settings)
         self.timesteps = torch.empty(0, dtype=torch.long)
 
     def set_timesteps(self, num_inference_steps: int) -> None:

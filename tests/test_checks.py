@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,18 @@ from hypothesis import strategies as st
 from transformers import AutoModel, PreTrainedConfig
 
 from hq_tokenizers import HQGeneratorConfig, HQVAEConfig, MaskedPriorConfig, RQPriorConfig, SQVAEConfig
-from hq_tokenizers.checks import Length, Range, accepts, check_fields, check_value, describe, did_you_mean, field_hints
+from hq_tokenizers.checks import (
+    Length,
+    Range,
+    accepts,
+    check_fields,
+    check_value,
+    converted,
+    describe,
+    did_you_mean,
+    field_hints,
+    image_height_width,
+)
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
 from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
@@ -49,8 +62,68 @@ class TestValues:
         assert [value for value in right if not accepts(hint, value)] == []
         assert [value for value in wrong if accepts(hint, value)] == []
         for value in wrong:
+            if accepts(hint, converted(hint, value)):
+                continue
             with pytest.raises(ValueError, match=r"^field must be .*, got "):
                 check_value("field", value, hint)
+
+    @pytest.mark.parametrize(
+        ("hint", "value", "plain"),
+        [
+            (int, np.int64(5), 5),
+            (int, np.uint8(5), 5),
+            (int, 5.0, 5),
+            (int, np.float32(5), 5),
+            (float | int, np.float32(0.5), 0.5),
+            (float | int, np.int16(2), 2),
+            (float | int, 5.0, 5.0),
+            (float, np.array(0.25), 0.25),
+            (bool, np.bool_(True), True),
+            (str, np.str_("a"), "a"),
+            (Small | list[Small], np.array([1, 2]), [1, 2]),
+            (Small | list[Small], [np.int64(1), 2.0], [1, 2]),
+            (tuple[Small, ...], (np.int64(1), 2.0), (1, 2)),
+            (dict, {"a": [np.int64(1), {"b": np.float64(0.5)}]}, {"a": [1, {"b": 0.5}]}),
+            (Small | None, None, None),
+        ],
+    )
+    def test_what_is_meant_becomes_plain_python(self, hint: Any, value: Any, plain: Any) -> None:
+        found = check_value("field", value, hint)
+        assert repr(found) == repr(plain)  # NumPy's numbers compare equal, but are written otherwise.
+        assert json.loads(json.dumps(found)) == json.loads(json.dumps(plain))
+
+    @pytest.mark.parametrize(
+        ("hint", "value"),
+        [
+            *((int, value) for value in (5.5, np.float32(5.5), np.bool_(True), "5", math.nan, math.inf, 1e300j)),
+            *((float, value) for value in (np.float64("nan"), np.float32("inf"), np.bool_(False), "1e-1")),
+            *((bool, value) for value in (np.int64(1), 1.0)),
+            (Small, np.int64(10)),
+            (Literal["a", 1], 1.0),
+            (str, 5),
+        ],
+    )
+    def test_what_is_not_meant_is_refused(self, hint: Any, value: Any) -> None:
+        with pytest.raises(ValueError, match=r"^field must be .*, got "):
+            check_value("field", value, hint)
+
+    @pytest.mark.parametrize(
+        ("hint", "text", "plain"),
+        [
+            (float, "1e-1", 0.1),
+            (int, "1e2", 100),
+            (int, "7", 7),
+            (str, 7, "7"),
+            (float | int | list[float | int], ["1e-1", 2], [0.1, 2]),
+            (int | str, "7", "7"),
+            (int | None, "x", "x"),
+            (int, "1.5", 1.5),
+            (bool, "1", "1"),
+            (Any, "1e-1", "1e-1"),
+        ],
+    )
+    def test_numbers_in_texts(self, hint: Any, text: Any, plain: Any) -> None:
+        assert repr(converted(hint, text, texts=True)) == repr(plain)
 
     def test_words(self) -> None:
         assert describe(Small) == "an integer from 1 to 9"
@@ -62,6 +135,13 @@ class TestValues:
     def test_the_nearest_name_is_suggested(self) -> None:
         assert did_you_mean("codebok", ["codebook", "code"]) == "Did you mean codebook?"
         assert did_you_mean("zzz", ["codebook", "code"]) == ""
+
+
+def test_image_sizes_of_numpy() -> None:
+    assert image_height_width(np.int64(8)) == (8, 8)
+    assert repr(image_height_width(np.array([8, 16]))) == "(8, 16)"
+    with pytest.raises(ValueError, match="image_size must be an integer or"):
+        image_height_width(np.float32(8.5))
 
 
 def test_fields_of_bases_are_checked_down_to_a_class() -> None:
@@ -101,7 +181,8 @@ SCALARS = st.one_of(
     st.none(),
     st.booleans(),
     st.sampled_from([0, -1, 1, 7, 10**9, 10**12, -(10**12), 2**63, 10**400]),
-    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.5, 16.5, 1e308, -1e308, 1e-320]),
+    st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.5, 16.0, 16.5, 1e308, -1e308, 1e-320]),
+    st.sampled_from([np.float32(0.5), np.int64(16), np.uint8(1), np.bool_(True), np.array([8, 8]), np.float64("nan")]),
     st.sampled_from(["", " ", "16", "1e-3", "no", "gaussian", "vq", "stride 4: 8", "\0", "ü" * 5000, b"16", 1j]),
 )
 STRANGE = st.one_of(
@@ -132,6 +213,8 @@ def _works(built: Any) -> None:
         json.dumps(options_to_dict(built))
     elif isinstance(built, CodeGenerationConfig):
         assert CodeGenerationConfig(**json.loads(json.dumps(built.to_dict()))).to_dict() == built.to_dict()
+    elif isinstance(built, MaskedCodeScheduler):
+        assert MaskedCodeScheduler.from_config(json.loads(built.to_json_string())).config == built.config
 
 
 @pytest.mark.slow
@@ -144,3 +227,30 @@ def test_strange_values_are_refused_by_name_or_work(field: tuple[type, str], val
         assert name in str(built), f"{cls.__name__}.{name}: {built}"
     else:
         _works(built)
+
+
+def _as_numpy(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_numpy, value))
+    if isinstance(value, dict):
+        return {name: _as_numpy(item) for name, item in value.items()}
+    kinds = {bool: np.bool_, int: np.int64, float: np.float64}
+    return kinds[type(value)](value) if type(value) in kinds else value
+
+
+@pytest.mark.parametrize("cls", [*CONFIGS[:4], *OPTIONS, CodeGenerationConfig, MaskedCodeScheduler])
+def test_numbers_of_numpy_give_what_numbers_of_python_give(cls: type) -> None:
+    plain = cls(**GIVEN.get(cls, {}))
+    if issubclass(cls, PreTrainedConfig):
+        fields = {name: getattr(plain, name) for name in field_hints(cls, PreTrainedConfig)}
+    elif dataclasses.is_dataclass(cls):
+        fields = {f.name: getattr(plain, f.name) for f in dataclasses.fields(cls)}
+    else:
+        settings_of = plain.config if isinstance(plain, MaskedCodeScheduler) else plain.to_dict()
+        names = inspect.signature(cls).parameters if cls is MaskedCodeScheduler else cls.setting_names()
+        fields = {name: settings_of[name] for name in names if settings_of.get(name) is not None}
+    built = cls(**_as_numpy(fields))
+    _works(built)
+    write = {True: lambda o: o.to_json_string(), False: lambda o: json.dumps(options_to_dict(o))}
+    write_as = write[hasattr(built, "to_json_string")]
+    assert write_as(built) == write_as(plain)

@@ -6,6 +6,7 @@ import json
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -327,3 +328,10 @@ class TestPytree:
     def test_leaves_need_not_be_tensors(self) -> None:
         shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), random_codes(HYBRID, 2))
         assert shapes.groups == ((2, 1, 2, 1), (2, 2, 3, 2), (2, 4, 6, 3))
+
+
+def test_a_layout_in_numbers_of_numpy_is_json_ready() -> None:
+    layout = CodeLayout((CodeGroup(np.int64(2), np.int32(3), (np.int64(5), np.uint8(7))),))
+    plain = CodeLayout((CodeGroup(2, 3, (5, 7)),))
+    assert layout == plain
+    assert json.dumps(layout.to_dict()) == json.dumps(plain.to_dict())

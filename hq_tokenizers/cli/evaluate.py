@@ -15,7 +15,7 @@ from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
-from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig, settings_from_options
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tables import check_output_dir, write_evaluation
 
@@ -51,7 +51,7 @@ def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dic
     assert config.generator is not None
     generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
     settings = CodeGenerationConfig.from_generation_config(generator.generation_config)
-    settings = settings.with_overrides(**config.generation)
+    settings = settings.with_overrides(**settings_from_options(config.generation))
     settings.check_model(generator.prior.config.model_type)
     described = {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
     return evaluate_generator(config, generator.to(accelerator.device), described, accelerator)

@@ -15,6 +15,7 @@ from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
+from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
@@ -47,7 +48,7 @@ def generate_images(config: GenerateConfig) -> None:
             generator=config.seed,
             batch_size=config.batch_size,
             progress=show,
-            **config.generation,
+            **settings_from_options(config.generation),
         ).images
     output_dir.mkdir(parents=True, exist_ok=True)
     # Before the images, so that an interrupted call can be repeated.

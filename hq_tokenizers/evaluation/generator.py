@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.evaluation import EvaluateConfig
+from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 
 from .image_sets import SetComparison
 from .references import load_reference
@@ -38,8 +39,10 @@ def evaluate_generator(
     """
     folder = None if config.images_dir is None else Path(config.images_dir)
 
+    overrides = settings_from_options(config.generation)
+
     def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-        return generator.generate(labels, generator=generators, batch_size=len(labels), **config.generation).images
+        return generator.generate(labels, generator=generators, batch_size=len(labels), **overrides).images
 
     samples = NumberedSamples(sample, len(generator.config.id2label or {}), config.seed, folder)
     request = {"generator_sha256": weights_sha256(generator), "seed": config.seed, "generation": settings}

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from hq_tokenizers.data.batches import validation_batches
+from hq_tokenizers.memory import check_memory
 from hq_tokenizers.metrics.image_inputs import quantize
 from hq_tokenizers.reporting.reports import changes, check_same_call
 from hq_tokenizers.reporting.tracking import progress_bar
@@ -58,7 +59,12 @@ class NumberedSamples:
         accelerator.wait_for_everyone()
 
     def share(self, number: int, batch_size: int, accelerator: Accelerator) -> Iterator[torch.Tensor]:
-        """This process's batches of the first `number` samples, uint8 (B, C, H, W)."""
+        """This process's batches of the first `number` samples, uint8 (B, C, H, W).
+
+        Raises:
+            ValueError: If not even the numbers fit into memory.
+        """
+        check_memory(f"The numbers of {number:,} samples", 16 * number, "lower num_images")
         shares = validation_batches(number, batch_size, accelerator.num_processes, accelerator.process_index)
         batches = (self.draw(indices.tolist()) for indices in shares)
         return progress_bar(batches, len(shares), "sampling", accelerator.is_main_process)

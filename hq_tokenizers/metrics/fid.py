@@ -46,8 +46,9 @@ class FID(StreamingMetric[StatisticsPair]):
         inception_score: Whether to compute the Inception Score of the predictions over `inception_score_splits` parts.
         precision_recall: Whether to compute precision and recall (3 nearest neighbours) on the kept features; on this
             feature network, where torch-fidelity's default is VGG-16.
-        max_features: For `kid` and `precision_recall`: number of features kept of either set, a uniform sample that
-            does not depend on order or processes. Nothing is kept unless one of them is asked for.
+        max_features: For `kid` and `precision_recall`: number of features sampled of either set, uniformly over all
+            images, copies included; the sample does not depend on order or processes. Nothing is kept unless one of
+            them is asked for.
         kid_subset_size: Images per subset.
         inception_score_splits: Number of splits.
         allow_few_images: Whether to accept fewer images than a covariance of D features needs, D + 1.
@@ -88,7 +89,7 @@ class FID(StreamingMetric[StatisticsPair]):
         self._device = device
         self._reference = None
         if reference is not None:
-            self._reference, header = load_statistics(reference, max_features)
+            self._reference, header = load_statistics(reference)
             options = self._adopt(header, options, f"The reference statistics {reference}")
         super().__init__(**options)
 

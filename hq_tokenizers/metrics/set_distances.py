@@ -72,9 +72,10 @@ def _kept_features(
 ) -> list[torch.Tensor]:
     kept = []
     for side in (predictions, references):
-        if side.sample is None:
+        features = side.sampled_features()
+        if features is None:
             raise ValueError(f"{what} compares features, of which none were kept for the {side.side}.")
-        kept.append(side.sample.sorted()[1])
+        kept.append(features)
         if len(kept[-1]) < needed:
             raise ValueError(
                 f"{what} needs at least {needed} kept features a side, there are {len(kept[-1])} of the {side.side}: "

@@ -9,9 +9,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
 from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
@@ -26,6 +26,8 @@ from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
+
+from .configuration_image_tokenizer import ImageTokenizerConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def inference(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-class ImageTokenizerPreTrainedModel(PreTrainedModel):
+class ImageTokenizerPreTrainedModel(CheckedLoading):
     """Base class of the image tokenizers.
 
     While training, relaxed samples follow the Gumbel temperature, which `advance()` moves on after every optimiser
@@ -72,6 +74,10 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
 
     quantizer: nn.Module
     likelihood: nn.Module
+
+    def __init__(self, config: ImageTokenizerConfig, *inputs: Any, **kwargs: Any) -> None:
+        check_config_memory(type(self), config)
+        super().__init__(config, *inputs, **kwargs)
 
     def _finish_init(self) -> None:
         """Adds the state every tokenizer has and initialises the weights; a subclass's `__init__` ends with it."""

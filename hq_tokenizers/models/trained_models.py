@@ -34,5 +34,5 @@ def load_trained(
         )
     try:
         return AutoModel.from_pretrained(path).eval()
-    except OSError as error:
-        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({error}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({str(error).splitlines()[0]}).") from error

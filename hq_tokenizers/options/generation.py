@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from hq_tokenizers.checks import Count, Length, Name, Range, Seed, check_fields
 
-ClassId = Annotated[int, Range(-1, 10_000_000)]
+ClassId = Annotated[int, Range(-1, 1_000_000)]
 
 
 @dataclass(kw_only=True)

@@ -7,15 +7,14 @@ sections; a `dict` field takes any keys (the `model` section, whose keys are the
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
-from hq_tokenizers.checks import accepts, check_value, did_you_mean
+from hq_tokenizers.checks import check_value, converted, did_you_mean
 
 T = TypeVar("T")
 
@@ -174,29 +173,7 @@ def convert_option(hint: Any, value: Any, name: str) -> Any:
     """
     if dataclasses.is_dataclass(hint):
         raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
-    converted = _converted(hint, value)
-    check_value(name, converted, hint)
-    return converted
-
-
-def _converted(hint: Any, value: Any) -> Any:
-    """The value as the first of the annotated types that it can be read as; itself where there is none."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _converted(arguments[0], value)
-    if origin in (typing.Union, types.UnionType):
-        readings = ((argument, _converted(argument, value)) for argument in arguments if value is not None)
-        return next((reading for argument, reading in readings if accepts(argument, reading)), value)
-    if origin is list and isinstance(value, list):
-        return [_converted(arguments[0], item) for item in value]
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (ValueError, OverflowError):
-            return value
-    return value
+    return check_value(name, converted(hint, value, texts=True), hint)
 
 
 def to_yaml(value: Any) -> str:

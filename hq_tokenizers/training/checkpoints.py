@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_model, save_file, save_model
 from torch import nn
 
 from hq_tokenizers.randomness import load_noise_state, noise_state
+from hq_tokenizers.tensor_files import named_damage, read_tensors
 
 FOLDER = "checkpoints"
 
@@ -84,7 +85,7 @@ def load_checkpoint(
     """Restores models, optimiser and noise in place and returns `read_state(checkpoint)`.
 
     Raises:
-        ValueError: If another number of processes wrote the checkpoint.
+        ValueError: If another number of processes wrote the checkpoint, or a file is damaged.
         RuntimeError: If the weights do not fit the model.
     """
     written_by = len(list(checkpoint.glob("noise-*.safetensors")))
@@ -95,9 +96,11 @@ def load_checkpoint(
         )
     state = read_state(checkpoint)
     for name, model in models.items():
-        load_model(model, str(checkpoint / f"{name}.safetensors"))
-    _load_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer_groups"])
-    load_noise_state(load_file(checkpoint / f"noise-{process_index}.safetensors"))
+        path = checkpoint / f"{name}.safetensors"
+        with named_damage(path):
+            load_model(model, str(path))
+    _load_optimizer(optimizer, read_tensors(checkpoint / "optimizer.safetensors")[0], state["optimizer_groups"])
+    load_noise_state(read_tensors(checkpoint / f"noise-{process_index}.safetensors")[0])
     return state
 
 

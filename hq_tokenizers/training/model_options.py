@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from hq_tokenizers.checks import describe, did_you_mean, field_hints
+from hq_tokenizers.checks import converted, describe, did_you_mean, field_hints
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.presets import NETWORKS, PRESETS
-from hq_tokenizers.options.reading import convert_option, to_yaml, unknown_name
+from hq_tokenizers.options.reading import to_yaml, unknown_name
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
 from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
 
@@ -44,8 +44,10 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
         raise ValueError("model has a preset and a model_type: give one of them.")
     construct = PRESETS[_known("preset", fields.pop("preset"), list(PRESETS))]
     network = _known("network", fields.pop("network", DEFAULT_NETWORK), list(NETWORKS))
-    accepted = config_fields(type(construct(network))) | _own_arguments(construct)
-    return construct(network, **_checked(accepted, fields, from_data))
+    config_class = type(construct(network))
+    accepted = config_fields(config_class) | _own_arguments(construct)
+    hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
+    return construct(network, **_checked(accepted, hints, fields, from_data))
 
 
 def build_model_config(
@@ -61,7 +63,8 @@ def build_model_config(
     fields = dict(section)
     accepted = {config_class.model_type: config_class for config_class in config_classes}
     config_class = accepted[_known("model_type", fields.pop("model_type", None), list(accepted))]
-    return config_class(**_checked(config_fields(config_class), fields, from_data))
+    hints = field_hints(config_class, PreTrainedConfig)
+    return config_class(**_checked(config_fields(config_class), hints, fields, from_data))
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,14 @@ def _own_arguments(construct: Callable[..., PreTrainedConfig]) -> dict[str, Any]
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
-def _checked(accepted: dict[str, Any], fields: dict[str, Any], from_data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields with known names and the data's values; the configuration class checks their types itself."""
+def _checked(
+    accepted: dict[str, Any], hints: Mapping[str, Any], fields: dict[str, Any], from_data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields with known names, as YAML means them, and the data's values; the configuration class checks them."""
     for name, value in fields.items():
         if name not in accepted:
             raise ValueError(unknown_name(f"model.{name}", [f"model.{field}" for field in accepted]))
-        if isinstance(value, str) and isinstance(accepted[name], float):
-            # YAML reads 1e-3 as a string.
-            fields[name] = convert_option(float, value, f"model.{name}")
+        fields[name] = converted(hints[name], value, texts=True)
     for name, value in from_data.items():
         if name not in accepted:
             raise ValueError(

@@ -26,6 +26,7 @@ from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.priors.likelihood import dense_soft_targets
 from hq_tokenizers.processes import create_accelerator, is_main_process
 from hq_tokenizers.reporting.figures import image_grid, save_curves, save_png
@@ -224,7 +225,7 @@ def _build_model(
     model = AutoModel.from_config(model_config)
     if with_code_vectors:
         model.set_code_vectors(tokenizer.codebooks())  # type: ignore[union-attr]
-    model.generation_config = model.generation_config.with_overrides(**config.generation)
+    model.generation_config = model.generation_config.with_overrides(**settings_from_options(config.generation))
     return model
 
 

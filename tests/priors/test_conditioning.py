@@ -215,3 +215,25 @@ def test_conditioning_vectors_reach_the_codes_of_every_level(make_masked_prior: 
     codes = Codes.cat([model.generate(generator=0)] * 2)
     per_level = model.log_prob_per_level(codes, None, states)
     assert (per_level[0] != per_level[1]).all()
+
+
+def test_the_null_condition_of_a_prior_trained_without_it_is_warned_of(
+    make_either: Make, layout: CodeLayout, recwarn: pytest.WarningsRecorder
+) -> None:
+    reason = "which this prior has not learned unless .* its label_dropout is 0"
+    untrained = make_either(layout, label_dropout=0.0)
+    with pytest.warns(UserWarning, match=f"guidance_scale=2.0 compares with samples that have no condition, {reason}"):
+        untrained.generate([0], guidance_scale=2.0)
+    for labels in (None, [0, -1]):
+        with pytest.warns(UserWarning, match=f"There are samples without a condition .*, {reason}"):
+            untrained.generate(labels)
+    with_vectors = make_either(layout, label_dropout=0.0, cross_attention_dim=WIDTH)
+    hidden = torch.tensor([[True] * 4, [False] * 4])
+    with pytest.warns(UserWarning, match=f"There are samples without a condition .*, {reason}"):
+        with_vectors.generate(encoder_hidden_states=vectors(2), encoder_attention_mask=hidden)
+    recwarn.clear()
+    untrained.generate([0, 1])
+    with_vectors.generate(encoder_hidden_states=vectors(2))
+    make_either(layout, label_dropout=0.1).generate([0, -1], guidance_scale=2.0)
+    make_either(layout, label_dropout=0.0, num_classes=0).generate()
+    assert [str(warning.message) for warning in recwarn if "label_dropout" in str(warning.message)] == []

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import GenerationConfig
 
+from hq_tokenizers.options.generation import GenerateConfig
+from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.priors import CodeGenerationConfig
+from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.priors.sampling import LevelSampling
 
 
@@ -107,3 +111,38 @@ def test_a_setting_spoilt_later_cannot_be_saved(tmp_path: Path) -> None:
     config.top_p = 7
     with pytest.raises(ValueError, match="top_p must be"):
         config.save_pretrained(tmp_path)
+
+
+def test_numbers_that_yaml_reads_as_texts(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text("generation: {temperature: 1e-1, top_k: [1e1, 3], top_p: 9e-1, guidance_schedule: linear}\n")
+    words = ["--generation.choice_temperature", "1e-2", "--generation.num_steps", "1e1", "--generation.seed", "1e1"]
+    options = load_options(GenerateConfig, path, words)
+    assert options.generation["temperature"] == "1e-1", "or else this test tests nothing"
+    settings = settings_from_options(options.generation)
+    assert settings == {
+        **{"temperature": 0.1, "top_k": [10, 3], "top_p": 0.9, "guidance_schedule": "linear"},
+        **{"choice_temperature": 0.01, "num_steps": 10, "seed": "1e1"},
+    }
+    # In Python a text is no number.
+    with pytest.raises(ValueError, match=r"temperature must be a number .*, got '1e-1'"):
+        CodeGenerationConfig(temperature="1e-1")
+
+
+def test_numbers_of_numpy_and_whole_floats_are_saved_as_numbers_of_python(tmp_path: Path) -> None:
+    config = CodeGenerationConfig(
+        temperature=np.float32(0.5), top_k=5.0, top_p=np.array([0.5, 1]), num_steps=np.int64(3)
+    )
+    changed = config.with_overrides(temperature=[np.float64(0.25), 1], num_candidates=np.int8(2))
+    expected = [
+        CodeGenerationConfig(temperature=0.5, top_k=5, top_p=[0.5, 1.0], num_steps=3),
+        CodeGenerationConfig(temperature=[0.25, 1], top_k=5, top_p=[0.5, 1.0], num_steps=3, num_candidates=2),
+    ]
+    for built, plain in zip((config, changed), expected, strict=True):
+        assert built.to_json_string() == plain.to_json_string()
+        built.save_pretrained(tmp_path)
+        read = CodeGenerationConfig.from_generation_config(GenerationConfig.from_pretrained(tmp_path))
+        assert read.level_sampling(2) == plain.level_sampling(2)
+        assert repr(read.top_k) == "5"
+    with pytest.raises(ValueError, match=r"top_k must be an integer .*, got 5.5"):
+        CodeGenerationConfig(top_k=5.5)

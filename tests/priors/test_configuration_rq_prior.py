@@ -29,11 +29,11 @@ def test_labels_and_widths_follow_from_the_rest() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_classes": -1}, "num_classes must be an integer from 0 to 10,000,000, got -1"),
+        ({"num_classes": -1}, "num_classes must be an integer from 0 to 1,000,000, got -1"),
         ({"hidden_size": 0}, "hidden_size must be an integer from 1"),
         ({"hidden_size": 30, "num_attention_heads": 4}, "hidden_size 30 is not a multiple of num_attention_heads 4"),
         ({"num_depth_layers": 0}, "num_depth_layers must be"),
-        ({"num_hidden_layers": 2.0}, "num_hidden_layers must be an integer"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers must be an integer"),
         ({"dropout": 1.0}, r"dropout must be a number of at least 0 and below 1, got 1.0"),
         ({"dropout": "0.1"}, r"dropout must be a number of at least 0 and below 1, got '0.1'"),
         ({"label_dropout": -0.1}, "label_dropout must be a number of at least 0 and below 1"),

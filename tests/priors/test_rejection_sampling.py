@@ -49,6 +49,19 @@ def test_scores_of_a_wrong_shape(result: object) -> None:
         best_of(draw_uniform, lambda codes: result, sample_generators(0, 2), 2)
 
 
+@pytest.mark.parametrize("candidate", [0, 1])
+def test_a_score_that_is_nan_is_refused(candidate: int) -> None:
+    scores = [torch.zeros(3), torch.zeros(3)]
+    scores[candidate][1] = torch.nan
+    rest = iter(scores)
+    with pytest.raises(ValueError, match="The score of sample 1 is NaN, which cannot be compared"):
+        best_of(draw_uniform, lambda codes: next(rest), sample_generators(0, 3), 2)
+    # Infinite scores can be compared: -inf is never kept.
+    rest = iter([torch.full((3,), -torch.inf), torch.zeros(3)])
+    seeds = [sample_generators(g, 2)[1] for g in sample_generators(0, 3)]
+    assert best_of(draw_uniform, lambda codes: next(rest), sample_generators(0, 3), 2) == draw_uniform(seeds, 1)
+
+
 def test_by_prior_likelihood(make_either: Make, mixed_layout: CodeLayout) -> None:
     model, labels = make_either(mixed_layout), torch.tensor([0, 1, 2, -1] * 2)
     plain = model.generate(labels, generator=0)

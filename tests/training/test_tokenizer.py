@@ -173,6 +173,14 @@ def test_plain_model_types_and_numbers_in_text(tmp_path):
     section = {"model_type": "sq_vae", "gumbel_decay": "1e-4", "num_downsampling": 1}
     config = build_tokenizer_config(section, {"image_size": 8, "num_channels": 1})
     assert (config.model_type, config.gumbel_decay, config.image_size, config.num_channels) == ("sq_vae", 1e-4, 8, 1)
+    # Also where the default is an integer, in a list, or the field is an argument of a preset.
+    section = {"preset": "rsq_vae", "num_levels": "1e1", "hidden_size": "32", "log_variance_range": ["-1e1", "1e1"]}
+    section |= {"initial_log_variance": "1e0"}
+    config = build_tokenizer_config(section, {"image_size": 32, "num_channels": 3})
+    assert (len(config.groups[0].codebook_sizes), config.hidden_size, config.initial_log_variance) == (10, 32, 1.0)
+    assert list(config.log_variance_range) == [-10.0, 10.0]
+    with pytest.raises(ValueError, match=r"hidden_size must be an integer from 2 .*, got 'wide'"):
+        build_tokenizer_config({"model_type": "sq_vae", "hidden_size": "wide"}, {})
 
 
 def test_splits_of_different_sizes_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hq_tokenizers.hashing import file_sha256
+from hq_tokenizers.tensor_files import read_tensors
 
 _MESSAGE_LENGTH = 400
 
@@ -95,13 +96,7 @@ def load_state(path: Path) -> dict[str, torch.Tensor]:
         ValueError: If the file holds anything but a dictionary of tensors.
     """
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
+        return read_tensors(path)[0]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

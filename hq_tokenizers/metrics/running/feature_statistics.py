@@ -14,6 +14,7 @@ from hq_tokenizers.metrics.running.hash_sample import HashSample
 from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
 from hq_tokenizers.metrics.running.running_inception_score import RunningInceptionScore
 from hq_tokenizers.metrics.running.set_identity import SetIdentity
+from hq_tokenizers.tensor_files import read_tensors
 
 _WRITERS = "evaluate --save_reference, or FID.save_reference, writes them"
 _FORMAT = "hq_tokenizers feature statistics 1"
@@ -29,6 +30,7 @@ class FeatureStatistics:
         gaussian: Mean and covariance of their features.
         sample: A bounded sample of the features themselves, when one is asked for.
         inception_score: Class statistics, when asked for.
+        saved_sample: The sample's features, of statistics that come from a file and take no more images.
     """
 
     side: str
@@ -36,6 +38,11 @@ class FeatureStatistics:
     gaussian: RunningGaussian = field(default_factory=RunningGaussian)
     sample: HashSample | None = None
     inception_score: RunningInceptionScore | None = None
+    saved_sample: torch.Tensor | None = None
+
+    def sampled_features(self) -> torch.Tensor | None:
+        """The sample (n, D) float32 of the features; None where none was asked for."""
+        return self.saved_sample if self.sample is None else self.sample.features()
 
     def update(self, images: torch.Tensor, features: torch.Tensor, logits: torch.Tensor | None) -> None:
         """Adds uint8 images (B, 3, H, W) with their features (B, D) and, for an Inception Score, logits."""
@@ -114,8 +121,9 @@ def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Map
     from safetensors.torch import save_file
 
     tensors = {"mean": statistics.gaussian.mean, "scatter": statistics.gaussian.scatter}
-    if statistics.sample is not None:
-        tensors["sample_keys"], tensors["sample_features"] = statistics.sample.sorted()
+    sample = statistics.sampled_features()
+    if sample is not None:
+        tensors["sample_features"] = sample
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": _FORMAT,
@@ -127,23 +135,19 @@ def save_statistics(path: str | Path, statistics: FeatureStatistics, header: Map
     save_file(tensors, path, metadata=metadata)
 
 
-def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatistics, dict[str, Any]]:
+def load_statistics(path: str | Path) -> tuple[FeatureStatistics, dict[str, Any]]:
     """Reads what `save_statistics` wrote: the statistics and their header.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not such a file.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise FileNotFoundError(f"There are no reference statistics at {path}; {_WRITERS}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file ({error}); {_WRITERS}.") from error
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise ValueError(f"{error} {_WRITERS[0].upper()}{_WRITERS[1:]}.") from error
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no {_FORMAT!r} but {metadata.get('format')!r}; {_WRITERS}.")
     missing = {"num_images", "shape", "sha256", "header"} - set(metadata) | {"mean", "scatter"} - set(tensors)
@@ -155,7 +159,5 @@ def load_statistics(path: str | Path, max_features: int) -> tuple[FeatureStatist
         SetIdentity(num_images, tuple(json.loads(metadata["shape"])), int(metadata["sha256"], 16)),
         RunningGaussian(num_images, tensors["mean"], tensors["scatter"]),
     )
-    if "sample_keys" in tensors:
-        statistics.sample = HashSample(max_features)
-        statistics.sample.extend(tensors["sample_keys"], tensors["sample_features"])
+    statistics.saved_sample = tensors.get("sample_features")
     return statistics, json.loads(metadata["header"])

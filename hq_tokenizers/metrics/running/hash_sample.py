@@ -2,49 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 
+from hq_tokenizers.metrics.running.content_counts import ContentCounts
+
 
 @dataclass
 class HashSample:
-    """The features of the `capacity` images whose hashes are smallest.
+    """A uniform sample without replacement of the features of all images seen, copies of an image counting singly.
 
-    A hash is as good as a random number, so this is a uniform sample without replacement (bottom-k sampling), and one
-    that merges: the smallest of all hashes are among the smallest of each part.
+    The `capacity` occurrences with the smallest keys of `ContentCounts` (bottom-k sampling). The room there is so
+    large, k and ten standard deviations above k, that fewer than k of them are kept with a probability below 10⁻²⁰.
 
     Args:
-        capacity: Number of feature vectors k kept; up to 2k are held in passing.
+        capacity: Number of feature vectors k.
     """
 
     capacity: int
-    _keys: list[torch.Tensor] = field(default_factory=list)
-    _features: list[torch.Tensor] = field(default_factory=list)
-    _held: int = 0
+    contents: ContentCounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.contents = ContentCounts(self.capacity + 10 * math.isqrt(self.capacity) + 100)
 
     def update(self, digests: list[bytes], features: torch.Tensor) -> None:
         """Adds features (B, D) of images with these SHA-256 digests."""
-        keys = [int.from_bytes(digest[:8], "big", signed=True) for digest in digests]
-        self.extend(torch.tensor(keys, dtype=torch.int64), features.cpu().float())
-
-    def extend(self, keys: torch.Tensor, features: torch.Tensor) -> None:
-        """Adds features (B, D) float32 with their sorting keys (B,) int64."""
-        self._keys.append(keys)
-        self._features.append(features)
-        self._held += len(keys)
-        if self._held > 2 * self.capacity:
-            self.sorted()
+        self.contents.update(digests, features)
 
     def merge(self, other: HashSample) -> None:
         """Adds another sample of the same capacity."""
-        if other._held:
-            self.extend(*other.sorted())
+        self.contents.merge(other.contents)
 
-    def sorted(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys (n,) int64 in ascending order and features (n, D) float32, n ≤ capacity; at least one must be held."""
-        keys, features = torch.cat(self._keys), torch.cat(self._features)
-        order = keys.argsort(stable=True)[: self.capacity]
-        keys, features = keys[order], features[order]
-        self._keys, self._features, self._held = [keys], [features], len(keys)
-        return keys, features
+    def features(self) -> torch.Tensor:
+        """The sample, (n, D) float32 with n ≤ capacity, in an order that the set decides; needs an image."""
+        chosen = self.contents.occurrences()[: self.capacity]
+        return torch.stack([self.contents.vector(content) for _, content, _ in chosen])
