@@ -258,7 +258,7 @@ def test_an_interrupted_rewrite_keeps_the_history(tmp_path, monkeypatch):
 
 def test_another_number_of_processes_is_refused(tmp_path):
     _loop(tmp_path, max_steps=2).run()
-    noise = list_checkpoints(tmp_path)[-1] / "noise-0.safetensors"
-    noise.with_name("noise-1.safetensors").write_bytes(noise.read_bytes())
+    own = list_checkpoints(tmp_path)[-1] / "process-0.safetensors"
+    own.with_name("process-1.safetensors").write_bytes(own.read_bytes())
     with pytest.raises(ValueError, match="was written by 2 processes, not 1: continue the run with 2"):
         _loop(tmp_path, max_steps=4).run()
