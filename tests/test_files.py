@@ -49,9 +49,14 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 def test_an_interruption_leaves_the_file_that_was_there(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -66,9 +71,13 @@ def test_a_full_disk_names_the_file_and_spares_the_old_one(tmp_path, kind):
         "tensors": lambda partial: save_file({"a": torch.zeros(5000)}, partial),
         "picture": lambda partial: Image.fromarray(pixels).save(partial, format="PNG"),
     }[kind]
-    with files_of_at_most(4096), pytest.raises(DiskFullError, match="free some space on that disk, then") as caught:
-        with naming_full_disk("somewhere else"), replacing(path) as partial:
+
+    def write_file():
+        with files_of_at_most(4096), naming_full_disk("somewhere else"), replacing(path) as partial:
             write(partial)
+
+    with pytest.raises(DiskFullError, match="free some space on that disk, then") as caught:
+        write_file()
     assert str(path) in str(caught.value)
     assert "somewhere else" not in str(caught.value)
     assert path.read_text() == "before"
