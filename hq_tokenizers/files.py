@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,34 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """A folder to write to: the files that are written there take their places in `folder` when the block ends.
+
+    For libraries that write several files. What is written is whole before the first file that was there before is
+    replaced.
+
+    Raises:
+        DiskFullError: If there was no space.
+    """
+    partial = folder / f"new{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    with naming_full_disk(folder):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            new = [path for path in partial.rglob("*") if path.is_file()]
+            for path in new:
+                sync(path)
+            for path in new:
+                place = folder / path.relative_to(partial)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+                sync(place.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,7 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hq_tokenizers.files import DiskFullError, naming_full_disk, read_json, replacing, sync, write_json, write_text
+from hq_tokenizers.files import (
+    DiskFullError,
+    naming_full_disk,
+    read_json,
+    replacing,
+    replacing_files,
+    sync,
+    write_json,
+    write_text,
+)
 
 
 @contextmanager
@@ -109,3 +118,26 @@ def test_a_file_system_that_cannot_sync_folders_is_lived_with(tmp_path, monkeypa
     sync(tmp_path)
     with pytest.raises(OSError, match="no"):
         sync(tmp_path / "a")
+
+
+def test_the_files_of_a_library_take_their_places_together(tmp_path):
+    folder = tmp_path / "model"
+    for content in ("first", "second"):
+        with replacing_files(folder) as new:
+            (new / "part").mkdir()
+            for name in ("config.json", "part/weights"):
+                (new / name).write_text(content)
+    assert {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()} == {
+        "config.json": "second",
+        "part/weights": "second",
+    }
+
+    def write_half():
+        with files_of_at_most(4096), replacing_files(folder) as new:
+            (new / "config.json").write_text("third")
+            save_file({"a": torch.zeros(5000)}, new / "weights")
+
+    with pytest.raises(DiskFullError, match=r"no space to write .*model "):
+        write_half()
+    assert (folder / "config.json").read_text() == "second"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "part"]

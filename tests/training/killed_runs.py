@@ -16,7 +16,9 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,7 @@ def fork(work: Callable[[], None]) -> int:
         return process
     code = 1
     try:
+        os.setpgid(0, 0)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         work()
         leave_process_group()
@@ -175,6 +178,7 @@ def run(
             (folder / "events.json").write_text(json.dumps(bomb.counts))
 
     children = {fork(partial(work, index)): index for index in range(processes)}
+    groups = list(children)
     codes = {}
     while children:
         child, status = os.wait()
@@ -182,7 +186,18 @@ def run(
         if -signal.SIGKILL in codes.values():
             for other in children:
                 os.kill(other, signal.SIGKILL)
+    wait_for_workers(groups)
     return set(codes.values())
+
+
+def wait_for_workers(groups: list[int]) -> None:
+    """Processes that decode images outlive a killed run by some seconds, in which its folder is not free."""
+    deadline = time.monotonic() + 20
+    for group in groups:
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(group, 0)
+                time.sleep(0.1)
 
 
 def differences(whole: Path, parts: Path) -> list[str]:
