@@ -45,12 +45,13 @@ def naming_full_disk(path: str | Path) -> Iterator[None]:
     except DiskFullError:
         raise
     except Exception as error:
-        if not _is_full_disk(error):
+        if not is_full_disk(error):
             raise
         raise DiskFullError(path, error) from error
 
 
-def _is_full_disk(error: Exception) -> bool:
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error says that there was no space: on the disk, in a quota, or under a limit of files' sizes."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     # safetensors, written in Rust, has the number in its text.

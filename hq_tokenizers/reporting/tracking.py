@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from hq_tokenizers.files import naming_full_disk, write_text
+from hq_tokenizers.files import is_full_disk, naming_full_disk, write_text
 
 Record = dict[str, Any]
 HISTORY = "metrics.jsonl"
@@ -86,6 +87,7 @@ class Tracker:
         self._title = title
         self._last_line = 0.0
         self._writer: Any = None
+        self._earlier_hook = threading.excepthook
         self._console = Console(quiet=not active)
         self._progress = _new_bar(self._console, active, TextColumn("{task.fields[figures]}"))
         self._task = self._progress.add_task(title, total=total_steps, completed=first_step, figures="")
@@ -95,6 +97,7 @@ class Tracker:
             self._writer = _tensorboard_writer(output_dir / TENSORBOARD, first_step)
 
     def __enter__(self) -> Tracker:
+        self._earlier_hook, threading.excepthook = threading.excepthook, self._thread_failed
         self._progress.start()
         return self
 
@@ -102,8 +105,13 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                # What the run ended with must not be hidden by what ending it meets with.
+                with suppress(OSError) if error else naming_full_disk(self.output_dir / TENSORBOARD):
+                    self._writer.close()
+        finally:
+            threading.excepthook = self._earlier_hook
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -131,6 +139,11 @@ class Tracker:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread: its next call in the main thread raises the same error, without this traceback."""
+        if failure.exc_value is None or not is_full_disk(failure.exc_value):
+            self._earlier_hook(failure)
 
     def _print_line(self, record: Record) -> None:
         """Validations are always printed; training figures only without a bar, and not too often."""

@@ -7,7 +7,8 @@ renamed when it is complete, so that neither an interruption nor a crash leaves 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def list_checkpoints(output_dir: Path) -> list[Path]:
 
 def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is not damaged, None when there is none; and what is wrong with the newer ones."""
-    problems = []
+    problems: list[str] = []
     for checkpoint in reversed(list_checkpoints(output_dir)):
         problem = _damage(checkpoint)
         if problem is None:
@@ -97,16 +98,19 @@ def save_checkpoint(
         if process_index == 0:
             _make_empty(partial)
             for name, model in models.items():
-                _write(partial, f"{name}.safetensors", lambda path, model=model: save_model(model, str(path)))
+                with _written(partial / f"{name}.safetensors") as path:
+                    save_model(model, str(path))
             tensors, groups = _optimizer_tensors(optimizer)
-            _write(partial, "optimizer.safetensors", lambda path: save_file(tensors, path))
+            with _written(partial / "optimizer.safetensors") as path:
+                save_file(tensors, path)
             files = [f"{name}.safetensors" for name in (*models, "optimizer")]
             files += [_process_file(index) for index in range(num_processes)]
             write_json(partial / _STATE, {"step": step, "files": files, "optimizer_groups": groups, **state})
         wait_for_everyone()
         mine = {f"{_NOISE}{name}": tensor for name, tensor in noise_state().items()}
         mine |= {f"{_OWN}{name}": tensor.detach().cpu().contiguous() for name, tensor in (own or {}).items()}
-        _write(partial, _process_file(process_index), lambda path: save_file(mine, path))
+        with _written(partial / _process_file(process_index)) as path:
+            save_file(mine, path)
         wait_for_everyone()
         if process_index == 0:
             sync(partial)
@@ -173,10 +177,11 @@ def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, tor
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _write(folder: Path, name: str, save: Callable[[Path], None]) -> None:
-    with naming_full_disk(folder / name):
-        save(folder / name)
-        sync(folder / name)
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    with naming_full_disk(path):
+        yield path
+        sync(path)
 
 
 def _make_empty(partial: Path) -> None:
