@@ -55,7 +55,7 @@ class Interruption:
         if not self._received:
             self._received = number
             if self._active:
-                _tell(b"\nStopping after this step; Ctrl-C stops at once.\n")
+                _tell(b"\nStopping, with a checkpoint; another Ctrl-C stops at once.\n")
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 

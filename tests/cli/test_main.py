@@ -229,16 +229,22 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "Interrupted: run the same command again.\n"
 
 
-def test_a_full_disk_is_said_in_one_line(generator_folder, tmp_path, monkeypatch):
-    """Pictures, which nobody wraps by themselves."""
-
+@pytest.mark.parametrize(
+    ("words", "writer", "named"),
+    [
+        (["generate", "--generator", "{}/generator", "--output_dir", "drawn"], "PIL.Image.Image.save", "samples.png"),
+        # A library of which nobody knows what it is writing: the folder at least.
+        (["encode"], "hq_tokenizers.training.encoding.encode_images", "runs/codes"),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line(generator_folder, tmp_path, monkeypatch, words, writer, named):
     def full(*arguments, **named):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
-    words = ["generate", "--generator", str(generator_folder / "generator"), "--output_dir", str(tmp_path / "drawn")]
-    with pytest.raises(SystemExit, match=r"error: There was no space to write .*drawn .*run the same command again"):
-        main(words)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(SystemExit, match=rf"error: There was no space to write .*{named} .*run the same command again"):
+        main([word.format(generator_folder) for word in words])
 
 
 @pytest.mark.slow
