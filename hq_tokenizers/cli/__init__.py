@@ -9,10 +9,14 @@ from typing import Any
 
 from hq_tokenizers._version import __version__
 from hq_tokenizers.checks import did_you_mean
+from hq_tokenizers.files import naming_full_disk
 from hq_tokenizers.options.reading import load_options, read_values
 
 from .commands import COMMANDS
 from .help import command_help, overview, topic_help
+
+INTERRUPTED = 130
+"""Exit code after a Ctrl-C, as shells have it: 128 and the number of the signal."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,22 +26,35 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: The words after `hq-tokenizers`; default: those of this process.
 
     Raises:
-        SystemExit: With a message, when an option, the data or a model is not acceptable.
+        SystemExit: With a message, when an option, the data or a model is not acceptable; with 130 after a Ctrl-C and
+            143 after a SIGTERM in training.
     """
     try:
         _run(sys.argv[1:] if arguments is None else list(arguments))
-        if "torch" in sys.modules:
-            from hq_tokenizers.processes import leave_process_group
-
-            leave_process_group()
+        _leave_process_group()
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has read enough. Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except KeyboardInterrupt as interrupt:
+        if not interrupt.args:  # Training has said more.
+            print("Interrupted: run the same command again.", file=sys.stderr)
+        _leave_process_group()
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit:
+        _leave_process_group()
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         # These say what is wrong and what to do; a traceback would bury it.
         raise SystemExit(f"error: {error}") from error
+
+
+def _leave_process_group() -> None:
+    if "torch" in sys.modules:
+        from hq_tokenizers.processes import leave_process_group
+
+        leave_process_group()
 
 
 def _run(words: list[str]) -> None:
@@ -65,7 +82,8 @@ def _run(words: list[str]) -> None:
     options: Any = load_options(command.options, source, rest)
     _prepare_libraries()
     module, _, function = command.runner.partition(":")
-    getattr(import_module(module), function)(options)
+    with naming_full_disk(options.output_dir):
+        getattr(import_module(module), function)(options)
 
 
 def _help_topic(words: list[str]) -> str | None:

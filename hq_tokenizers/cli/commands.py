@@ -33,10 +33,10 @@ COMMANDS = {
         summary="stage one: train an image tokenizer",
         explanation=(
             "Trains an image tokenizer and leaves a folder that from_pretrained loads, with reconstructions.png, "
-            "curves.png, report.json, metrics.jsonl (and TensorBoard events when it is installed). Run the same "
-            "command again to continue an interrupted run exactly where it stopped; with schedule plateau or constant "
-            "also with more epochs or max_steps, to train a finished one further (cosine needs the steps of a run "
-            "beforehand). With several devices: "
+            "curves.png, report.json, metrics.jsonl (and TensorBoard events when it is installed). Ctrl-C and SIGTERM "
+            "stop it with a checkpoint. Run the same command again to continue an interrupted run exactly where it "
+            "stopped; with schedule plateau or constant also with more epochs or max_steps, to train a finished one "
+            "further (cosine needs the steps of a run beforehand). With several devices: "
             "torchrun --nproc_per_node 2 -m hq_tokenizers train-tokenizer CONFIG.yaml."
         ),
         examples=(

@@ -6,6 +6,7 @@ Decoding costs more than a training step of a small tokenizer, so a data set of 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -218,9 +219,18 @@ class ImageRows:
             self._lazy,
             batch_sampler=[indices.tolist() for indices in index_batches],
             num_workers=self._num_workers,
+            worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=torch.accelerator.is_available(),
+            # Without one of its own it would draw from the global noise, and training with it would be another run.
+            generator=torch.Generator(),
         )
         return (pixels.to(device, non_blocking=True) for pixels in loader)
+
+
+def _leave_signals_to_the_main_process(worker_index: int) -> None:
+    """Ctrl-C and many a SIGTERM reach the workers as well, which the main process needs for its last step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _LazyImages(torch.utils.data.Dataset):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from hq_tokenizers.data.batches import validation_batches
+from hq_tokenizers.files import PARTIAL, naming_full_disk, read_json, write_json
 from hq_tokenizers.memory import check_memory
 from hq_tokenizers.metrics.image_inputs import quantize
 from hq_tokenizers.reporting.reports import changes, check_same_call
@@ -49,13 +49,14 @@ class NumberedSamples:
         if self._folder is None:
             return
         path = self._folder / REQUEST
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if any(self._folder.glob("*.png")):
+            remedy = "so nobody knows which samples the folder holds; delete the folder, or choose another images_dir"
+            earlier = read_json(path, remedy) if path.is_file() else {}
             check_same_call("images_dir", self._folder, "images", changes(request, earlier))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(request, indent=2) + "\n", encoding="utf-8")
+            write_json(path, request)
         accelerator.wait_for_everyone()
 
     def share(self, number: int, batch_size: int, accelerator: Accelerator) -> Iterator[torch.Tensor]:
@@ -101,7 +102,9 @@ class NumberedSamples:
         if path is None:
             return
         pixels = image.permute(1, 2, 0).numpy()
-        partial = path.with_suffix(".partial")
-        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(partial, format="PNG")
-        # Renamed when it is complete, so that an interruption leaves whole images only.
+        partial = path.with_suffix(PARTIAL)
+        with naming_full_disk(path):
+            Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(partial, format="PNG")
+        # Renamed when it is complete, so that an interruption leaves whole images only; one that a crash of the system
+        # has cut off is drawn again, so that there is no need to wait for the disk.
         os.replace(partial, path)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hq_tokenizers.files import replacing
+
 from .tracking import Record
 
 _SMALLEST_TILE = 48
@@ -67,7 +69,8 @@ def _coloured(label_maps: torch.Tensor) -> torch.Tensor:
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Writes uint8 (height, width, 3)."""
-    Image.fromarray(pixels).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -103,7 +106,8 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
             axis.set_yscale("log")
         many = len(axis.lines) > 8
         axis.legend(fontsize="xx-small" if many else "x-small", ncols=2 if many else 1)
-    figure.savefig(path, dpi=100)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=100, format="png")
 
 
 def _lines(history: Sequence[Record], name: str, split: str) -> list[tuple[str, list[int], list[float]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Collection, Mapping
@@ -12,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from hq_tokenizers._version import __version__
+from hq_tokenizers.files import read_json, write_json
 
 from .tracking import Record
 
@@ -25,8 +25,7 @@ def write_report(output_dir: Path, report: dict[str, Any]) -> None:
         **report,
         "versions": {"hq_tokenizers": __version__, "python": platform.python_version(), **versions},
     }
-    text = json.dumps(_as_json(content), indent=2, allow_nan=False)
-    (output_dir / REPORT).write_text(text + "\n", encoding="utf-8")
+    write_json(output_dir / REPORT, _as_json(content))
 
 
 def _as_json(value: Any) -> Any:
@@ -39,8 +38,14 @@ def _as_json(value: Any) -> Any:
 
 
 def read_report(output_dir: Path) -> dict[str, Any]:
-    """Reads `report.json`."""
-    return json.loads((output_dir / REPORT).read_text(encoding="utf-8"))
+    """Reads `report.json`.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    return read_json(
+        output_dir / REPORT, "so nobody knows which call it is of; delete it, or that folder, or choose another folder"
+    )
 
 
 def changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hq_tokenizers.files import write_text
 from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
 
 CARD_ROW = "model_card_row.md"
@@ -63,7 +64,7 @@ def write_evaluation(output_dir: Path, report: dict[str, Any]) -> None:
     write_report(output_dir, report)
     rows = list(table_rows(report["results"]))
     measures = {", ".join(part for part in (label, conditions) if part): value for label, value, conditions in rows}
-    (output_dir / CARD_ROW).write_text(metrics_table(measures) + "\n", encoding="utf-8")
+    write_text(output_dir / CARD_ROW, metrics_table(measures) + "\n")
     print_table(f"{report['subject']['kind']} {report['subject']['path']}", rows, report["left_out"])
     print(f"Report and model card rows are in {output_dir}.")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,25 +15,33 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from hq_tokenizers.files import is_full_disk, naming_full_disk, write_text
+
 Record = dict[str, Any]
 HISTORY = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def read_history(output_dir: Path) -> list[Record]:
     """Records of a run, in the order of their steps; each has "step", "epoch", "split" and its figures.
 
-    A last line that is no record was cut off by an interruption and is left out.
+    A line that is no record, as an interruption or a crash leaves one, is left out.
     """
+    return [record for line in _history_lines(output_dir) if (record := _read_line(line)) is not None]
+
+
+def _history_lines(output_dir: Path) -> list[str]:
     path = output_dir / HISTORY
-    if not path.is_file():
-        return []
-    *lines, last = path.read_text(encoding="utf-8").splitlines() or [""]
-    records = [json.loads(line) for line in lines]
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _read_line(line: str) -> Record | None:
     try:
-        return [*records, json.loads(last)]
+        record = json.loads(line)
     except json.JSONDecodeError:
-        return records
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def summary(record: Record) -> str:
@@ -79,15 +87,17 @@ class Tracker:
         self._title = title
         self._last_line = 0.0
         self._writer: Any = None
+        self._earlier_hook = threading.excepthook
         self._console = Console(quiet=not active)
         self._progress = _new_bar(self._console, active, TextColumn("{task.fields[figures]}"))
         self._task = self._progress.add_task(title, total=total_steps, completed=first_step, figures="")
         if active:
             output_dir.mkdir(parents=True, exist_ok=True)
             self._drop_after(first_step)
-            self._writer = _tensorboard_writer(output_dir / "tensorboard", first_step)
+            self._writer = _tensorboard_writer(output_dir / TENSORBOARD, first_step)
 
     def __enter__(self) -> Tracker:
+        self._earlier_hook, threading.excepthook = threading.excepthook, self._thread_failed
         self._progress.start()
         return self
 
@@ -95,8 +105,13 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                # What the run ended with must not be hidden by what ending it meets with.
+                with suppress(OSError) if error else naming_full_disk(self.output_dir / TENSORBOARD):
+                    self._writer.close()
+        finally:
+            threading.excepthook = self._earlier_hook
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
@@ -106,13 +121,15 @@ class Tracker:
         """Stores and shows one record."""
         if not self.active:
             return
-        with (self.output_dir / HISTORY).open("a", encoding="utf-8") as file:
+        path = self.output_dir / HISTORY
+        with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._progress.update(self._task, figures=summary(record))
         self._print_line(record)
         if self._writer is not None:
-            for name, value in _scalars(record):
-                self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+            with naming_full_disk(self.output_dir / TENSORBOARD):
+                for name, value in _scalars(record):
+                    self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
         """Shows an image (H, W, 3) of uint8 in TensorBoard."""
@@ -122,6 +139,11 @@ class Tracker:
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         self._progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread: its next call in the main thread raises the same error, without this traceback."""
+        if failure.exc_value is None or not is_full_disk(failure.exc_value):
+            self._earlier_hook(failure)
 
     def _print_line(self, record: Record) -> None:
         """Validations are always printed; training figures only without a bar, and not too often."""
@@ -133,12 +155,12 @@ class Tracker:
             self.say(f"{self._title}: {where}: {record['split']} {summary(record)}")
 
     def _drop_after(self, step: int) -> None:
-        kept = [record for record in read_history(self.output_dir) if record["step"] <= step]
-        lines = "".join(json.dumps(record) + "\n" for record in kept)
-        # Renamed when it is complete: an interruption here must not cost the history.
-        partial = self.output_dir / f"{HISTORY}.partial"
-        partial.write_text(lines, encoding="utf-8")
-        os.replace(partial, self.output_dir / HISTORY)
+        records = read_history(self.output_dir)
+        damaged = len(_history_lines(self.output_dir)) - len(records)
+        if damaged:
+            self.say(f"warning: {self.output_dir / HISTORY} has {damaged} damaged line(s), which are left out.")
+        kept = [record for record in records if record["step"] <= step]
+        write_text(self.output_dir / HISTORY, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _scalars(record: Record) -> Iterable[tuple[str, float]]:

@@ -6,9 +6,10 @@ steps wait for the device only when something is logged.
 
 from __future__ import annotations
 
-import time
+import signal
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,18 +19,22 @@ from transformers import PreTrainedModel
 
 from hq_tokenizers.data.batches import BatchPlan
 from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.randomness import keep_noise
-from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
+from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
-from .checkpoints import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_checkpoint, weights_damage
 from .continuation import check_inputs, check_options, count_steps
+from .interruption import Interruption
+from .log_window import LogWindow
 from .optimization import MovingAverage, Schedule, build_optimizer
-from .stage import Metrics, Stage
+from .stage import Stage
 
 BEST_WEIGHTS = "best.safetensors"
+T = TypeVar("T")
 
 
 class TrainingLoop:
@@ -72,27 +77,31 @@ class TrainingLoop:
         self.schedule = Schedule(config, self.optimizer, self.total_steps)
         self.best_loss = float("inf")
         self.step = 0
-        self._sums: Metrics = {}
-        self._window = 0
-        self._log_time = 0.0
+        self._saved_step = 0
+        self._window = LogWindow()
+        self._interruption = Interruption(accelerator.is_main_process)
 
     def run(self) -> PreTrainedModel:
-        """Trains from the newest checkpoint, or from the start, to the last step.
+        """Trains from the newest checkpoint that is not damaged, or from the start, to the last step.
 
         Returns:
             The model to keep, in evaluation mode: the average with `ema_decay`, the best with `keep_best`.
 
         Raises:
             ValueError: If the output folder holds a run of other options, inputs or processes, or a cosine schedule of
-                another length.
+                another length; or if all of its checkpoints are damaged.
             FloatingPointError: If loss or weights stop being finite.
+            DiskFullError: If there is no space to write something; earlier checkpoints are intact.
+            KeyboardInterrupt, SystemExit: After a Ctrl-C or a SIGTERM, with a checkpoint of the step that was made.
         """
         # Noise differs between processes; the wrapper has given all of them the main one's weights.
         wrapped = self.accelerator.prepare_model(self.model)
         set_seed(self.config.seed, device_specific=True)
-        self._resume()
+        warnings = self._resume()
         evaluation_missed = self._evaluation_missed()
-        with self._tracker() as tracker:
+        with self._tracker() as tracker, self._interruption:
+            for warning in warnings:
+                tracker.say(f"warning: {warning}")
             if 0 < self.step < self.total_steps:
                 tracker.say(f"Continuing {self.output_dir} at step {self.step} of {self.total_steps}.")
             elif self.step > self.total_steps:
@@ -108,7 +117,7 @@ class TrainingLoop:
 
     def _train(self, wrapped: torch.nn.Module, tracker: Tracker) -> None:
         self.model.train()
-        self._log_time = time.perf_counter()
+        self._window.start()
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.plan.steps_per_epoch)
             if steps_done == 0:
@@ -137,7 +146,7 @@ class TrainingLoop:
                 with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.bf16):
                     loss, metrics = self.stage.step(wrapped, batch)
                 self.accelerator.backward(loss / len(parts))
-            self._accumulate({"loss": loss, **metrics})
+            self._window.add({"loss": loss, **metrics})
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
@@ -149,84 +158,92 @@ class TrainingLoop:
         if self.average is not None:
             self.average.update(self.model, self.step)
         tracker.advance(self.step)
-        last = self.step == self.total_steps
-        if last or self.step % self.config.log_steps == 0:
+        log, validate, save = map(self._is_due, (self.config.log_steps, self.validation_steps, self.checkpoint_steps))
+        if log:
             self._log(tracker)
-        if last or self.step % self.validation_steps == 0:
-            self._validate(tracker)
-        if last or self.step % self.checkpoint_steps == 0:
+        if validate:
+            with self._window.leaving_out():
+                self._validate(tracker)
+        if save:
             self._save()
+        # Several processes have to agree, which they do where they wait for each other anyway.
+        if log or validate or save or self.accelerator.num_processes == 1:
+            self._stop_if_asked(tracker)
         # After the checkpoint: an evaluation can take long, or fail.
         if self._evaluation_due():
             self._evaluate(tracker)
+            self._stop_if_asked(tracker)
 
-    def _accumulate(self, metrics: Metrics) -> None:
-        """Adds up on the device, so that no step waits for it."""
-        for name, value in metrics.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._window += 1
+    def _is_due(self, every: int) -> bool:
+        return self.step == self.total_steps or self.step % every == 0
+
+    def _stop_if_asked(self, tracker: Tracker) -> None:
+        received = self._interruption.agreed(self.accelerator)
+        if not received:
+            return
+        if self._saved_step != self.step:
+            self._save()
+        said = f"Stopped at step {self.step} of {self.total_steps}: run the same command to continue."
+        tracker.say(said)
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt(said)
+        raise SystemExit(128 + received)
 
     def _log(self, tracker: Tracker) -> None:
-        count = self._window
-        means = {name: self.accelerator.reduce(total, "mean") / count for name, total in self._sums.items()}
-        figures = {name: mean.tolist() for name, mean in means.items()}
-        self._sums, self._window = {}, 0
-        now = time.perf_counter()
-        images = count // self.config.gradient_accumulation * self.config.batch_size
-        speed, self._log_time = images / (now - self._log_time), now
+        figures, parts, seconds = self._window.close(self.accelerator)
+        images = parts // self.config.gradient_accumulation * self.config.batch_size
         self._check_finite(figures["loss"])
         rate = self.optimizer.param_groups[0]["lr"]
+        speed = images / seconds
         tracker.record({**self._position("train"), **figures, "learning_rate": rate, "images_per_second": speed})
 
     def _validate(self, tracker: Tracker) -> None:
-        started = time.perf_counter()
         model = self._model_to_keep()
         model.eval()
         with torch.no_grad():
             figures = self.stage.validate(model)
             if tracker.active:
-                self.stage.after_validation(model, tracker, self.step, figures)
+                with naming_full_disk(self.output_dir):
+                    self.stage.after_validation(model, tracker, self.step, figures)
         self._check_finite(figures["loss"])
         tracker.record({**self._position("validation"), **figures})
         if self.stage.is_judged():
             self._judge(model, figures["loss"], tracker)
         self.model.train()
-        # Validation does not count as training time.
-        self._log_time += time.perf_counter() - started
 
     def _judge(self, model: PreTrainedModel, loss: float, tracker: Tracker) -> None:
         if self.step % self.validation_steps == 0:
             # An extra validation at the end of a run must not change what a continuation learns.
             self.schedule.after_validation(loss)
         if self.config.keep_best and loss < self.best_loss and tracker.active:
-            save_model(model, str(self.output_dir / BEST_WEIGHTS))
+            with replacing(self.output_dir / BEST_WEIGHTS) as partial:
+                save_model(model, str(partial))
         self.best_loss = min(self.best_loss, loss)
 
     def _evaluation_due(self) -> bool:
         every = self.config.evaluation_steps
-        return every is not None and (self.step == self.total_steps or self.step % every == 0)
+        return every is not None and self._is_due(every)
 
     def _evaluation_missed(self) -> bool:
         """Whether an earlier attempt ended between a checkpoint and the evaluation of the same step."""
         done = [record["step"] for record in read_history(self.output_dir) if record["split"] == "evaluation"]
-        missed = [self.step > 0 and self._evaluation_due() and self.step not in done]
-        # The main process decides: others may see its file later.
-        return bool(broadcast_object_list(missed)[0])
+        return self._main_process_finds(self.step > 0 and self._evaluation_due() and self.step not in done)
 
     def _evaluate(self, tracker: Tracker) -> None:
-        started = time.perf_counter()
-        with keep_noise(), torch.no_grad():
-            figures = self.stage.evaluate(self._model_to_keep().eval())
-        if figures:
-            tracker.record({**self._position("evaluation"), **figures})
-        self.model.train()
-        self._log_time += time.perf_counter() - started
+        with self._window.leaving_out():
+            with keep_noise(), torch.no_grad():
+                figures = self.stage.evaluate(self._model_to_keep().eval())
+            if figures:
+                tracker.record({**self._position("evaluation"), **figures})
+            self.model.train()
 
     def _save(self) -> None:
         weights = torch.stack([parameter.detach().abs().max() for parameter in self.model.parameters()])
         self._check_finite(weights.sum().item())
         self._model_to_keep()
+        if self.accelerator.is_main_process:
+            # A checkpoint must not outlive the records of its steps.
+            sync(self.output_dir / HISTORY)
         save_checkpoint(
             self.output_dir,
             self.step,
@@ -237,23 +254,51 @@ class TrainingLoop:
                 "inputs": self.inputs,
                 "schedule": self.schedule.state_dict(),
                 "best_loss": self.best_loss,
+                "window": self._window.state_dict(),
             },
             keep=self.config.keep_checkpoints,
+            own=self._window.sums,
             process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
             wait_for_everyone=self.accelerator.wait_for_everyone,
         )
+        self._saved_step = self.step
 
-    def _resume(self) -> None:
-        checkpoints = list_checkpoints(self.output_dir)
-        if not checkpoints:
-            return
-        earlier = read_state(checkpoints[-1])
+    def _resume(self) -> list[str]:
+        """Goes back to the newest checkpoint that is not damaged; returns what there is to warn of."""
+        checkpoint, problems = self._main_process_finds(newest_checkpoint(self.output_dir))
+        if checkpoint is None:
+            if problems:
+                raise ValueError(
+                    f"{self.output_dir} holds a run whose checkpoints are all damaged ({'; '.join(problems)}): put a "
+                    "copy of one back, or delete them to start over, or choose another output_dir."
+                )
+            return []
+        earlier = read_state(checkpoint)
         check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
         check_inputs(self.config.output_dir, self.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
-        state = load_checkpoint(checkpoints[-1], self._modules(), self.optimizer, *processes)
+        state, sums = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)
         self.schedule.load_state_dict(state["schedule"])
+        self._window.load_state_dict(state["window"], sums, self.accelerator.device)
         self.step, self.best_loss = state["step"], state["best_loss"]
+        self._saved_step = self.step
+        warnings = [f"{problem}. The run continues from the older {checkpoint.name}." for problem in problems]
+        return warnings + self._check_best()
+
+    def _check_best(self) -> list[str]:
+        """Forgets a best loss whose weights are lost; returns what there is to warn of."""
+        if not self.config.keep_best or self.best_loss == float("inf"):
+            return []
+        problem = self._main_process_finds(weights_damage(self.output_dir / BEST_WEIGHTS))
+        if problem is None:
+            return []
+        self.best_loss = float("inf")
+        return [f"{problem}. The run ends with the best weights of later validations; without any, with the last ones."]
+
+    def _main_process_finds(self, found: T) -> T:
+        """What the main process has found on the disk: others may see its files later."""
+        return broadcast_object_list([found])[0]
 
     def _model_to_keep(self) -> PreTrainedModel:
         """The model to validate and save, with the same buffers in every process."""
@@ -270,7 +315,7 @@ class TrainingLoop:
     def _final_model(self) -> PreTrainedModel:
         model = self._model_to_keep()
         self.accelerator.wait_for_everyone()
-        if self.config.keep_best:
+        if self.config.keep_best and self.best_loss < float("inf"):
             load_model(model, str(self.output_dir / BEST_WEIGHTS))
         return model.eval()
 

@@ -18,6 +18,7 @@ from hq_tokenizers.evaluation.image_sets import SetComparison
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.sampling import NumberedSamples
 from hq_tokenizers.evaluation.validation import class_labels, evaluate_prior
+from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
@@ -77,7 +78,8 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
     }
     if accelerator.is_main_process:
         output_dir = Path(config.output_dir)
-        model.save_pretrained(output_dir)
+        with replacing_files(output_dir) as new:
+            model.save_pretrained(new)
         history = read_history(output_dir)
         save_curves(history, _PANELS, output_dir / "curves.png")
         report["images_per_second"] = images_per_second(history)
@@ -100,10 +102,11 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
 def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorModel:
     """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor."""
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
-    generator.save_pretrained(output_dir)
     config = generator.image_tokenizer.config
-    if not config.for_label_maps:
-        HQImageProcessor.for_config(config).save_pretrained(output_dir)
+    with replacing_files(output_dir) as new:
+        generator.save_pretrained(new)
+        if not config.for_label_maps:
+            HQImageProcessor.for_config(config).save_pretrained(new)
     return generator
 
 

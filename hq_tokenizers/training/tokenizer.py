@@ -17,6 +17,7 @@ from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
+from hq_tokenizers.files import replacing_files
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
@@ -333,7 +334,8 @@ def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> 
 
 
 def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:
-    model.save_pretrained(output_dir)
-    if not model.config.for_label_maps:
-        HQImageProcessor.for_config(model.config).save_pretrained(output_dir)
+    with replacing_files(output_dir) as new:
+        model.save_pretrained(new)
+        if not model.config.for_label_maps:
+            HQImageProcessor.for_config(model.config).save_pretrained(new)
     save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")

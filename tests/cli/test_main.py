@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
+import re
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,8 @@ from hq_tokenizers.cli.commands import COMMANDS
 from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.reading import describe_options, load_options
 from hq_tokenizers.priors import RQPriorConfig
+from hq_tokenizers.reporting.tracking import read_history
+from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
 from hq_tokenizers.training.model_options import build_tokenizer_config
 from hq_tokenizers.training.prior import save_generator
 
@@ -209,3 +215,61 @@ def test_a_command_leaves_the_process_group_that_it_worked_in(tmp_path, capsys):
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hq_tokenizers.training.encoding.encode_images", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        main(["encode"])
+    assert caught.value.code == 130
+    assert caught.value.__suppress_context__
+    assert capsys.readouterr().err == "Interrupted: run the same command again.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "writer", "named"),
+    [
+        (["generate", "--generator", "{}/generator", "--output_dir", "drawn"], "PIL.Image.Image.save", "samples.png"),
+        # A library of which nobody knows what it is writing: the folder at least.
+        (["encode"], "hq_tokenizers.training.encoding.encode_images", "runs/codes"),
+    ],
+)
+def test_a_full_disk_is_said_in_one_line(generator_folder, tmp_path, monkeypatch, words, writer, named):
+    def full(*arguments, **named):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(writer, full)
+    with pytest.raises(SystemExit, match=rf"error: There was no space to write .*{named} .*run the same command again"):
+        main([word.format(generator_folder) for word in words])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_command_that_is_told_to_stop(tmp_path, number, code):
+    """The whole group of processes, as by a terminal and by `timeout`."""
+    folder = tmp_path / "run"
+    model = "{preset: sq_vae, network: digits, hidden_size: 8, codebook_size: 8}"
+    options = ["--batch_size", "20", "--log_steps", "1", "--output_dir", str(folder), "--model", model]
+    words = ["train-tokenizer", *options, "--max_steps", "1000000", "--schedule", "constant"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hq_tokenizers", *words],
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background jobs, from which tests may be run, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    while len(read_history(folder)) < 3 and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    assert "Traceback" not in errors
+    (step,) = re.findall(r"Stopped at step (\d+) of 1000000: run the same command to continue\.", said)
+    assert read_state(list_checkpoints(folder)[-1])["step"] == int(step)

@@ -73,3 +73,18 @@ def test_a_folder_of_another_request_is_refused(tmp_path):
     (tmp_path / "request.json").unlink()
     with pytest.raises(ValueError, match="holds images of another call"):
         samples.open_folder(REQUEST, create_accelerator())
+
+
+def test_a_request_that_breaks_off_is_named(tmp_path):
+    samples = NumberedSamples(Noise(), 10, 5, tmp_path)
+    samples.open_folder(REQUEST, create_accelerator())
+    path = tmp_path / "request.json"
+    path.write_bytes(path.read_bytes()[:10])
+    # Nothing was drawn yet, so that nothing can be mixed.
+    samples.open_folder(REQUEST, create_accelerator())
+    samples.draw([0])
+    path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(
+        ValueError, match=r"request\.json is damaged, .*delete the folder, or choose another images_dir"
+    ):
+        samples.open_folder(REQUEST, create_accelerator())

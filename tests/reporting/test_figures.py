@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from hq_tokenizers.files import DiskFullError
 from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_curves
-from hq_tokenizers.reporting.tracking import Tracker, read_history, summary
+from hq_tokenizers.reporting.tracking import HISTORY, TENSORBOARD, Tracker, read_history, summary
 
 
 def test_grid_places_every_image():
@@ -109,3 +114,21 @@ def test_label_maps_have_one_colour_per_class():
     assert all(len(colour) == 1 for colour in colours)
     assert colours[0] == colours[3]
     assert colours[0] != colours[1] != colours[2] != colours[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+@pytest.mark.parametrize("full", [HISTORY, TENSORBOARD])
+def test_a_full_disk_is_named_without_the_traceback_of_a_thread(tmp_path, capfd, full):
+    hook = threading.excepthook
+
+    def write():
+        with Tracker(tmp_path, "test", 100) as tracker:
+            for path in [tmp_path / HISTORY] if full == HISTORY else list((tmp_path / TENSORBOARD).iterdir()):
+                path.unlink()
+                path.symlink_to("/dev/full")
+            tracker.record(_record(1, loss=1.0))
+
+    with pytest.raises(DiskFullError, match=f"no space to write .*{full}"):
+        write()
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook

@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from hq_tokenizers.data.encoded import CodeRows
+from hq_tokenizers.files import DiskFullError
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import HISTORY, read_history
@@ -258,7 +264,270 @@ def test_an_interrupted_rewrite_keeps_the_history(tmp_path, monkeypatch):
 
 def test_another_number_of_processes_is_refused(tmp_path):
     _loop(tmp_path, max_steps=2).run()
-    noise = list_checkpoints(tmp_path)[-1] / "noise-0.safetensors"
-    noise.with_name("noise-1.safetensors").write_bytes(noise.read_bytes())
+    own = list_checkpoints(tmp_path)[-1] / "process-0.safetensors"
+    own.with_name("process-1.safetensors").write_bytes(own.read_bytes())
     with pytest.raises(ValueError, match="was written by 2 processes, not 1: continue the run with 2"):
         _loop(tmp_path, max_steps=4).run()
+
+
+def _figures(folder: Path) -> list[dict]:
+    """The history without what depends on the machine."""
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in read_history(folder)]
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation": 2}, {"validation_steps": 4}])
+def test_records_after_an_interruption_are_those_of_the_whole_run(tmp_path, options):
+    """Checkpoints at 3, 6, 9, … lie within the windows of the records at 4, 8, 12, …"""
+    options = {"log_steps": 4, "checkpoint_steps": 3, **options}
+    _loop(tmp_path / "whole", **options).run()
+    with pytest.raises(InterruptionError):
+        _loop(tmp_path / "parts", stop_at=8, **options).run()
+    _loop(tmp_path / "parts", **options).run()
+    assert _figures(tmp_path / "parts") == _figures(tmp_path / "whole")
+
+
+def test_the_speed_after_an_interruption_counts_the_time_before(tmp_path, monkeypatch):
+    """One second a step: as many images per second, wherever the window was cut."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(**options):
+        loop = _loop(tmp_path, log_steps=4, checkpoint_steps=3, **options)
+        optimize = loop._optimize
+
+        def slow(*arguments):
+            now[0] += 1.0
+            optimize(*arguments)
+
+        loop._optimize = slow
+        loop.run()
+
+    with pytest.raises(InterruptionError):
+        run(max_steps=12, stop_at=8)
+    now[0] = 500.0
+    run(max_steps=12)
+    speeds = {r["step"]: r["images_per_second"] for r in read_history(tmp_path) if r["split"] == "train"}
+    assert speeds == pytest.approx({4: 4.0, 8: 4.0, 12: 4.0})
+
+
+def _signal_after(loop: TrainingLoop, step: int, *numbers: signal.Signals) -> TrainingLoop:
+    """Sends signals to this process while the loop makes a step."""
+    optimize = loop._optimize
+
+    def interrupted(*arguments):
+        optimize(*arguments)
+        for number in numbers if loop.step + 1 == step else ():
+            signal.raise_signal(number)
+
+    loop._optimize = interrupted
+    return loop
+
+
+STOPS = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize(("number", "error"), STOPS)
+@pytest.mark.parametrize("step", [7, 10])
+def test_a_run_that_is_told_to_stop_goes_on_as_if_it_had_not_been(tmp_path, capsys, number, error, step):
+    """Within an epoch and at its end, with records that span the stop."""
+    options = {"ema_decay": 0.9, "log_steps": 4, "checkpoint_steps": 3, "schedule": "cosine"}
+    _loop(tmp_path / "whole", **options).run()
+    handlers = [signal.getsignal(each) for each, _ in STOPS]
+    capsys.readouterr()
+    with pytest.raises(error) as caught:
+        _signal_after(_loop(tmp_path / "parts", **options), step, number).run()
+    assert f"Stopped at step {step} of 20: run the same command to continue." in capsys.readouterr().out
+    assert read_state(list_checkpoints(tmp_path / "parts")[-1])["step"] == step
+    assert error is KeyboardInterrupt or caught.value.code == 143
+    assert [signal.getsignal(each) for each, _ in STOPS] == handlers
+    _loop(tmp_path / "parts", **options).run()
+    _assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    assert _figures(tmp_path / "parts") == _figures(tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    loop = _signal_after(_loop(tmp_path, checkpoint_steps=3), 5, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    assert read_state(list_checkpoints(tmp_path)[-1])["step"] == 3
+
+
+def test_a_second_sigterm_changes_nothing(tmp_path):
+    """`timeout` sends one to the process and one to its group."""
+    with pytest.raises(SystemExit):
+        _signal_after(_loop(tmp_path, checkpoint_steps=3), 5, signal.SIGTERM, signal.SIGTERM).run()
+    assert read_state(list_checkpoints(tmp_path)[-1])["step"] == 5
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _signal_after(_loop(tmp_path, max_steps=6), 2, signal.SIGINT).run()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_loop(tmp_path, max_steps=2).run).result() is not None
+
+
+def test_an_evaluation_waits_for_the_next_start(tmp_path):
+    """What is told to stop does not begin what may take an hour."""
+    options = {"evaluation_steps": 5, "checkpoint_steps": 3, "log_steps": 4}
+    evaluated: list = []
+
+    def loop(folder):
+        made = _loop(folder, **options)
+        made.stage.evaluate = lambda model: evaluated.append(made.step) or {"fid": float(made.step)}
+        return made
+
+    loop(tmp_path / "whole").run()
+    assert evaluated == [5, 10, 15, 20]
+    evaluated.clear()
+    with pytest.raises(SystemExit):
+        _signal_after(loop(tmp_path / "parts"), 10, signal.SIGTERM).run()
+    assert evaluated == [5]
+    loop(tmp_path / "parts").run()
+    assert evaluated == [5, 10, 15, 20]
+    assert _figures(tmp_path / "parts") == _figures(tmp_path / "whole")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "half of the weights": lambda newest: _cut(newest / "model.safetensors"),
+    "empty optimiser": lambda newest: (newest / "optimizer.safetensors").write_bytes(b""),
+    "no noise": lambda newest: (newest / "process-0.safetensors").unlink(),
+    "half of the state": lambda newest: _cut(newest / "state.json"),
+    "zeros for a state": lambda newest: (newest / "state.json").write_bytes(bytes(99)),
+    "no state": lambda newest: (newest / "state.json").unlink(),
+    "another state": lambda newest: (newest / "state.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damage, keep):
+    options = {"checkpoint_steps": 3, "log_steps": 4, "ema_decay": 0.9}
+    _loop(tmp_path / "whole", **options).run()
+    with pytest.raises(SystemExit):
+        _signal_after(_loop(tmp_path / "parts", **options), 13, signal.SIGTERM).run()
+    older, newest = list_checkpoints(tmp_path / "parts")
+    damage(newest)
+    capsys.readouterr()
+    # With one checkpoint to keep, the damaged one must not be the one.
+    with pytest.raises(InterruptionError):
+        _loop(tmp_path / "parts", stop_at=13, **options, keep_checkpoints=keep).run()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: " in said
+    assert newest.name in said
+    assert f"The run continues from the older {older.name}." in said
+    assert [path.name for path in list_checkpoints(tmp_path / "parts")] == [older.name, newest.name]
+    _loop(tmp_path / "parts", **options).run()
+    _assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    assert _figures(tmp_path / "parts") == _figures(tmp_path / "whole")
+    assert all(path.name.startswith("step-000000") for path in list_checkpoints(tmp_path / "parts"))
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(tmp_path):
+    options = {"checkpoint_steps": 3, "keep_checkpoints": 2}
+    _loop(tmp_path, max_steps=9, **options).run()
+    _cut(list_checkpoints(tmp_path)[-1] / "model.safetensors")
+    _loop(tmp_path, max_steps=8, **{**options, "keep_checkpoints": 1}).run()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000008"]
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
+    _loop(tmp_path, max_steps=6, checkpoint_steps=3).run()
+    for checkpoint in list_checkpoints(tmp_path):
+        _cut(checkpoint / "model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        ValueError, match=r"checkpoints are all damaged \(.*step-00000006/model.*; .*step-00000003/model"
+    ):
+        _loop(tmp_path, max_steps=9).run()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_is_on_the_disk_before_older_ones_go(tmp_path, monkeypatch):
+    _loop(tmp_path, max_steps=3, checkpoint_steps=3).run()
+    events = []
+    fsync, rename, rmtree = os.fsync, os.rename, shutil.rmtree
+
+    def recorded_fsync(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "rename", lambda *a: (events.append(f"{a[0].name} → {a[1].name}"), rename(*a)))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **o: (events.append(f"delete {path.name}"), rmtree(path, **o)))
+    _loop(tmp_path, max_steps=6, checkpoint_steps=3, keep_checkpoints=1).run()
+    name = "step-00000006"
+    renamed = events.index(f"{name}.partial → {name}")
+    files = {path.name.replace("state.json", "state.json.partial") for path in list_checkpoints(tmp_path)[0].iterdir()}
+    assert files <= set(events[:renamed])
+    assert events[renamed - 1 : renamed + 2] == [f"{name}.partial", f"{name}.partial → {name}", "checkpoints"]
+    assert events.index("step-00000003 → step-00000003.old.partial") > renamed
+    assert events[-1] == "delete step-00000003.old.partial"
+
+
+def test_what_a_kill_leaves_is_cleared_away(tmp_path):
+    _loop(tmp_path, max_steps=3, checkpoint_steps=3).run()
+    for name in ("step-00000001.old.partial", "step-00000005.partial"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    _loop(tmp_path, max_steps=6, checkpoint_steps=3).run()
+    assert sorted((tmp_path / "checkpoints").iterdir()) == list_checkpoints(tmp_path)
+
+
+def test_a_full_disk_spares_the_checkpoints(tmp_path, monkeypatch):
+    options = {"checkpoint_steps": 3, "log_steps": 4}
+    _loop(tmp_path / "whole", **options).run()
+    _loop(tmp_path / "parts", max_steps=3, **options).run()
+    intact = _checkpoint(tmp_path / "parts")
+
+    def full(tensors, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hq_tokenizers.training.checkpoints.save_file", full)
+        with pytest.raises(DiskFullError, match=r"no space to write .*step-00000006.*optimizer\.safetensors"):
+            _loop(tmp_path / "parts", **options).run()
+    assert [path.name for path in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-00000003"]
+    assert all(torch.equal(value, intact[name]) for name, value in _checkpoint(tmp_path / "parts").items())
+    _loop(tmp_path / "parts", **options).run()
+    _assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("damage", [_cut, Path.unlink], ids=["cut", "missing"])
+def test_lost_best_weights_are_said_and_replaced(tmp_path, capsys, damage):
+    options = {"keep_best": True, "learning_rate": 0.5, "schedule": "constant"}
+    _loop(tmp_path, epochs=2, **options).run()
+    damage(tmp_path / BEST_WEIGHTS)
+    capsys.readouterr()
+    # Nothing is left to train: the last weights are what there is.
+    model = _loop(tmp_path, epochs=2, **options).run()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{BEST_WEIGHTS} is missing or damaged" in said
+    assert "The run ends with the best weights of later validations; without any, with the last ones." in said
+    last = load_file(list_checkpoints(tmp_path)[-1] / "model.safetensors")
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+    model = _loop(tmp_path, epochs=4, **options).run()
+    later = [r["loss"] for r in read_history(tmp_path) if r["split"] == "validation" and r["step"] > 10]
+    assert (model(ROWS.codes.float()) - 1).square().mean().item() == pytest.approx(min(later))
+
+
+@pytest.mark.parametrize("damage", ['{"step": 3, "epo\n', "\x00\x00\x00\n", "7\n", "\n"])
+def test_a_damaged_line_of_the_history_costs_that_line_only(tmp_path, capsys, damage):
+    _loop(tmp_path, max_steps=6, log_steps=2).run()
+    whole = read_history(tmp_path)
+    lines = (tmp_path / HISTORY).read_text().splitlines(keepends=True)
+    (tmp_path / HISTORY).write_text("".join([lines[0], damage, *lines[2:]]))
+    assert read_history(tmp_path) == [whole[0], *whole[2:]]
+    capsys.readouterr()
+    _loop(tmp_path, max_steps=8, log_steps=2).run()
+    assert f"{HISTORY} has 1 damaged line(s), which are left out" in " ".join(capsys.readouterr().out.split())
+    assert read_history(tmp_path)[:-2] == [whole[0], *whole[2:]]

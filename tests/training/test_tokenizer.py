@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from hq_tokenizers.data.images import flip_at_random
+from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.models.presets import vq_vae
@@ -18,7 +20,7 @@ from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import _panels, train_tokenizer
+from hq_tokenizers.training.tokenizer import TokenizerStage, _panels, train_tokenizer
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 
@@ -107,6 +109,38 @@ def test_two_epochs_and_two_more_are_four_with_the_real_model(tmp_path, options,
         assert [name for name in first if not torch.equal(first[name], second[name])] == [], file
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_read_as_they_are_needed_give_the_run_of_data_in_memory(tmp_path, monkeypatch, workers):
+    """Also when that run is cut in the middle of an epoch."""
+    data = DataConfig(train_split="train[:100]", validation_split="test[:20]", num_workers=workers)
+    options = {"data": data, "log_steps": 4, "checkpoint_steps": 3}
+    train_tokenizer(_config(tmp_path / "memory", **options))
+    lazy = partial(load_image_splits, memory_limit=0)
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.load_image_splits", lazy)
+    train_tokenizer(_config(tmp_path / "lazy", **options))
+    advance = TokenizerStage.after_step
+
+    def cut(stage):
+        advance(stage)
+        if stage.model.temperature.step == 8:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerStage, "after_step", cut)
+        with pytest.raises(InterruptedError):
+            train_tokenizer(_config(tmp_path / "cut", **options))
+    train_tokenizer(_config(tmp_path / "cut", **options))
+    whole = _checkpoint_and_history(tmp_path / "memory")
+    assert _checkpoint_and_history(tmp_path / "lazy") == whole
+    assert _checkpoint_and_history(tmp_path / "cut") == whole
+
+
+def _checkpoint_and_history(folder):
+    history = [{k: v for k, v in record.items() if k != "images_per_second"} for record in read_history(folder)]
+    return history, [path.read_bytes() for path in sorted(list_checkpoints(folder)[-1].glob("*.safetensors"))]
 
 
 def test_gradient_checkpointing_saves_memory_only_and_may_change_within_a_run(tmp_path, monkeypatch):
