@@ -61,7 +61,7 @@ class CodeRows:
             columns += [self.soft.codes.int(), self.soft.probabilities.half()]
         digest = hashlib.sha256()
         for column in columns:
-            digest.update(column.contiguous().numpy())
+            digest.update(column.contiguous().numpy().data)
         return digest.hexdigest()
 
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:

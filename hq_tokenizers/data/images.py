@@ -156,7 +156,7 @@ class ImageRows:
         form = self.image_format
         digest = hashlib.sha256(f"{len(self)} × {form}, of at most {form.max_value}".encode())
         if self.images is not None:
-            digest.update(self.images.numpy())
+            digest.update(self.images.numpy().data)
         else:
             for raw in self._lazy.some_encoded(_HASHED_ROWS):
                 digest.update(hashlib.sha256(raw).digest())
