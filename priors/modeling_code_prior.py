@@ -230,6 +230,22 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
                 return draw(generators, 0)
             return best_of(draw, score, generators, config.num_candidates)
 
+    def check_generation_config(self, config: CodeGenerationConfig) -> None:
+        """Checks that sampling settings suit this prior, before anything is sampled or trained.
+
+        Raises:
+            ValueError: For a setting of another kind of prior, a list that has not one entry per level, or guidance
+                without a condition.
+        """
+        config.check_model(self.config.model_type)
+        config.level_sampling(self.layout.num_levels)
+        self.num_sampling_steps(config)
+        if not self.config.is_conditional and config.guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale={config.guidance_scale} needs a class-conditional prior, or one with cross-attention; "
+                "this one has num_classes=0: leave guidance_scale at 1."
+            )
+
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """How many steps `sample` takes."""
         raise NotImplementedError(f"{type(self).__name__} has to define num_sampling_steps.")
@@ -266,12 +282,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         if given is not None:
             config = CodeGenerationConfig.from_generation_config(given)
         config = config.with_overrides(**overrides)
-        config.check_model(self.config.model_type)
-        if not self.config.is_conditional and config.guidance_scale != 1:
-            raise ValueError(
-                f"guidance_scale={config.guidance_scale} needs a class-conditional prior, or one with cross-attention; "
-                "this one has num_classes=0: leave guidance_scale at 1."
-            )
+        self.check_generation_config(config)
         if score_function is not None and config.num_candidates == 1:
             raise ValueError("score_function chooses between candidates: set num_candidates to 2 or more.")
         return config

@@ -51,7 +51,8 @@ COMMANDS = {
         explanation=(
             "Encodes the training and validation split (and the test split, where data.test_split is set) with a "
             "trained tokenizer, as a `datasets` folder with a codes.json beside it. soft_targets stores the "
-            "tokenizer's probabilities of the training codes as well."
+            "tokenizer's probabilities of the training codes as well. Codes that are there already are replaced when "
+            "the new ones are complete."
         ),
         examples=("hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",),
         options=EncodeConfig,

@@ -14,7 +14,9 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.generation import DemoConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_png
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import write_report
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.prior import save_generator, train_prior
@@ -74,7 +76,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     # Tensors of 8×8 images are so small that sharing them among threads costs more than it gives.
     torch.set_num_threads(1)
     try:
-        return _run(config)
+        create_accelerator()
+        with lock_folder("output_dir", config.output_dir):
+            return _run(config)
     finally:
         torch.set_num_threads(threads)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig, settings_from_options
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.tables import check_output_dir, write_evaluation
 
 
@@ -27,13 +29,22 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         The report: "subject", "results" by metric with their provenance, "left_out" with reasons, and "options".
 
     Raises:
+        BlockingIOError: If another command is writing to `config.output_dir` or `config.images_dir`.
         OSError, ValueError: If the subject, the data and the metrics do not fit together, before anything is measured.
     """
+    accelerator = create_accelerator()
+    with ExitStack() as locks:
+        locks.enter_context(lock_folder("output_dir", config.output_dir))
+        if config.images_dir is not None and Path(config.images_dir).resolve() != Path(config.output_dir).resolve():
+            locks.enter_context(lock_folder("images_dir", config.images_dir))
+        return _evaluate(config, accelerator)
+
+
+def _evaluate(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     subjects = {"tokenizer": config.tokenizer, "generator": config.generator, "images": config.images}
     check_output_dir(output_dir, {name: path for name, path in subjects.items() if path is not None})
     check_packages()
-    accelerator = create_accelerator()
     if config.tokenizer is not None:
         report = evaluate_tokenizer_on_data(config, accelerator)
     elif config.images is not None:
@@ -52,6 +63,6 @@ def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dic
     generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
     settings = CodeGenerationConfig.from_generation_config(generator.generation_config)
     settings = settings.with_overrides(**settings_from_options(config.generation))
-    settings.check_model(generator.prior.config.model_type)
+    generator.prior.check_generation_config(settings)
     described = {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
     return evaluate_generator(config, generator.to(accelerator.device), described, accelerator)

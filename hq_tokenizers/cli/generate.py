@@ -18,6 +18,7 @@ from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_png
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import REPORT, changes, check_same_call, read_report, write_report
 from hq_tokenizers.reporting.tracking import counting_bar
 
@@ -28,16 +29,21 @@ def generate_images(config: GenerateConfig) -> None:
     The PNG of a label map holds its classes as grey levels. Of several processes only the main one draws.
 
     Raises:
+        BlockingIOError: If another command is writing to `config.output_dir`.
         ValueError: If there is no such generator, the folder holds other images, or for an unknown class or sampling
             setting.
     """
     accelerator = create_accelerator()
-    if not accelerator.is_main_process:
-        return
+    with lock_folder("output_dir", config.output_dir):
+        if accelerator.is_main_process:
+            _generate_images(config, accelerator.device)
+
+
+def _generate_images(config: GenerateConfig, device: torch.device) -> None:
     output_dir, request = Path(config.output_dir), options_to_dict(config)
     _check_folder(output_dir, request)
     generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
-    generator = generator.to(accelerator.device)
+    generator = generator.to(device)
     names = generator.config.id2label or {}
     given = config.class_labels if isinstance(config.class_labels, list | None) else [config.class_labels]
     labels: list[Any] = given or [names[index] for index in range(len(names))] or [None]
@@ -50,7 +56,6 @@ def generate_images(config: GenerateConfig) -> None:
             progress=show,
             **settings_from_options(config.generation),
         ).images
-    output_dir.mkdir(parents=True, exist_ok=True)
     # Before the images, so that an interrupted call can be repeated.
     write_report(output_dir, {"options": request})
     save_png(image_grid(images, columns=config.num_images), output_dir / OVERVIEW)

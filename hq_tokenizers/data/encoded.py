@@ -1,7 +1,8 @@
 """Codes of images on disk, what stage two trains on.
 
 A folder made by `DatasetDict.save_to_disk` with the columns `codes` (fixed-length lists of int16 or int32 in the order
-of `Codes.flatten`) and, for images with classes, `labels`; and `codes.json` with the layout and where they come from.
+of `Codes.flatten`) and, for images with classes, `labels`; and `codes.json` with the layout, where they come from, and
+the SHA-256 of every split.
 With soft targets the training split also has `soft_codes` (integers as well) and `soft_probabilities` (float16), k of
 each per code.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +26,13 @@ from hq_tokenizers.codes import CodeLayout
 from .images import Batch
 from .soft_codes import SoftCodes
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 DESCRIPTION = "codes.json"
+# In the folder itself, which may be a mount point or a link: codes that are being written, and those they replace.
+_NEW, _OLD = ".new", ".old"
+_ROWS_AT_A_TIME = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,12 +54,14 @@ class CodeRows:
 
     def sha256(self) -> str:
         """Hash of codes, labels and posterior probabilities."""
-        digest = hashlib.sha256(self.codes.int().numpy().tobytes())
+        columns = [self.codes.int()]
         if self.labels is not None:
-            digest.update(self.labels.long().numpy().tobytes())
+            columns.append(self.labels.long())
         if self.soft is not None:
-            digest.update(self.soft.codes.int().numpy().tobytes())
-            digest.update(self.soft.probabilities.half().numpy().tobytes())
+            columns += [self.soft.codes.int(), self.soft.probabilities.half()]
+        digest = hashlib.sha256()
+        for column in columns:
+            digest.update(column.contiguous().numpy().data)
         return digest.hexdigest()
 
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
@@ -90,34 +101,79 @@ class EncodedImages:
     label_names: list[str] | None = None
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder."""
-        from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+        """Writes the folder; codes that are there already are replaced when the new ones are complete.
 
-        length = self.layout.num_codes
+        A process that is killed meanwhile leaves the old codes, the new ones, or a folder that `load` refuses. What
+        else is in the folder stays.
+
+        Raises:
+            FileExistsError: If things of the same names are there that are no codes.
+        """
+        from datasets import DatasetDict
+
+        root = Path(folder)
+        self.check_folder(root, self.splits)
+        root.mkdir(parents=True, exist_ok=True)
+        _end_interrupted(root)
+        new = root / _NEW
         dtype = "int16" if max(self.layout.codebook_sizes) <= 2**15 else "int32"
-        splits = {}
-        for name, rows in self.splits.items():
-            features = {"codes": List(Value(dtype), length=length)}
-            columns: dict[str, Any] = {"codes": list(rows.codes.numpy().astype(dtype))}
-            if rows.labels is not None:
-                features["labels"] = ClassLabel(names=self.label_names) if self.label_names else Value("int64")
-                columns["labels"] = rows.labels.numpy()
-            if rows.soft is not None:
-                for column, values, kind in (
-                    ("soft_codes", rows.soft.codes, dtype),
-                    ("soft_probabilities", rows.soft.probabilities, "float16"),
-                ):
-                    features[column] = List(Value(kind), length=length * values.shape[2])
-                    columns[column] = list(values.flatten(1).numpy().astype(kind))
-            splits[name] = Dataset.from_dict(columns, features=Features(features))
-        DatasetDict(splits).save_to_disk(str(folder))
+        splits = {name: self._data_set(rows, dtype) for name, rows in self.splits.items()}
+        DatasetDict(splits).save_to_disk(str(new))
         description = {
             "code_layout": self.layout.to_dict(),
             "tokenizer": self.tokenizer,
             "tokenizer_sha256": self.tokenizer_sha256,
             "id2label": None if self.label_names is None else dict(enumerate(self.label_names)),
+            "sha256": {name: rows.sha256() for name, rows in self.splits.items()},
         }
-        (Path(folder) / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        # Its name says that the rest is complete, hence it comes last and whole.
+        partial = new / f"{DESCRIPTION}.partial"
+        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, new / DESCRIPTION)
+        _put_in_place(root)
+
+    @staticmethod
+    def check_folder(folder: str | Path, splits: Iterable[str]) -> None:
+        """Checks that `save` would replace nothing but codes.
+
+        Args:
+            folder: Where they are to go.
+            splits: Names of the splits.
+
+        Raises:
+            FileExistsError: If it would.
+        """
+        root = Path(folder)
+        if (root / DESCRIPTION).is_file() or (root / _NEW / DESCRIPTION).is_file():
+            return
+        strange = [name for name in (*splits, "dataset_dict.json") if (root / name).exists()]
+        if strange:
+            raise FileExistsError(
+                f"output_dir {str(folder)!r} holds {', '.join(strange)}, which no `encode` wrote (no {DESCRIPTION}), "
+                "and which codes would replace: choose another output_dir."
+            )
+
+    def _data_set(self, rows: CodeRows, dtype: str) -> Dataset:
+        """A split in the types that go to disk, made part by part and without an object per row."""
+        from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+
+        values = {"codes": (rows.codes, dtype)}
+        if rows.soft is not None:
+            values |= {
+                "soft_codes": (rows.soft.codes, dtype),
+                "soft_probabilities": (rows.soft.probabilities, "float16"),
+            }
+        parts = []
+        for first in range(0, max(1, len(rows)), _ROWS_AT_A_TIME):
+            part = slice(first, first + _ROWS_AT_A_TIME)
+            columns = {name: _list_column(column[part], kind) for name, (column, kind) in values.items()}
+            features: dict[str, Any] = {name: kind for name, (kind, _) in columns.items()}
+            arrays: dict[str, Any] = {name: array for name, (_, array) in columns.items()}
+            if rows.labels is not None:
+                features["labels"] = ClassLabel(names=self.label_names) if self.label_names else Value("int64")
+                arrays["labels"] = rows.labels[part].numpy()
+            parts.append(Dataset.from_dict(arrays, features=Features(features)))
+        return concatenate_datasets(parts)
 
     @staticmethod
     def load_description(folder: str | Path) -> dict[str, Any]:
@@ -127,12 +183,16 @@ class EncodedImages:
             FileNotFoundError: If the folder holds no codes.
         """
         path = Path(folder) / DESCRIPTION
+        if not path.is_file() and (Path(folder) / _NEW).is_dir():
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds no complete codes, since an `encode` into it was interrupted: run it again."
+            )
         if not path.is_file():
             raise FileNotFoundError(
                 f"{str(folder)!r} holds no codes (no {DESCRIPTION}): write them with `encode`, or set codes to the "
                 "folder that has them."
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _read_description(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> EncodedImages:
@@ -140,20 +200,28 @@ class EncodedImages:
 
         Raises:
             FileNotFoundError: If the folder holds no codes.
-            ValueError: If the codes disagree with their layout.
+            ValueError: If a split is not the one that was saved, cannot be read, or disagrees with the layout.
         """
         from datasets import load_from_disk
 
         description = cls.load_description(folder)
         layout = CodeLayout.from_dict(description["code_layout"])
         names = description["id2label"]
-        splits = {}
-        for split, rows in load_from_disk(str(folder)).with_format("numpy").items():
-            codes = torch.from_numpy(np.asarray(rows["codes"][:]).astype(np.int32))
-            layout.unflatten(codes).validate()
-            labels = torch.from_numpy(np.asarray(rows["labels"][:])) if "labels" in rows.column_names else None
-            soft = _read_soft_codes(rows, layout) if "soft_codes" in rows.column_names else None
-            splits[split] = CodeRows(codes, labels, soft)
+        try:
+            splits = {split: _read_rows(rows) for split, rows in load_from_disk(str(folder)).items()}
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"The codes in {str(folder)!r} cannot be read: encode the images again. ({error})"
+            ) from error
+        found, expected = {name: rows.sha256() for name, rows in splits.items()}, description.get("sha256", {})
+        strange = [name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name)]
+        if strange:
+            raise ValueError(
+                f"{', '.join(strange)} in {str(folder)!r} is not what {DESCRIPTION} says (sha256), so that the codes "
+                "may be damaged or a mixture of two tokenizers': encode the images again."
+            )
+        for rows in splits.values():
+            _check_values(rows, layout)
         return cls(
             layout,
             splits,
@@ -163,13 +231,91 @@ class EncodedImages:
         )
 
 
-def _read_soft_codes(rows: Any, layout: CodeLayout) -> SoftCodes:
-    shape = (len(rows), layout.num_codes, -1)
-    codes = torch.from_numpy(np.asarray(rows["soft_codes"][:]).astype(np.int32)).reshape(shape)
-    probabilities = torch.from_numpy(np.asarray(rows["soft_probabilities"][:]).astype(np.float16)).reshape(shape)
-    for column in codes.unbind(dim=2):
-        layout.unflatten(column).validate()
-    # Sums of k float16 values, each off by up to 2⁻¹² of itself or so.
-    if not ((probabilities >= 0).all() and ((probabilities.float().sum(dim=2) - 1).abs() < 0.01).all()):
-        raise ValueError("soft_probabilities must be at least 0 and sum to 1 for every code: encode the images again.")
-    return SoftCodes(codes, probabilities)
+def _put_in_place(folder: Path) -> None:
+    """Replaces the codes of a folder by the complete new ones inside it; can be repeated after a kill at any line."""
+    new, old = folder / _NEW, folder / _OLD
+    old.mkdir(exist_ok=True)
+    names = sorted(path.name for path in new.iterdir() if path.name != DESCRIPTION)
+    # Without a description the folder is refused, from here to the last of the new files.
+    for name in (DESCRIPTION, *names):
+        if (folder / name).exists():
+            os.replace(folder / name, old / name)
+    for name in (*names, DESCRIPTION):
+        os.replace(new / name, folder / name)
+    if (old / DESCRIPTION).is_file():
+        earlier, now = (set(_read_description(place).get("sha256", {})) for place in (old, folder))
+        for path in list(folder.iterdir()):
+            if path.name in earlier - now:
+                shutil.rmtree(path)
+    _clear(folder)
+
+
+def _end_interrupted(folder: Path) -> None:
+    """Completes a `save` that was interrupted while it replaced the codes; any other left only what is in the way."""
+    if (folder / _NEW / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file():
+        _put_in_place(folder)
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    for name in (_NEW, _OLD):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+
+
+def _list_column(values: torch.Tensor, dtype: str) -> tuple[Any, Any]:
+    """Values (N, …) as a column of lists: its type, and an Arrow array that shares NumPy's memory."""
+    import pyarrow
+    from datasets import List, Value
+
+    flat = np.ascontiguousarray(values.flatten(1).numpy(), dtype=dtype)
+    length = flat.shape[1]
+    return List(Value(dtype), length=length), pyarrow.FixedSizeListArray.from_arrays(
+        pyarrow.array(flat.ravel()), length
+    )
+
+
+def _read_rows(rows: Dataset) -> CodeRows:
+    codes = _read_column(rows, "codes", np.int32)
+    labels = _read_column(rows, "labels", np.int64) if "labels" in rows.column_names else None
+    soft = None
+    if "soft_codes" in rows.column_names:
+        columns = _read_column(rows, "soft_codes", np.int32), _read_column(rows, "soft_probabilities", np.float16)
+        soft = SoftCodes(*(column.reshape(*codes.shape, -1) for column in columns))
+    return CodeRows(codes, labels, soft)
+
+
+def _read_column(rows: Dataset, name: str, dtype: type) -> torch.Tensor:
+    """A column (N,), or (N, length) of lists, copied part by part from the mapped file to its place in memory."""
+    from datasets import List
+
+    kind = rows.features[name]
+    values = np.empty((len(rows), kind.length) if isinstance(kind, List) else (len(rows),), dtype)
+    first = 0
+    for part in rows.select_columns([name]).with_format("arrow").iter(_ROWS_AT_A_TIME):
+        column = part.column(0).combine_chunks()
+        array = column.flatten() if isinstance(kind, List) else column
+        values[first : first + len(column)] = array.to_numpy(zero_copy_only=False).reshape(-1, *values.shape[1:])
+        first += len(column)
+    return torch.from_numpy(values)
+
+
+def _check_values(rows: CodeRows, layout: CodeLayout) -> None:
+    for part in rows.codes.split(_ROWS_AT_A_TIME):
+        layout.unflatten(part).validate()
+    if rows.soft is None:
+        return
+    for codes, probabilities in zip(
+        rows.soft.codes.split(_ROWS_AT_A_TIME), rows.soft.probabilities.split(_ROWS_AT_A_TIME), strict=True
+    ):
+        for column in codes.unbind(dim=2):
+            layout.unflatten(column).validate()
+        # Sums of k float16 values, each off by up to 2⁻¹² of itself or so.
+        if not ((probabilities >= 0).all() and ((probabilities.float().sum(dim=2) - 1).abs() < 0.01).all()):
+            raise ValueError(
+                "soft_probabilities must be at least 0 and sum to 1 for every code: encode the images again."
+            )

@@ -5,11 +5,13 @@ Decoding costs more than a training step of a small tokenizer, so a data set of 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 * 2**30
+_HASHED_ROWS = 50_000
 _PROCESSOR = HQImageProcessor()
 _MOST_NAMED = 20
 
@@ -189,6 +192,22 @@ class ImageRows:
     def __len__(self) -> int:
         return len(self._lazy)
 
+    def sha256(self) -> str:
+        """Hash of the images, wherever they lie: a run that is continued has to find them again.
+
+        Of images in memory it is that of their number, format and all decoded pixels. Of others, where reading
+        everything could take longer than an epoch, it is that of their number, format and the encoded bytes of up to
+        50,000 of them, spread evenly.
+        """
+        form = self.image_format
+        digest = hashlib.sha256(f"{len(self)} × {form}, of at most {form.max_value}".encode())
+        if self.images is not None:
+            digest.update(self.images.numpy().data)
+        else:
+            for raw in self._lazy.some_encoded(_HASHED_ROWS):
+                digest.update(hashlib.sha256(raw).digest())
+        return digest.hexdigest()
+
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
         """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}.
 
@@ -251,6 +270,18 @@ class _LazyImages(torch.utils.data.Dataset):
     def _decode(self, index: int, raw: Any) -> np.ndarray:
         with self.names.named(index, raw):
             return self.image_format.decode(raw)
+
+    def some_encoded(self, number: int) -> Iterator[bytes]:
+        """The bytes of up to `number` rows, spread evenly."""
+        chosen = np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int)
+        for part in self.rows.select(chosen).iter(1000):
+            for raw in part[self.column]:
+                if isinstance(raw, bytes):
+                    yield raw
+                elif not isinstance(raw, dict):
+                    yield np.ascontiguousarray(raw).tobytes()
+                else:
+                    yield raw["bytes"] if raw["bytes"] is not None else Path(raw["path"]).read_bytes()
 
     def decode_all(self) -> torch.Tensor:
         form = self.image_format

@@ -50,8 +50,15 @@ def read_report(output_dir: Path) -> dict[str, Any]:
 
 def changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     """What differs between two descriptions, in words; empty when nothing does."""
-    names = [name for name in sorted({*now, *earlier} - {*ignored}) if now.get(name) != earlier.get(name)]
+    names = [name for name in sorted({*now, *earlier} - {*ignored}) if not _is_same(now.get(name), earlier.get(name))]
     return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    """Equal; a folder is the same with a slash at its end."""
+    if isinstance(first, str) and isinstance(second, str):
+        return first == second or first.rstrip("/") == second.rstrip("/") != ""
+    return first == second
 
 
 def check_same_call(

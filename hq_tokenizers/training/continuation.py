@@ -10,11 +10,13 @@ from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.reporting.reports import changes, check_same_call
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
+# Where images and codes come from may change as well, since their hashes may not (see `check_inputs`).
 _FREE_OPTIONS = {
     *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
-    *("samples", "tokenizer", "generation", "gradient_checkpointing"),
+    *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing"),
     *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
+_FREE_DATA_OPTIONS = {"name", "path", "files", "label_column", "test_split", "num_workers"}
 
 
 def count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:
@@ -36,7 +38,8 @@ def check_options(config: LoopConfig, earlier: Mapping[str, Any], steps_per_epoc
     now = options_to_dict(config)
     # Options that did not exist when the checkpoint was written have their defaults.
     earlier = options_to_dict(options_from_dict(type(config), earlier))
-    check_same_call("output_dir", config.output_dir, "a run", changes(now, earlier, ignored=_FREE_OPTIONS))
+    difference = changes(_deciding(now), _deciding(earlier))
+    check_same_call("output_dir", config.output_dir, "a run", difference)
     steps, earlier_steps = count_steps(now, steps_per_epoch), count_steps(earlier, steps_per_epoch)
     if config.schedule == "cosine" and steps != earlier_steps:
         # Every learning rate so far was that of a run of the earlier length.
@@ -47,11 +50,25 @@ def check_options(config: LoopConfig, earlier: Mapping[str, Any], steps_per_epoc
         )
 
 
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that decide what is learned; those of sections by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in _FREE_OPTIONS:
+            continue
+        if isinstance(value, Mapping):
+            free = _FREE_DATA_OPTIONS if name == "data" else ()
+            found |= {f"{name}.{inner}": item for inner, item in value.items() if inner not in free}
+        else:
+            found[name] = value
+    return found
+
+
 def check_inputs(output_dir: str, now: Mapping[str, str], earlier: Mapping[str, str]) -> None:
     """Checks that a run is continued on the inputs, by name and hash, that it was started on.
 
     Raises:
-        ValueError: If one has changed.
+        ValueError: If one has changed. Of an input whose hash the earlier version did not store, nothing is known.
     """
-    difference = changes(now, earlier)
+    difference = changes(now, {**now, **earlier})
     check_same_call("output_dir", output_dir, "a run", difference and f"made from other data: {difference}")

@@ -18,6 +18,7 @@ from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerCon
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.folder_lock import lock_folder
 
 
 def encode_images(config: EncodeConfig) -> EncodedImages:
@@ -27,15 +28,23 @@ def encode_images(config: EncodeConfig) -> EncodedImages:
         What was saved to `config.output_dir`; `EncodedImages.load` reads it.
 
     Raises:
+        BlockingIOError: If another command is writing to `config.output_dir`.
+        FileExistsError: If `config.output_dir` holds things that the codes would replace and that are no codes.
         ValueError: If there is no such tokenizer, the images do not fit it, a split has classes that the training
             split lacks, or soft targets are asked of a deterministic tokenizer; before anything is encoded.
     """
     accelerator = create_accelerator()
+    with lock_folder("output_dir", config.output_dir):
+        return _encode_images(config, accelerator)
+
+
+def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> EncodedImages:
     model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
     model = model.to(accelerator.device)
     _check_posterior(model, config)
     names = {"train": "train_split", "validation": "validation_split"}
     names |= {"test": "test_split"} if config.data.test_split else {}
+    EncodedImages.check_folder(config.output_dir, names)
     images = dict(zip(names, load_image_splits(config.data, *names.values()), strict=True))
     for name, rows in images.items():
         check_images(model, rows, names[name])

@@ -29,8 +29,9 @@ from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.priors.likelihood import dense_soft_targets
-from hq_tokenizers.processes import create_accelerator, is_main_process
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_curves, save_png
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 from hq_tokenizers.training.loop import TrainingLoop
@@ -56,13 +57,19 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
         The report; its "validation" figures are those of `evaluate_prior`.
 
     Raises:
+        BlockingIOError: If another command is writing to `config.output_dir`.
         OSError: If evaluations are asked for and their weights or reference cannot be had.
-        ValueError: For options, codes and tokenizer that do not fit together, or a run in `config.output_dir` on other
-            codes, before anything is trained.
+        ValueError: For options, codes and tokenizer that do not fit together, sampling settings that the prior does not
+            accept, or a run in `config.output_dir` on other codes, before anything is trained.
     """
+    accelerator = create_accelerator()
+    with lock_folder("output_dir", config.output_dir):
+        return _train_prior(config, accelerator)
+
+
+def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
     check_unused_in_training(config)
     encoded = EncodedImages.load(config.codes)
-    accelerator = create_accelerator()
     tokenizer = _load_tokenizer(config, encoded, accelerator)
     stage = PriorStage(config, accelerator, _build_model(config, encoded, tokenizer), encoded, tokenizer)
     loop = TrainingLoop(config, accelerator, stage.train, stage)
@@ -92,10 +99,12 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
 
 def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
     """`train_prior`, then the generator in `output_dir/generator` when the tokenizer is at hand; returns the report."""
-    report = train_prior(config)
-    tokenizer = _tokenizer_path(config, EncodedImages.load_description(config.codes)["tokenizer"])
-    if is_main_process() and tokenizer is not None:
-        save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
+    accelerator = create_accelerator()
+    with lock_folder("output_dir", config.output_dir):
+        report = _train_prior(config, accelerator)
+        tokenizer = _tokenizer_path(config, EncodedImages.load_description(config.codes)["tokenizer"])
+        if accelerator.is_main_process and tokenizer is not None:
+            save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
     return report
 
 
@@ -140,6 +149,11 @@ class PriorStage(Stage):
         self.encoded = encoded
         self.tokenizer = tokenizer
         self.train = _training_rows(config, encoded)
+        self._inputs = {
+            "tokenizer_sha256": encoded.tokenizer_sha256,
+            "training_codes_sha256": self.train.sha256(),
+            "validation_codes_sha256": encoded.splits["validation"].sha256(),
+        }
         self._comparison = _sample_comparison(config, tokenizer, accelerator)
 
     def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
@@ -159,11 +173,8 @@ class PriorStage(Stage):
         return decay_groups(self.model)
 
     def inputs(self) -> dict[str, str]:
-        """Hashes of the tokenizer and of the training codes."""
-        return {
-            "tokenizer_sha256": self.encoded.tokenizer_sha256,
-            "training_codes_sha256": self.train.sha256(),
-        }
+        """Hashes of the tokenizer and of the codes."""
+        return self._inputs
 
     def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         """Draws samples.png."""
@@ -228,7 +239,12 @@ def _build_model(
     model = AutoModel.from_config(model_config)
     if with_code_vectors:
         model.set_code_vectors(tokenizer.codebooks())  # type: ignore[union-attr]
-    model.generation_config = model.generation_config.with_overrides(**settings_from_options(config.generation))
+    try:
+        settings = settings_from_options(config.generation)
+        model.generation_config = model.generation_config.with_overrides(**settings)
+        model.check_generation_config(model.generation_config)
+    except ValueError as error:
+        raise ValueError(f"generation: {error}") from error
     return model
 
 

@@ -26,6 +26,7 @@ from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.quantization.moving_averages import set_accumulation
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_curves, save_png
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
@@ -63,10 +64,17 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
         The report; its "test" figures are those of `evaluate_tokenizer` on the test split.
 
     Raises:
-        ValueError: For options, data or a model that do not fit together, before anything is trained.
+        BlockingIOError: If another command is writing to `config.output_dir`.
+        ValueError: For options, data or a model that do not fit together, or a run in `config.output_dir` on other
+            images, before anything is trained.
     """
-    train, validation, test = load_splits(config)
     accelerator = create_accelerator()
+    with lock_folder("output_dir", config.output_dir):
+        return _train_tokenizer(config, accelerator)
+
+
+def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
+    train, validation, test = load_splits(config)
     model = _build_model(config, train)
     _check_warmup(config, model, train, accelerator.num_processes)
     stage = TokenizerStage(config, accelerator, model, train, validation)
@@ -232,6 +240,10 @@ class TokenizerStage(Stage):
         self.accelerator = accelerator
         self.validation = validation
         self._steps_per_epoch = len(train) // config.batch_size
+        self._inputs = {
+            "training_images_sha256": train.sha256(),
+            "validation_images_sha256": validation.sha256(),
+        }
         self._warner = _Warner(model)
         self._metrics = _evaluation_metrics(config, accelerator, model, validation)
 
@@ -253,6 +265,10 @@ class TokenizerStage(Stage):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Codebooks at their own learning rate."""
         return self.model.parameter_groups(self.config.learning_rate)
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of the images, see `ImageRows.sha256`; those of validation decide plateaus and the best model."""
+        return self._inputs
 
     def before_epoch(self, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
         """Re-estimates the codebooks where the configuration asks for it."""

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +125,98 @@ def test_broken_soft_codes_are_refused(tmp_path):
     encoded.save(tmp_path / "range")
     with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 7\)"):
         EncodedImages.load(tmp_path / "range")
+
+
+def _other(encoded):
+    """The same images in the codes of another tokenizer."""
+    splits = {name: replace(rows, codes=rows.codes.flip(0)) for name, rows in encoded.splits.items()}
+    return replace(encoded, splits=splits, tokenizer_sha256="cd34")
+
+
+def test_codes_replace_codes_and_nothing_else(tmp_path):
+    first = _encoded((7, 9))
+    first = replace(first, splits=first.splits | {"test": first.splits["train"]})
+    first.save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    second = _other(_encoded((7, 9)))
+    second.save(tmp_path)
+    loaded = EncodedImages.load(tmp_path)
+    assert loaded.tokenizer_sha256 == "cd34"
+    assert {name: rows.sha256() for name, rows in loaded.splits.items()} == {
+        name: rows.sha256() for name, rows in second.splits.items()
+    }
+    names = {"train", "validation", "dataset_dict.json", "codes.json", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_what_is_no_codes_is_not_replaced(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "image.png").write_text("an image")
+    with pytest.raises(FileExistsError, match=r"holds train, which no `encode` wrote .*choose another output_dir"):
+        _encoded((7, 9)).save(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*")] == ["train", "image.png"]
+
+
+def test_a_mixture_is_refused(tmp_path):
+    encoded = _encoded((7, 9))
+    encoded.save(tmp_path / "first")
+    _other(encoded).save(tmp_path / "second")
+    shutil.rmtree(tmp_path / "first" / "train")
+    shutil.copytree(tmp_path / "second" / "train", tmp_path / "first" / "train")
+    with pytest.raises(ValueError, match=r"^train in '.*first' is not what codes.json says .*encode the images again"):
+        EncodedImages.load(tmp_path / "first")
+
+
+def test_damaged_codes_are_refused(tmp_path):
+    _encoded((7, 9)).save(tmp_path)
+    (file,) = (tmp_path / "validation").glob("*.arrow")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cannot be read: encode the images again"):
+        EncodedImages.load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"cannot be read: encode the images again"):
+        EncodedImages.load(tmp_path)
+
+
+def test_many_parts_are_put_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("hq_tokenizers.data.encoded._ROWS_AT_A_TIME", 2)
+    encoded = _with_soft_codes(_encoded((7, 40000)))
+    encoded.save(tmp_path)
+    loaded = EncodedImages.load(tmp_path)
+    for name, rows in encoded.splits.items():
+        assert torch.equal(loaded.splits[name].codes, rows.codes)
+        assert torch.equal(loaded.splits[name].labels, rows.labels)
+    soft = encoded.splits["train"].soft
+    assert torch.equal(loaded.splits["train"].soft.codes, soft.codes)
+    assert torch.equal(loaded.splits["train"].soft.probabilities, soft.probabilities)
+
+
+# Prints the bytes by which the peak of memory rises. A first small folder pays for what is loaded once.
+MEMORY = """
+import resource, sys, torch
+from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
+layout = CodeLayout((CodeGroup(4, 8, (512,)),))
+peaks = []
+for number in (10, 500_000):
+    if sys.argv[1] == "save":
+        rows = CodeRows(torch.full((number, 32), 7, dtype=torch.int32))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        EncodedImages(layout, {"train": rows}, "nowhere", "-").save(f"{sys.argv[2]}/{number}")
+    else:
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        EncodedImages.load(f"{sys.argv[2]}/{number}")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(1024 * (peaks[3] - peaks[2]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+def test_memory_stays_close_to_the_data(tmp_path):
+    """32 MB on disk, and twice that as int32 in memory; the mapped file counts as well."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for what, limit in (("save", 80e6), ("load", 150e6)):
+        command = [sys.executable, "-c", MEMORY, what, str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert int(done.stdout) < limit, what

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +76,41 @@ def test_lazy_decoding_gives_the_batches_of_the_decoded_set(tmp_path, workers):
     for one, other in zip(eager.batches(batches, CPU), lazy.batches(batches, CPU), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("memory_limit", [2**20, 0])
+def test_the_hash_is_of_the_images_and_not_of_their_place(tmp_path, memory_limit):
+    def sha256(folder, split="train", **options):
+        config = DataConfig(name="imagefolder", path=folder, train_split=split, **options)
+        return load_image_splits(config, "train_split", memory_limit=memory_limit)[0].sha256()
+
+    _write_folder(tmp_path / "first")
+    first = sha256(str(tmp_path / "first"))
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    assert sha256(f"{tmp_path}/second/", num_workers=0) == first
+    assert sha256(str(tmp_path / "first"), "train[:5]") != first
+    image = tmp_path / "second" / "dog" / "005.png"
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    assert sha256(str(tmp_path / "second")) != first
+
+
+def test_the_hash_of_many_encoded_images_is_of_some_spread_evenly(tmp_path, monkeypatch):
+    pixels = _write_folder(tmp_path)
+    config = DataConfig(name="imagefolder", path=str(tmp_path))
+    (lazy,) = load_image_splits(config, "train_split", memory_limit=0)
+    monkeypatch.setattr("hq_tokenizers.data.images._HASHED_ROWS", 3)
+    decoded = [np.asarray(Image.open(io.BytesIO(raw))) for raw in lazy._lazy.some_encoded(3)]
+    assert all(np.array_equal(image, pixels[index]) for image, index in zip(decoded, (0, 2, 5), strict=True))
+    first = lazy.sha256()
+    monkeypatch.undo()
+    assert lazy.sha256() != first
+
+
+def test_equal_numbers_of_another_scale_are_other_images():
+    digits = load_image_splits(DataConfig(), "train_split")[0]
+    first = digits.sha256()
+    digits.image_format = replace(digits.image_format, max_value=255)
+    assert digits.sha256() != first
 
 
 def test_resizing_keeps_the_centre_and_the_aspect_ratio(tmp_path):

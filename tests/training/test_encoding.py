@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,3 +155,32 @@ def test_soft_targets_of_a_deterministic_tokenizer_are_refused(tmp_path, never_e
         encode_images(config)
     with pytest.raises(ValueError, match="soft_targets must be an integer from 0 to 16,777,216, got -1"):
         EncodeConfig(soft_targets=-1)
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path, never_encoding):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    config = EncodeConfig(tokenizer=_tokenizer(tmp_path / "tokenizer"), output_dir=str(tmp_path / "images"))
+    with pytest.raises(FileExistsError, match=r"output_dir '.*images' holds train, which no `encode` wrote"):
+        encode_images(config)
+
+
+@pytest.mark.slow
+def test_a_kill_leaves_the_old_codes_the_new_ones_or_none(tmp_path):
+    model = AutoModel.from_pretrained(_tokenizer(tmp_path / "old"))
+    # The same codes under other numbers.
+    model.quantizer.codebook.weight.data = model.quantizer.codebook.weight.data.flip(0)
+    model.save_pretrained(tmp_path / "new")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(Path(__file__).with_name("killed_encoding.py")), str(tmp_path), "20", "5"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    assert outcomes["complete"] == "new"
+    refused = f"FileNotFoundError: '{tmp_path}/codes' holds no complete codes, since an `encode` into it was"
+    kinds = [
+        "refused" if outcome.startswith(refused) else outcome
+        for outcome in (*outcomes["operations"].values(), *outcomes["timed"])
+    ]
+    assert len(kinds) == 25
+    # The moments of the operations reach from the first to the last, so that every outcome occurs.
+    assert set(kinds) == {"old", "refused", "new"}

@@ -22,6 +22,7 @@ from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.prior import train_prior
 
 MODEL = {"model_type": "rq_prior", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.0}
+MASKED = {**MODEL, "model_type": "masked_prior"}
 LAYOUT = CodeLayout((CodeGroup(1, 2, (4,)), CodeGroup(2, 1, (3, 5))))
 
 
@@ -143,12 +144,28 @@ def test_sample_grid_with_the_tokenizer(tmp_path):
         ({"model": {**MODEL, "hiden_size": 8}}, "Did you mean model.hidden_size"),
         ({"model": {"model_type": "gpt2"}}, "Accepted: rq_prior"),
         ({"model": {**MODEL, "num_classes": 7}}, "model.num_classes is 7, but the data say 3"),
-        ({"generation": {"temperature": -1}}, "temperature"),
+        ({"generation": {"temperature": -1}}, "generation: temperature must be .*, got -1"),
+        ({"generation": {"temprature": 1}}, "generation: temprature=1 means nothing to a prior over codes"),
+        ({"generation": {"top_p": [0.9, 0.8]}}, r"generation: top_p lists 2 values .*, the layout has 3 levels"),
+        ({"generation": {"num_steps": 4}}, "generation: num_steps=4 is a setting of masked_prior models"),
+        (
+            {"generation": {"guidance_scale": 2.0}, "conditional": False},
+            "generation: guidance_scale=2.0 needs a ",
+        ),
+        (
+            {"generation": {"cache_implementation": "static"}, "model": MASKED},
+            "generation: cache_implementation='static' is a setting of rq_prior models",
+        ),
+        (
+            {"generation": {"num_steps": [4, 4]}, "model": MASKED},
+            r"generation: num_steps lists 2 values .*, the layout has 3 levels",
+        ),
     ],
 )
-def test_mistakes_are_named(codes, tmp_path, options, message):
+def test_mistakes_are_named_before_the_first_step(codes, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        train_prior(_config(codes, tmp_path, **options))
+        train_prior(_config(codes, tmp_path / "prior", **options))
+    assert not (tmp_path / "prior").exists()
 
 
 def test_codes_without_classes_cannot_be_conditional(tmp_path):
@@ -162,8 +179,8 @@ def test_a_run_is_not_continued_on_other_codes(tmp_path):
     """The same path with other content: a re-trained tokenizer, or other images."""
     options = {"max_steps": 1, "batch_size": 10, "schedule": "constant"}
 
-    def encode(digest, seed):
-        splits = {"train": _rows(20, seed), "validation": _rows(10, 1)}
+    def encode(digest, seed, validation_seed=1):
+        splits = {"train": _rows(20, seed), "validation": _rows(10, validation_seed)}
         EncodedImages(LAYOUT, splits, "nowhere", digest, ["a", "b", "c"]).save(tmp_path / "codes")
 
     encode("first", 0)
@@ -174,8 +191,13 @@ def test_a_run_is_not_continued_on_other_codes(tmp_path):
     encode("first", 5)
     with pytest.raises(ValueError, match="training_codes_sha256 was"):
         train_prior(_config(tmp_path / "codes", tmp_path / "prior", **options))
+    encode("first", 0, validation_seed=6)
+    with pytest.raises(ValueError, match="validation_codes_sha256 was"):
+        train_prior(_config(tmp_path / "codes", tmp_path / "prior", **options))
     encode("first", 0)
-    train_prior(_config(tmp_path / "codes", tmp_path / "prior", **{**options, "max_steps": 2}))
+    # Where they lie does not matter.
+    (tmp_path / "codes").rename(tmp_path / "moved")
+    assert train_prior(_config(f"{tmp_path}/moved/", tmp_path / "prior", **options | {"max_steps": 2}))["steps"] == 2
 
 
 @pytest.mark.parametrize("samples", [0, 8])

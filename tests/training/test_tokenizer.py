@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -233,3 +235,55 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(tmp_path, monkeypatch, 
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
     train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
     assert ("warning: Level 0: collapsed" in capsys.readouterr().out) == warned
+
+
+def _write_images(folder, seed):
+    from datasets import Array2D, Dataset, Features
+
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    for split, number in (("train", 40), ("test", 20)):
+        images = list(rng.integers(0, 256, (number, 8, 8), dtype=np.uint8))
+        rows = Dataset.from_dict({"image": images}, features=Features({"image": Array2D((8, 8), "uint8")}))
+        rows.to_parquet(folder / f"{split}.parquet")
+
+
+def _data(path, **options):
+    files = {"train": "train.parquet", "test": "test.parquet"}
+    return DataConfig(name="parquet", path=str(path), files=files, **options)
+
+
+def test_a_run_is_not_continued_on_other_images(tmp_path):
+    """Under the same path; the same ones may lie elsewhere."""
+
+    def train(steps, path="images", **options):
+        config = _config(tmp_path / "run", max_steps=steps, schedule="constant", data=_data(tmp_path / path, **options))
+        return train_tokenizer(config)["steps"]
+
+    _write_images(tmp_path / "images", 0)
+    assert train(1) == 1
+    (tmp_path / "images").rename(tmp_path / "kept")
+    _write_images(tmp_path / "images", 1)
+    message = r"holds a run from other data of another call \(training_images_sha256 was '\w+', is '\w+'; validation_"
+    with pytest.raises(ValueError, match=message):
+        train(2)
+    shutil.copy(tmp_path / "kept" / "train.parquet", tmp_path / "images")
+    with pytest.raises(ValueError, match=r"another call \(validation_images_sha256 was"):
+        train(2)
+    assert train(2, "kept") == 2
+
+
+def test_options_that_decide_nothing_may_change_within_a_run(tmp_path):
+    _write_images(tmp_path / "images", 0)
+
+    def train(steps, path, **options):
+        config = _config(tmp_path / "run", max_steps=steps, schedule="constant", data=_data(path, **options))
+        return train_tokenizer(config)["steps"]
+
+    assert train(1, tmp_path / "images") == 1
+    assert train(2, f"{tmp_path}/images/", num_workers=0, test_split="test[:10]") == 2
+    with pytest.raises(ValueError, match=r"another call \(data.horizontal_flip was False, is True\)"):
+        train(3, tmp_path / "images", horizontal_flip=True)
+    options = {"schedule": "constant", "data": _data(tmp_path / "images")}
+    with pytest.raises(ValueError, match=r"another call \(model.codebook_size was 8, is 4\)"):
+        train_tokenizer(_config(tmp_path / "run", model=MODEL | {"codebook_size": 4}, **options))

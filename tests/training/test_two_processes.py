@@ -45,6 +45,13 @@ def test_a_resumed_run_is_bit_equal(folder):
     assert any(not torch.equal(whole[key], first[key]) for key in whole)
 
 
+def test_a_folder_in_use_is_refused_by_both_processes(folder):
+    messages = {(folder / f"refused-{rank}.txt").read_text() for rank in (0, 1)}
+    (message,) = messages
+    assert f"output_dir '{folder}/held' is in use" in message
+    assert not (folder / "held").exists()
+
+
 def test_evaluation_counts_every_image_once(folder):
     (held_out,) = load_image_splits(DataConfig(), "validation_split")
     model = SQVAEModel.from_pretrained(folder / "parts").eval()

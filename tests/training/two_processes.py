@@ -13,6 +13,7 @@ from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig, TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import train_tokenizer
@@ -57,6 +58,11 @@ def main(folder: Path) -> None:
     (held_out,) = load_image_splits(DataConfig(), "validation_split")
     figures = evaluate_tokenizer(models[-1], held_out, 16, accelerator)
     (folder / f"figures-{rank}.json").write_text(json.dumps([accelerator.num_processes, figures, report["test"]]))
+    try:
+        with lock_folder("output_dir", folder / "held"):
+            train("held", 1)
+    except BlockingIOError as error:
+        (folder / f"refused-{rank}.txt").write_text(str(error))
     encode_images(
         EncodeConfig(
             tokenizer=str(folder / "parts"),
