@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"hq_tokenizers": "hq_tokenizers", "priors": "hq_tokenizers.priors", "pipelines": "hq_tokenizers.pipelines"}
 # Bottom to top: a room knows itself and those above it in this list.
 ROOMS = (
-    *("_version", "checks", "hashing", "processes", "randomness", "evaluation_mode", "codes", "options"),
+    *("_version", "checks", "hashing", "processes", "randomness", "evaluation_mode", "remote_code", "codes", "options"),
     *("losses", "quantization", "image_processing_hq", "models", "data", "metrics", "priors", "pipelines"),
-    *("registration", "reporting", "evaluation", "hub", "training", "cli"),
+    *("reporting", "evaluation", "hub", "registration", "training", "cli"),
 )
 
 

@@ -327,3 +327,14 @@ class TestPytree:
     def test_leaves_need_not_be_tensors(self) -> None:
         shapes = pytree.tree_map(lambda leaf: tuple(leaf.shape), random_codes(HYBRID, 2))
         assert shapes.groups == ((2, 1, 2, 1), (2, 2, 3, 2), (2, 4, 6, 3))
+
+
+@given(layout=LAYOUTS)
+def test_a_data_loader_makes_batches_of_codes(layout: CodeLayout) -> None:
+    codes = [random_codes(layout, 1, seed) for seed in range(3)]
+    assert torch.utils.data.default_collate(codes) == Codes.cat(codes)
+    rows = [{"codes": item, "class_labels": index} for index, item in enumerate(codes)]
+    first, second = torch.utils.data.DataLoader(rows, batch_size=2)
+    assert first["codes"] == Codes.cat(codes[:2])
+    assert second["codes"] == codes[2]
+    assert first["class_labels"].tolist() == [0, 1]

@@ -47,6 +47,20 @@ def inference(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def drops_labels(forward: Callable[..., T]) -> Callable[..., T]:
+    """Lets `forward` be called with the `labels` that transformers' Trainer passes on from a data set that has some.
+
+    They stay out of the signature: the Trainer computes no `eval_loss` for batches that lack a parameter with "label"
+    in its name.
+    """
+
+    @functools.wraps(forward)
+    def run(*args: Any, labels: Any = None, **kwargs: Any) -> T:
+        return forward(*args, **kwargs)
+
+    return run
+
+
 class ImageTokenizerPreTrainedModel(PreTrainedModel):
     """Base class of the image tokenizers.
 
@@ -120,6 +134,9 @@ class ImageTokenizerPreTrainedModel(PreTrainedModel):
             init.constant_(module.log_variance, config.initial_decoder_log_variance)
         elif isinstance(module, GumbelTemperature):
             init.zeros_(module.step)
+
+    def get_input_embeddings(self) -> None:
+        """None: there is no table of input embeddings. Quantisers of weights ask for one to leave it as it is."""
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""

@@ -16,6 +16,12 @@ UPDATES = ("gradient", "ema")
 LAPLACE_EPSILON = 1e-5
 
 
+def codebook_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of every `VectorCodebook` of a model."""
+    codebooks = [module for module in model.modules() if isinstance(module, VectorCodebook)]
+    return [tensor for codebook in codebooks for tensor in (*codebook.parameters(), *codebook.buffers())]
+
+
 class VectorCodebook(nn.Module):
     """K code vectors with nearest-neighbour look-up.
 
