@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -60,8 +61,10 @@ def push_to_hub(
     new_card = create_model_card(model, repo_id, self_contained=self_contained)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    card = card or _card_of(repo_id, token) or new_card
-    card.data.tags = [*(card.data.tags or []), *(tag for tag in tags if tag not in (card.data.tags or []))]
+    card = card or _card_of(repo_id, api) or new_card
+    if tags:
+        header: Any = card.data
+        header.tags = list(dict.fromkeys([*(header.tags or []), *tags]))
     with tempfile.TemporaryDirectory() as directory:
         if self_contained:
             export_self_contained(model, directory, card, max_shard_size)
@@ -82,9 +85,9 @@ def push_to_hub(
     return str(commit)
 
 
-def _card_of(repo_id: str, token: str | bool | None) -> ModelCard | None:
+def _card_of(repo_id: str, api: HfApi) -> ModelCard | None:
     """The card that a repository has, which may have been written by hand."""
     try:
-        return ModelCard.load(repo_id, token=token)
+        return ModelCard.load(api.hf_hub_download(repo_id, "README.md"))
     except RemoteEntryNotFoundError:
         return None
