@@ -184,7 +184,8 @@ def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: 
     for name, (sample, num_classes) in samples.items():
         record["samples"][name] = judge(sample, num_classes, tokenizer)
         grid = NumberedSamples(sample, num_classes, config.seed).draw(range(60))
-        save_png(image_grid(grid.float() / 255, columns=10), path.with_name(f"{path.stem}-{slug(name)}.png"))
+        titles = [str(index % num_classes) for index in range(len(grid))] if num_classes else []
+        save_png(image_grid(grid.float() / 255, 10, titles), path.with_name(f"{path.stem}-{slug(name)}.png"))
     if config.classifier_epochs:
         record["classifier_accuracy_on_held_out_images"] = judge.real_accuracy()
     write_record(path, record)

@@ -106,7 +106,10 @@ def main() -> None:
     if options.output is not None:
         Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options.grid is not None:
-        save_png(image_grid(images[: 10 * num_classes], columns=num_classes), Path(options.grid))
+        save_png(
+            image_grid(images[: 10 * num_classes], num_classes, list(generator.config.id2label.values())),
+            Path(options.grid),
+        )
 
 
 if __name__ == "__main__":

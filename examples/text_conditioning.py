@@ -98,7 +98,9 @@ def main() -> None:
     codes = prior.generate(generator=options.seed, progress=True, **settings, **texts)
     tokenizer = AutoModel.from_pretrained(encoded.tokenizer).eval()
     images = tokenizer.decode(codes).clamp(0, 1)
-    save_png(image_grid(images, columns=options.samples_per_name), folder / "samples.png")
+    titles = [""] * len(images)
+    titles[:: options.samples_per_name] = NAMES
+    save_png(image_grid(images, options.samples_per_name, titles), folder / "samples.png")
     labels = torch.arange(len(NAMES)).repeat_interleave(options.samples_per_name)
     result = judge_samples(images, labels, *load_image_splits(DataConfig(), "train_split", "validation_split"))
     print(f"{result['class_accuracy']:.1%} of {result['num_samples']} samples are read as the digit that was named;")

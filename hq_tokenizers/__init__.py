@@ -53,6 +53,7 @@ if TYPE_CHECKING or not _is_the_command():
     from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
     from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
     from .registration import register
+    from .training.trainer_callback import ImageTokenizerCallback
 
     register()
 
@@ -66,6 +67,7 @@ __all__ = [
     "HQImageProcessor",
     "HQVAEConfig",
     "HQVAEModel",
+    "ImageTokenizerCallback",
     "ImageTokenizerOutput",
     "MaskedPriorConfig",
     "MaskedPriorModel",

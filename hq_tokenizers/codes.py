@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,10 @@ class Codes:
         """Bits of one image under a uniform prior."""
         return self.layout.bits_per_image
 
+    def numel(self) -> int:
+        """Number of codes of the batch, B · T; transformers' Trainer counts what a model was shown by it."""
+        return self.batch_size * self.layout.num_codes
+
     def levels(self) -> tuple[torch.Tensor, ...]:
         """The codes level by level: one LongTensor (B, h, w) per level, coarse to fine."""
         return tuple(tensor[..., depth] for tensor in self.groups for depth in range(tensor.shape[-1]))
@@ -354,3 +359,11 @@ def _unflatten_codes(groups: Any, layout: CodeLayout) -> Codes:
 torch.utils._pytree.register_pytree_node(
     Codes, _flatten_codes, _unflatten_codes, serialized_type_name="hq_tokenizers.Codes"
 )
+
+
+def _collate_codes(batch: Sequence[Codes], *, collate_fn_map: Any = None) -> Codes:
+    return Codes.cat(batch)
+
+
+# A DataLoader of data sets whose items are, or contain, the codes of single images gives batches of codes.
+default_collate_fn_map[Codes] = _collate_codes

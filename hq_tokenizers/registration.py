@@ -5,18 +5,28 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from hq_tokenizers.hub.model_card import PIPELINE_TAGS
+from hq_tokenizers.hub.upload import push_to_hub
 from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
+from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 
 from .image_processing_hq import HQImageProcessor
 from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
+from .priors.modeling_code_prior import CodePriorModel
 from .priors.modeling_masked_prior import MaskedPriorModel
 from .priors.modeling_rq_prior import RQPriorModel
 
+TASKS = ("hq-generation", PIPELINE_TAGS["generator"])
+"""Ours, and the Hub's name for it, by which `pipeline(model="user/cats")` finds it."""
+
 
 def register() -> None:
-    """Registers every model, the image processor and the task "hq-generation"; calling it again changes nothing."""
+    """Registers every model, the image processor and the task "hq-generation"; calling it again changes nothing.
+
+    The method `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
+    """
     for model in (SQVAEModel, HQVAEModel, RQPriorModel, MaskedPriorModel, HQGeneratorModel):
         config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -25,5 +35,8 @@ def register() -> None:
         AutoImageProcessor.register(
             model.config_class, image_processor_classes={"torchvision": HQImageProcessor}, exist_ok=True
         )
-    if "hq-generation" not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline("hq-generation", pipeline_class=HQGenerationPipeline, pt_model=AutoModel)
+    for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=HQGenerationPipeline, pt_model=AutoModel)
+    # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.
+    for uploaded in (ImageTokenizerPreTrainedModel, CodePriorModel, HQGeneratorModel, HQGenerationPipeline):
+        uploaded.push_to_hub = push_to_hub

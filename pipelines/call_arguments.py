@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 # One bit less than torch.Generator accepts: seeds travel as int64 tensors, and seed + i has to be a seed as well.
 _MAX_SEED = 2**63 - 1
@@ -53,6 +55,33 @@ def image_seeds(seed: Any, num_images: int) -> list[int]:
     if len(values) != num_images:
         raise ValueError(f"Got {len(values)} seeds for {num_images} images: give one per image, or a single integer.")
     return [_list_item(value, index) for index, value in enumerate(values)]
+
+
+def stream_seeds(seed: Any) -> Iterator[int]:
+    """One seed per image of a stream, whose length is not known.
+
+    Args:
+        seed: An integer s gives s, s + 1, …; None draws them from torch's global generator.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If it is outside 0 … 2⁶³ − 1.
+    """
+    if seed is None:
+        return (image_seeds(None, 1)[0] for _ in itertools.count())
+    first = _as_integer(seed)
+    if first is None:
+        raise TypeError(f"seed is an integer or None for a stream, got {seed!r} of type {type(seed).__name__}.")
+    _check_seed(first)
+    return (image_seeds(number, 1)[0] for number in itertools.count(first))
+
+
+def is_stream(values: Any) -> bool:
+    """Whether these are inputs to take one by one as results are asked for: an iterator, or a torch `Dataset`.
+
+    transformers' `KeyDataset`, one column of a data set, is one.
+    """
+    return isinstance(values, (Iterator, Dataset))
 
 
 def _list_item(value: Any, index: int) -> int:

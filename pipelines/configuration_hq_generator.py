@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from hq_tokenizers.checks import check_fields
+from hq_tokenizers.remote_code import forget_exported_code
 
 from .sub_models import build_sub_config
-
-# Where transformers imports the code of a self-contained export from.
-REMOTE_CODE = "transformers_modules."
 
 
 class HQGeneratorConfig(PreTrainedConfig):
@@ -44,11 +42,7 @@ class HQGeneratorConfig(PreTrainedConfig):
         check_fields(self, below=PreTrainedConfig)
         self.image_tokenizer_config = build_sub_config("image_tokenizer_config", self.image_tokenizer_config)
         self.prior_config = build_sub_config("prior_config", self.prior_config)
-        if not __name__.startswith(REMOTE_CODE):
-            # A self-contained export names its own code here. With the package imported that code is not used, and
-            # `pipeline()` would still ask for permission to run it.
-            kwargs.pop("custom_pipelines", None)
-            kwargs.pop("auto_map", None)
+        forget_exported_code(__name__, kwargs)
         self._set_class_names(kwargs)
         super().__post_init__(**kwargs)
 

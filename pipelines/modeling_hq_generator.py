@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from hq_tokenizers.checked_loading import CheckedLoading
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.memory import check_samples_memory
-from hq_tokenizers.priors.progress import ProgressLike, show_progress
+from hq_tokenizers.priors.progress import PartialCodes, ProgressLike, StepCallback, show_progress
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .call_arguments import check_count
@@ -152,6 +152,9 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         if "prior" in self._modules:
             self.prior.generation_config = value
 
+    def get_input_embeddings(self) -> None:
+        """None: a generator's inputs are images. Quantisers of weights ask for such a table to leave it as it is."""
+
     def forward(self, pixel_values: torch.Tensor, class_labels: torch.Tensor | None = None) -> ModelOutput:
         """The prior's output for the codes of given images; only the prior is differentiated.
 
@@ -175,6 +178,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         known_mask: Sequence[torch.Tensor] | None = None,
         batch_size: int = 64,
         progress: ProgressLike = None,
+        callback_on_step_end: StepCallback | None = None,
         **overrides: Any,
     ) -> HQGeneratorOutput:
         """Samples images.
@@ -189,6 +193,8 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
             batch_size: Images sampled at once. Limits the memory. The codes do not depend on it; the pixels only
                 through the rounding of the decoder's convolutions (some 1e-7).
             progress: True for a bar; or a function called with (steps done, total).
+            callback_on_step_end: Called after every step of every batch with (steps done, total, `PartialCodes`) of
+                the batch; `preview` shows them.
             **overrides: Settings such as `temperature`, `top_k`, `top_p` or `guidance_scale`, which replace those of
                 the generation config for this call.
 
@@ -212,6 +218,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         batches = inputs.split(batch_size)
         images: list[torch.Tensor] = []
         codes: list[Codes] = []
+        watched = {} if callback_on_step_end is None else {"callback_on_step_end": callback_on_step_end}
         # A single batch has the prior's own bar, over its steps.
         several = len(batches) > 1
         with show_progress(several and progress, len(batches), "Generating", "batch") as show:
@@ -224,12 +231,25 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
                     known_mask=_select(known_mask, batch),
                     generation_config=generation_config,
                     progress=None if several else progress,
+                    **watched,
                     **overrides,
                 )
                 images.append(self.image_tokenizer.decode(sampled))
                 codes.append(sampled)
                 show(len(images))
         return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes))
+
+    def preview(self, partial: PartialCodes) -> torch.Tensor:
+        """What the codes in the middle of sampling look like.
+
+        Args:
+            partial: What `callback_on_step_end` was called with.
+
+        Returns:
+            (B, C, H, W) as in `HQGeneratorOutput`: decoded from the leading levels that have a code everywhere; before
+            the first has, from all, with code 0 where there is none yet.
+        """
+        return self.image_tokenizer.decode(partial.codes, num_levels=partial.num_preview_levels or None)
 
     def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:
         if known_codes is not None and not isinstance(known_codes, Codes):

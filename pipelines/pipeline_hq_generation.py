@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,15 +13,17 @@ from transformers import GenerationConfig, Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from hq_tokenizers.codes import Codes
+from hq_tokenizers.image_decoding import decode_image
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.memory import check_samples_memory
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
 from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
+from hq_tokenizers.priors.progress import PartialCodes, StepCallback
+from hq_tokenizers.remote_code import REMOTE_CODE
 
-from .call_arguments import check_count, image_seeds
+from .call_arguments import check_count, image_seeds, is_stream, stream_seeds
 from .class_labels import is_single_label, resolve_class_labels
-from .configuration_hq_generator import REMOTE_CODE
 from .image_editing import (
     decode_each,
     first_levels,
@@ -33,7 +35,10 @@ from .image_editing import (
 
 OUTPUT_TYPES = (*IMAGE_TYPES, "codes")
 _DEFAULT_BATCH_SIZE = 16
-_CALL_ARGUMENTS = ("class_labels", "num_images", "seed", "output_type", "batch_size", "progress", "generation_config")
+_CALL_ARGUMENTS = (
+    *("class_labels", "num_images", "seed", "output_type", "batch_size", "progress"),
+    *("callback_on_step_end", "generation_config"),
+)
 
 
 class HQGenerationPipeline(Pipeline):
@@ -88,6 +93,7 @@ class HQGenerationPipeline(Pipeline):
         output_type: str | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
+        callback_on_step_end: StepCallback | None = None,
         generation_config: GenerationConfig | None = None,
         **generation_settings: Any,
     ) -> Any:
@@ -95,7 +101,8 @@ class HQGenerationPipeline(Pipeline):
 
         Args:
             class_labels: What to draw: a name of `model.config.id2label`, a class id, or None for no class; or a list,
-                array or tensor of these.
+                array or tensor of these; or a stream of them, which is an iterator, such as a generator, or a torch
+                `Dataset`, such as transformers' `KeyDataset(dataset, "label")`.
             num_images: Images per label; more than one makes a list of each label's image.
             seed: An integer: image i of the call, counted in the order of the result, gets the seed `seed + i`, so
                 that image 5 of `seed=0` can be had alone by `seed=5`. A list gives every image its own. None draws new
@@ -105,7 +112,10 @@ class HQGenerationPipeline(Pipeline):
                 arrays (H, W, C) in [0, 1], "codes" for the `Codes` of an image.
             batch_size: Images sampled at once; 16 unless the pipeline was built with another. Larger is faster, up
                 to the memory there is.
-            progress: Whether to show a bar. By default one is shown for more than one batch, on a terminal.
+            progress: Whether to show a bar. By default one is shown for more than one batch, on a terminal; for a
+                stream only when asked for.
+            callback_on_step_end: Called after every step of every batch with (steps done, total, `PartialCodes`) of
+                the batch; `preview` makes images of them.
             generation_config: How to sample, instead of the model's own config and of all settings the pipeline was
                 built with.
             **generation_settings: Settings of `CodeGenerationConfig` that replace those of the config for this call:
@@ -114,7 +124,8 @@ class HQGenerationPipeline(Pipeline):
 
         Returns:
             In the shape of the question: one image for one label; a list for a list of labels, or for one label with
-            several images; a list of lists for a list of labels with several images each. `[]` gives `[]`.
+            several images; a list of lists for a list of labels with several images each. `[]` gives `[]`. For a stream
+            an iterator over the same, which takes a batch of labels when the next image is asked for.
 
         Raises:
             TypeError: For an argument that is neither one of the above nor a generation setting, or a label of a
@@ -129,9 +140,18 @@ class HQGenerationPipeline(Pipeline):
             >>> generate("cat", temperature=0.9, top_k=[64, 128])  # one top_k per level  # doctest: +SKIP
             >>> generate(output_type="codes").flatten()            # (1, T) code indices  # doctest: +SKIP
         """
-        labels = resolve_class_labels(class_labels, self.model.config.id2label)
-        inputs = [{"class_labels": torch.tensor([label])} for label in labels]
-        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+        settings = {
+            "output_type": output_type,
+            "callback_on_step_end": callback_on_step_end,
+            "generation_config": generation_config,
+            **generation_settings,
+        }
+        if is_stream(class_labels):
+            labels = (self._single_label(label) for label in class_labels)
+            stream = ({"class_labels": torch.tensor([label])} for label in labels)
+            return self._sample_stream(stream, num_images, seed, batch_size, progress, settings)
+        ids = resolve_class_labels(class_labels, self.model.config.id2label)
+        inputs = [{"class_labels": torch.tensor([label])} for label in ids]
         rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
         return rows[0] if is_single_label(class_labels) else rows
 
@@ -146,14 +166,14 @@ class HQGenerationPipeline(Pipeline):
         """What remains of images after the tokenizer: pixels → codes → pixels. The prior has no part in it.
 
         Args:
-            image: An image (PIL, path, URL, bytes, array or tensor, see `HQImageProcessor`), or a list or batch of
-                images.
+            image: An image (PIL, path, URL, bytes, array or tensor, see `HQImageProcessor`), a list or batch of images,
+                or a stream of them, see a call.
             num_levels: Decodes the first levels of codes only, coarse to fine; by default all.
             output_type: As in a call; "codes" gives the `num_levels` levels.
             batch_size: Images at once; as in a call.
 
         Returns:
-            One image for one image, a list for several.
+            One image for one image, a list for several, an iterator for a stream.
 
         Raises:
             TypeError: If `image` is neither an image nor a list of images.
@@ -164,23 +184,42 @@ class HQGenerationPipeline(Pipeline):
         Example:
             >>> generate.reconstruct("cat.png").save("again.png")  # doctest: +SKIP
         """
-        images = list_images("image", image)
         self._sanitize_parameters(output_type=output_type)
         output_type = output_type or self._postprocess_params.get("output_type", "pil")
         size = self._resolve_batch_size(batch_size)
         layout = self.model.code_layout
         layout = layout if num_levels is None else layout.truncate(check_count("num_levels", num_levels))
-        results: list[Any] = []
-        given = decode_each("image", images)
-        for _ in range(0, len(images), size):
-            pixel_values = self.image_processor(list(islice(given, size)))["pixel_values"].to(self.device)
-            codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
-            if output_type == "codes":
-                results.extend(codes.to("cpu"))
-            else:
-                decoded = self.model.image_tokenizer.decode(codes).cpu()
-                results.extend(self.image_processor.postprocess(decoded, output_type))
-        return results[0] if is_single_image(image) else results
+
+        def results(images: Iterator[Any]) -> Iterator[Any]:
+            while batch := list(itertools.islice(images, size)):
+                pixel_values = self.image_processor(batch)["pixel_values"].to(self.device)
+                codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
+                if output_type == "codes":
+                    yield from codes.to("cpu")
+                else:
+                    decoded = self.model.image_tokenizer.decode(codes).cpu()
+                    yield from self.image_processor.postprocess(decoded, output_type)
+
+        if is_stream(image):
+            return results(_single_images(image))
+        found = list(results(decode_each("image", list_images("image", image))))
+        return found[0] if is_single_image(image) else found
+
+    def preview(self, partial: PartialCodes, output_type: str = "pil") -> list[Any]:
+        """Images of the codes in the middle of sampling.
+
+        Args:
+            partial: What `callback_on_step_end` was called with.
+            output_type: "pil", "pt" or "np".
+
+        Returns:
+            One image for each of the batch, see `HQGeneratorModel.preview`.
+
+        Example:
+            >>> generate("cat", callback_on_step_end=lambda done, total, partial: show(generate.preview(partial)))
+            ... # doctest: +SKIP
+        """
+        return list(self.image_processor.postprocess(self.model.preview(partial).cpu(), output_type))
 
     def variations(
         self,
@@ -193,6 +232,7 @@ class HQGenerationPipeline(Pipeline):
         output_type: str | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
+        callback_on_step_end: StepCallback | None = None,
         generation_config: GenerationConfig | None = None,
         **generation_settings: Any,
     ) -> Any:
@@ -203,15 +243,17 @@ class HQGenerationPipeline(Pipeline):
         positions, and those of all positions only when they are a group of their own. A masked prior sees all.
 
         Args:
-            image: An image, or a list or batch of images, as in `reconstruct`.
+            image: An image, a list, batch or stream of images, as in `reconstruct`.
             keep_levels: How many levels of codes to keep, coarse to fine: 0 keeps nothing, all levels give the
                 reconstruction.
             num_images: Variations of each image.
-            class_labels: What the images show: one label for all of them or one per image, as in a call.
+            class_labels: What the images show: one label for all of them or one per image, as in a call; for a stream
+                one label for all.
             seed: As in a call.
             output_type: As in a call.
             batch_size: As in a call.
             progress: As in a call.
+            callback_on_step_end: As in a call.
             generation_config: As in a call.
             **generation_settings: As in a call.
 
@@ -226,13 +268,22 @@ class HQGenerationPipeline(Pipeline):
             >>> generate.variations("cat.png", keep_levels=1, num_images=4, seed=0)  # doctest: +SKIP
         """
         known = first_levels(keep_levels, self.model.code_layout)
-        images = list_images("image", image)
-        labels = self._labels_of_images(class_labels, len(images))
-        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+        settings = {
+            "output_type": output_type,
+            "callback_on_step_end": callback_on_step_end,
+            "generation_config": generation_config,
+            **generation_settings,
+        }
 
         def prepare(label: int, given: Any) -> dict[str, torch.Tensor]:
             return self._known_inputs(label, self.image_processor(given)["pixel_values"], known)
 
+        if is_stream(image):
+            label = self._single_label(class_labels)
+            stream = (prepare(label, given) for given in _single_images(image))
+            return self._sample_stream(stream, num_images, seed, batch_size, progress, settings)
+        images = list_images("image", image)
+        labels = self._labels_of_images(class_labels, len(images))
         inputs = [prepare(label, given) for label, given in zip(labels, decode_each("image", images), strict=True)]
         rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
         return rows[0] if is_single_image(image) else rows
@@ -248,6 +299,7 @@ class HQGenerationPipeline(Pipeline):
         output_type: str | None = None,
         batch_size: int | None = None,
         progress: bool | None = None,
+        callback_on_step_end: StepCallback | None = None,
         generation_config: GenerationConfig | None = None,
         **generation_settings: Any,
     ) -> Any:
@@ -270,6 +322,7 @@ class HQGenerationPipeline(Pipeline):
             output_type: As in a call; "codes" gives the codes before the given pixels are put back.
             batch_size: As in a call.
             progress: As in a call.
+            callback_on_step_end: As in a call.
             generation_config: As in a call.
             **generation_settings: As in a call.
 
@@ -290,7 +343,12 @@ class HQGenerationPipeline(Pipeline):
         if len(masks) != len(images):
             raise ValueError(f"Got {len(masks)} masks for {len(images)} images: give one per image, or one for all.")
         labels = self._labels_of_images(class_labels, len(images))
-        settings = {"output_type": output_type, "generation_config": generation_config, **generation_settings}
+        settings = {
+            "output_type": output_type,
+            "callback_on_step_end": callback_on_step_end,
+            "generation_config": generation_config,
+            **generation_settings,
+        }
 
         def prepare(label: int, given: Any, marked: Any) -> dict[str, torch.Tensor]:
             pixel_values, repaint = prepare_image_and_mask(given, marked, self.image_processor)
@@ -317,7 +375,11 @@ class HQGenerationPipeline(Pipeline):
             custom_object_save(self, save_directory)
 
     def _sanitize_parameters(
-        self, output_type: str | None = None, generation_config: GenerationConfig | None = None, **settings: Any
+        self,
+        output_type: str | None = None,
+        generation_config: GenerationConfig | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        **settings: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         _check_names(settings)
         # A config given in a call replaces everything the pipeline was built with; settings alone are put over it.
@@ -331,7 +393,9 @@ class HQGenerationPipeline(Pipeline):
             config.check_model(self.model.prior.config.model_type)
         if output_type is not None and output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
-        forward = {"generation_config": generation_config, "overrides": settings}
+        forward: dict[str, Any] = {"generation_config": generation_config, "overrides": settings}
+        if callback_on_step_end is not None:
+            forward["callback_on_step_end"] = callback_on_step_end
         return {}, forward, {} if output_type is None else {"output_type": output_type}
 
     def _sample(
@@ -348,16 +412,48 @@ class HQGenerationPipeline(Pipeline):
         batch_size = self._resolve_batch_size(batch_size)
         check_samples_memory(len(inputs) * num_images, self.model.code_layout.num_codes)
         seeds = image_seeds(seed, len(inputs) * num_images)
+        results = self._draw(inputs, num_images, iter(seeds), batch_size, settings)
+        # tqdm's `disable=None` means: unless this is a terminal.
+        shown = (None if len(seeds) > batch_size else False) if progress is None else progress
+        return list(_in_rows(_progress_bar(results, len(seeds), shown), num_images))
+
+    def _sample_stream(
+        self,
+        inputs: Iterator[dict[str, torch.Tensor]],
+        num_images: int,
+        seed: int | Sequence[int] | None,
+        batch_size: int | None,
+        progress: bool | None,
+        settings: dict[str, Any],
+    ) -> Iterator[Any]:
+        """As `_sample`, of inputs that are taken when the results are."""
+        num_images = check_count("num_images", num_images)
+        batch_size = self._resolve_batch_size(batch_size)
+        results = self._draw(inputs, num_images, stream_seeds(seed), batch_size, settings)
+        return _in_rows(_progress_bar(results, None, bool(progress)), num_images)
+
+    def _draw(
+        self,
+        inputs: Iterable[dict[str, torch.Tensor]],
+        num_images: int,
+        seeds: Iterator[int],
+        batch_size: int,
+        settings: dict[str, Any],
+    ) -> Iterable[Any]:
+        """The images, batch by batch."""
         settings = {name: value for name, value in settings.items() if value is not None}
         # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and
         # it takes an empty one, unlike an empty list.
-        requests = ((inputs[index // num_images], seeds[index]) for index in range(len(seeds)))
-        results = super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
-        flat = list(_progress_bar(results, len(seeds), batch_size, progress))
-        return flat if num_images == 1 else [flat[i : i + num_images] for i in range(0, len(flat), num_images)]
+        requests = ((given, next(seeds)) for given in inputs for _ in range(num_images))
+        return super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
 
     def _resolve_batch_size(self, batch_size: int | None) -> int:
         return check_count("batch_size", self._batch_size or _DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+
+    def _single_label(self, class_label: Any) -> int:
+        if not is_single_label(class_label):
+            raise TypeError(f"A stream has one class label per input, or one for all of them, got {class_label!r}.")
+        return resolve_class_labels(class_label, self.model.config.id2label)[0]
 
     def _labels_of_images(self, class_labels: Any, num_images: int) -> list[int]:
         labels = resolve_class_labels(class_labels, self.model.config.id2label)
@@ -393,6 +489,7 @@ class HQGenerationPipeline(Pipeline):
         inputs: dict[str, torch.Tensor],
         generation_config: GenerationConfig | None = None,
         overrides: Mapping[str, Any] | None = None,
+        callback_on_step_end: StepCallback | None = None,
     ) -> dict[str, torch.Tensor]:
         # One generator per image: a single one would make the images depend on the batch size.
         generators = [torch.Generator().manual_seed(seed) for seed in inputs["seeds"].tolist()]
@@ -407,6 +504,7 @@ class HQGenerationPipeline(Pipeline):
             generator=generators,
             batch_size=len(labels),
             generation_config=generation_config,
+            callback_on_step_end=callback_on_step_end,
             **known,
             **(overrides or {}),
         )
@@ -436,9 +534,23 @@ def _check_names(settings: dict[str, Any]) -> None:
             raise TypeError(f"Unknown argument {name!r}{hint} Accepted are {', '.join(accepted)}.")
 
 
-def _progress_bar(results: Iterable[Any], num_images: int, batch_size: int, progress: bool | None) -> Iterator[Any]:
+def _single_images(images: Iterable[Any]) -> Iterator[Any]:
+    """The images of a stream, each checked when its turn comes."""
+    for index, image in enumerate(images):
+        (single,) = list_images("image", [image])
+        yield decode_image(single, f"image[{index}]")
+
+
+def _in_rows(images: Iterable[Any], num_images: int) -> Iterator[Any]:
+    """The images one by one, or lists of the `num_images` of each input."""
+    images = iter(images)
+    if num_images == 1:
+        return images
+    return iter(lambda: list(itertools.islice(images, num_images)), [])
+
+
+def _progress_bar(results: Iterable[Any], num_images: int | None, shown: bool | None) -> Iterator[Any]:
     from tqdm.auto import tqdm
 
-    # tqdm's `disable=None` means: unless this is a terminal.
-    disable = (None if num_images > batch_size else True) if progress is None else not progress
+    disable = None if shown is None else not shown
     return iter(tqdm(results, total=num_images, desc="Generating", unit="image", disable=disable))

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from hq_tokenizers.checks import CodebookSize, Fraction, Length, Number, Range, Width, check_fields, check_value
 from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.remote_code import forget_exported_code
 
 _DEFAULT_LAYOUT = CodeLayout((CodeGroup(8, 8, (512,)),))
 Layers = Annotated[int, Range(1, 1000)]
@@ -67,6 +68,7 @@ class CodePriorConfig(PreTrainedConfig):
         if self.code_layout is None:
             self.code_layout = _DEFAULT_LAYOUT.to_dict()
         check_fields(self, below=PreTrainedConfig)
+        forget_exported_code(__name__, kwargs)
         self._check_sizes()
         self._check_code_vectors()
         if self.intermediate_size is None:

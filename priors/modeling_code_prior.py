@@ -5,9 +5,10 @@ Shape legend: B batch, N inputs, P positions of all groups, S conditioning vecto
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +30,27 @@ from .known_codes import KnownCodes, prepare_known_codes
 from .progress import OnStep, ProgressLike, StepCallback, report_progress
 from .rejection_sampling import ScoreFunction, best_of
 from .transformer import AttentionMemory, CausalTransformer, GroupwiseTransformer, encode_memory, init_output_projection
+
+T = TypeVar("T")
+
+
+def refuses_labels(forward: Callable[..., T]) -> Callable[..., T]:
+    """Says what to do when `forward` is given the `labels` that transformers' Trainer makes of a column `label`.
+
+    Taken for class labels they would train the model, but the Trainer would leave out `eval_loss` without a word: it
+    looks for the parameter `class_labels`.
+    """
+
+    @functools.wraps(forward)
+    def run(*args: Any, labels: Any = None, **kwargs: Any) -> T:
+        if labels is not None:
+            raise TypeError(
+                "A prior takes class_labels, not labels, which transformers' Trainer makes of a column called label: "
+                'use dataset.rename_column("label", "class_labels"), or remove the column for an unconditional prior.'
+            )
+        return forward(*args, **kwargs)
+
+    return run
 
 
 class CodePriorModel(CheckedLoading, GenerationMixin):
@@ -98,7 +120,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
 
     def log_prob_per_level(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -121,7 +143,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
 
     def log_prob(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -325,14 +347,19 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
                 "This prior has no code vectors yet: call set_code_vectors with the tokenizer's codebooks."
             )
 
+    def get_input_embeddings(self) -> None:
+        """None: there is one table per level, not one of all. Quantisers of weights ask for it to leave it as it is."""
+
     def _check_inputs(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
-    ) -> Conditions:
-        """The conditions of the images, after checking them and the codes."""
+    ) -> tuple[Codes, Conditions]:
+        """The codes, if need be unflattened, and the conditions of the images, checked."""
+        if isinstance(codes, torch.Tensor):
+            codes = self.layout.unflatten(codes)
         self._check_layout(codes)
         # Values are only read where that is free; on an accelerator the embedding's own assertion catches them.
         readable = codes.groups[0].is_cpu and not torch.compiler.is_compiling()
@@ -349,7 +376,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             check_label_range(class_labels, self.config.num_classes)
         dim = self.config.cross_attention_dim
         vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, dim, codes.batch_size)
-        return Conditions(class_labels, *vectors)
+        return codes, Conditions(class_labels, *vectors)
 
     def _hide_conditions(self, conditions: Conditions) -> Conditions:
         """Label dropout, in training only."""

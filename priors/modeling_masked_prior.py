@@ -39,7 +39,7 @@ from .generation_masked_prior import MaskedSampler
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets
 from .masking import DECODING_SETTINGS, check_decoding, mask_ratio, ranks
-from .modeling_code_prior import CodePriorModel
+from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
 from .transformer import GroupwiseTransformer
 
@@ -135,13 +135,15 @@ class MaskedPriorModel(CodePriorModel):
             model.config.scheduler_config = settings
         return loaded
 
+    @refuses_labels
     def forward(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         soft_targets: Sequence[torch.Tensor] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        return_loss: bool = True,
     ) -> MaskedPriorOutput:
         """Training pass: draws a level for every image and hides a random part of it, and all finer levels.
 
@@ -149,27 +151,30 @@ class MaskedPriorModel(CodePriorModel):
         torch's global generator, in evaluation mode too; `log_prob` is the reproducible figure.
 
         Args:
-            codes: Codes of the config's layout, B images.
+            codes: Codes of the config's layout, B images; or flat (B, T), as `Codes.flatten` gives them.
             class_labels: LongTensor (B,) in [0, num_classes), −1 for no class; None gives all images no class.
             soft_targets: Per level the probabilities (B, P_g, K) that the tokenizer's posterior gives each code; the
                 loss is the cross-entropy with them instead of the codes, which remain the model's input.
             encoder_hidden_states: Conditioning vectors (B, S, E), E = `config.cross_attention_dim`; None for none. In
                 training the whole condition of an image is hidden with probability `config.label_dropout`.
             encoder_attention_mask: (B, S), True where a vector counts; a row without any is unconditional.
+            return_loss: False skips the loss.
 
         Returns:
             `MaskedPriorOutput`; its loss has label smoothing in training only.
 
         Raises:
-            TypeError: If `codes` is not a `Codes`.
+            TypeError: If `codes` are no integers.
             ValueError: If the layout differs from the model's, a shape is wrong, or (checked where reading values does
                 not make a device wait) a value is out of range.
         """
-        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
         conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         hidden, predicted = self._draw_hidden(codes.batch_size, codes.device)
         logits = self._logits(codes, hidden, conditions)
+        if not return_loss:
+            return MaskedPriorOutput(logits=logits, predicted=predicted)
         smoothing = self.config.label_smoothing if self.training else 0.0
         # The mean over an image's predicted codes, which are at least one.
         weights = torch.cat(predicted, dim=1) / torch.cat(predicted, dim=1).sum(dim=1, keepdim=True)
@@ -179,7 +184,7 @@ class MaskedPriorModel(CodePriorModel):
 
     def log_prob_per_level(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -214,7 +219,7 @@ class MaskedPriorModel(CodePriorModel):
         """
         if num_masks < 1:
             raise ValueError(f"num_masks must be at least 1, got {num_masks}.")
-        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
         if generator is None:
             generator = [torch.Generator().manual_seed(0) for _ in range(codes.batch_size)]
         generators = sample_generators(generator, codes.batch_size)

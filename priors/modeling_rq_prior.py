@@ -36,7 +36,7 @@ from .fast_layers import with_fast_layers
 from .generation_rq_prior import AutoregressiveSampler
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets
-from .modeling_code_prior import CodePriorModel
+from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
 from .transformer import CausalTransformer
 
@@ -78,44 +78,49 @@ class RQPriorModel(CodePriorModel):
         self.depth_transformer = CausalTransformer(config, config.num_depth_layers if has_depth else 0)
         self.post_init()
 
+    @refuses_labels
     def forward(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         soft_targets: Sequence[torch.Tensor] | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        return_loss: bool = True,
     ) -> RQPriorOutput:
         """Teacher-forced pass.
 
         Args:
-            codes: Codes of the config's layout, B images.
+            codes: Codes of the config's layout, B images; or flat (B, T), as `Codes.flatten` gives them.
             class_labels: LongTensor (B,) in [0, num_classes), −1 for no class; None gives all images no class.
             soft_targets: Per level the probabilities (B, P_g, K) that the tokenizer's posterior gives each code; the
                 loss is the cross-entropy with them instead of the codes, which remain the model's input.
             encoder_hidden_states: Conditioning vectors (B, S, E), E = `config.cross_attention_dim`; None for none. In
                 training the whole condition of an image is hidden with probability `config.label_dropout`.
             encoder_attention_mask: (B, S), True where a vector counts; a row without any is unconditional.
+            return_loss: False skips the loss.
 
         Returns:
             `RQPriorOutput`; its loss has label smoothing in training only.
 
         Raises:
-            TypeError: If `codes` is not a `Codes`.
+            TypeError: If `codes` are no integers.
             ValueError: If the layout differs from the model's, a shape is wrong, or (checked where reading values does
                 not make a device wait) a value is out of range.
         """
-        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
         conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         logits = self._teacher_forced_logits(codes, conditions)
+        if not return_loss:
+            return RQPriorOutput(logits=logits)
         smoothing = self.config.label_smoothing if self.training else 0.0
         losses = [code_cross_entropy(p, q, smoothing) for p, q in zip(logits, targets, strict=True)]
         return RQPriorOutput(loss=torch.cat(losses, dim=1).mean(), logits=logits)
 
     def log_prob_per_level(
         self,
-        codes: Codes,
+        codes: Codes | torch.Tensor,
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -132,7 +137,7 @@ class RQPriorModel(CodePriorModel):
             TypeError: As `forward` does.
             ValueError: As `forward` does.
         """
-        conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
         logits, targets = self._teacher_forced_logits(codes, conditions), level_targets(codes, None)
         losses = [code_cross_entropy(p, k).sum(dim=1) for p, k in zip(logits, targets, strict=True)]
         return -torch.stack(losses, dim=1)

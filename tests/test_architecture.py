@@ -12,10 +12,10 @@ FOLDERS = {"hq_tokenizers": "hq_tokenizers", "priors": "hq_tokenizers.priors", "
 # Bottom to top: a room knows itself and those above it in this list.
 ROOMS = (
     *("_version", "checks", "files", "hashing", "memory", "tensor_files", "checked_loading"),
-    *("processes", "randomness", "evaluation_mode", "codes", "options"),
+    *("processes", "randomness", "evaluation_mode", "remote_code", "codes", "options"),
     *("losses", "quantization", "image_decoding", "image_processing_hq"),
     *("models", "data", "metrics", "priors", "pipelines"),
-    *("registration", "reporting", "evaluation", "hub", "training", "cli"),
+    *("reporting", "evaluation", "hub", "registration", "training", "cli"),
 )
 
 

@@ -335,3 +335,14 @@ def test_a_layout_in_numbers_of_numpy_is_json_ready() -> None:
     plain = CodeLayout((CodeGroup(2, 3, (5, 7)),))
     assert layout == plain
     assert json.dumps(layout.to_dict()) == json.dumps(plain.to_dict())
+
+
+@given(layout=LAYOUTS)
+def test_a_data_loader_makes_batches_of_codes(layout: CodeLayout) -> None:
+    codes = [random_codes(layout, 1, seed) for seed in range(3)]
+    assert torch.utils.data.default_collate(codes) == Codes.cat(codes)
+    rows = [{"codes": item, "class_labels": index} for index, item in enumerate(codes)]
+    first, second = torch.utils.data.DataLoader(rows, batch_size=2)
+    assert first["codes"] == Codes.cat(codes[:2])
+    assert second["codes"] == codes[2]
+    assert first["class_labels"].tolist() == [0, 1]

@@ -15,7 +15,7 @@ from hq_tokenizers.options.generation import DemoConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.processes import create_accelerator
-from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_png
+from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import write_report
 from hq_tokenizers.training.encoding import encode_images
@@ -178,6 +178,7 @@ def _nearest(images: Any, references: Any) -> float:
 def _save_pictures(output_dir: Path, generator: HQGeneratorModel, held_out: ImageRows, samples: torch.Tensor) -> None:
     # One column per class.
     columns = samples.unflatten(0, (10, SAMPLES_PER_CLASS)).transpose(0, 1)[:10].flatten(0, 1)
-    save_png(image_grid(columns, columns=10), output_dir / "samples.png")
-    originals, reconstructions = pictures(generator.image_tokenizer, held_out, torch.device("cpu"))
-    save_png(reconstruction_grid(originals, reconstructions), output_dir / "reconstructions.png")
+    names = list(generator.config.id2label.values())  # type: ignore[union-attr]
+    save_png(image_grid(columns, columns=10, titles=names), output_dir / "samples.png")
+    held_out_pictures = pictures(generator.image_tokenizer, held_out, torch.device("cpu"))
+    save_png(held_out_pictures, output_dir / "reconstructions.png")

@@ -58,7 +58,9 @@ def _generate_images(config: GenerateConfig, device: torch.device) -> None:
         ).images
     # Before the images, so that an interrupted call can be repeated.
     write_report(output_dir, {"options": request})
-    save_png(image_grid(images, columns=config.num_images), output_dir / OVERVIEW)
+    titles = [""] * len(images)
+    titles[:: config.num_images] = [names.get(label, label) or "" for label in labels]
+    save_png(image_grid(images, config.num_images, titles), output_dir / OVERVIEW)
     for index, image in enumerate(_to_pil(images, config.generator)):
         label = labels[index // config.num_images]
         image.save(output_dir / _file_name(index, label))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.files import write_json
 
 from .images import Batch
 from .soft_codes import SoftCodes
@@ -127,9 +128,7 @@ class EncodedImages:
             "sha256": {name: rows.sha256() for name, rows in self.splits.items()},
         }
         # Its name says that the rest is complete, hence it comes last and whole.
-        partial = new / f"{DESCRIPTION}.partial"
-        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, new / DESCRIPTION)
+        write_json(new / DESCRIPTION, description)
         _put_in_place(root)
 
     @staticmethod

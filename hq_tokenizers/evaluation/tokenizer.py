@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel
 
 from hq_tokenizers.data.compatibility import check_images
-from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
@@ -18,11 +16,13 @@ from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 
+from .pictures import named_reconstructions
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split
 
 PICTURE = "reconstructions.png"
 _COLUMNS = 8
+_BLOCKS = ("best", "median", "worst")
 
 
 def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
@@ -46,7 +46,9 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
         output_dir = Path(config.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         chosen = best_median_worst(found.errors, _COLUMNS)
-        save_png(reconstruction_grid(*_pairs(model, rows, chosen, accelerator), _COLUMNS), output_dir / PICTURE)
+        (batch,) = rows.batches([chosen], accelerator.device)
+        versions = named_reconstructions(model, batch["pixel_values"])
+        save_png(reconstruction_grid(versions, len(chosen) // len(_BLOCKS), _BLOCKS), output_dir / PICTURE)
     layout = model.code_layout() if model.config.has_codes else None
     return {
         "subject": {
@@ -72,11 +74,3 @@ def best_median_worst(errors: torch.Tensor, number: int) -> torch.Tensor:
     number = max(1, min(number, len(order) // 3))
     middle = (len(order) - number) // 2
     return torch.cat([order[:number], order[middle : middle + number], order[len(order) - number :]])
-
-
-@torch.no_grad()
-def _pairs(
-    model: PreTrainedModel, rows: ImageRows, indices: torch.Tensor, accelerator: Accelerator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    (batch,) = rows.batches([indices], accelerator.device)
-    return batch["pixel_values"], model(batch["pixel_values"], return_loss=False).reconstruction

@@ -1,4 +1,4 @@
-"""Self-contained export: a generator that loads with transformers alone, through `trust_remote_code=True`."""
+"""Self-contained export: a model that loads with transformers alone, through `trust_remote_code=True`."""
 
 from __future__ import annotations
 
@@ -49,44 +49,68 @@ def build_sub_model(config):
 
 
 def export_self_contained(
-    model: HQGeneratorModel, directory: str | os.PathLike[str], card: ModelCard | None = None
+    model: PreTrainedModel,
+    directory: str | os.PathLike[str],
+    card: ModelCard | None = None,
+    max_shard_size: int | str = "50GB",
 ) -> Path:
-    """Writes a generator with the code it needs: weights, configs, image processor, model card and flat modules.
+    """Writes a model with the code it needs: weights, configs, image processor, model card and flat modules.
 
-    `pipeline("hq-generation", model=directory, trust_remote_code=True)` loads it where hq_tokenizers is not installed.
-    Where it is imported, the installed code is used and no trust is asked for.
+    `AutoModel.from_pretrained(directory, trust_remote_code=True)` loads it where hq_tokenizers is not installed, and
+    `pipeline(model=directory, trust_remote_code=True)` a generator. Where the package is imported, the installed code
+    is used and no trust is asked for.
 
     Args:
-        model: The generator.
+        model: A generator, an image tokenizer or a prior.
         directory: Where to write; created when missing.
         card: Model card; by default `create_model_card(model, self_contained=True)`.
+        max_shard_size: Largest size of a file of weights.
 
     Returns:
         The directory.
 
     Raises:
+        TypeError: If the model is of none of the three kinds.
         ValueError: If the code of a part is not of this package and cannot be flattened.
     """
     directory = Path(directory)
-    processor = HQImageProcessor.for_config(model.image_tokenizer.config)
-    parts = {"image_tokenizer_config": model.image_tokenizer, "prior_config": model.prior}
-    classes = [type(model), type(model.config), HQGenerationPipeline, HQImageProcessor]
-    classes += [cls for part in parts.values() for cls in (type(part), type(part.config))]
-    sources = bundle_sources(cls.__module__ for cls in classes)
-    sources["sub_models.py"] = _sub_models_source(parts)
-
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
+    card = card or create_model_card(model, self_contained=True)
+    processor = image_processor_for(model)
+    sources = _sources(model, processor)
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
     for name, text in sources.items():
         (directory / name).write_text(text, encoding="utf-8")
-    _update_json(
-        directory / "config.json",
-        auto_map={"AutoConfig": _reference(type(model.config)), "AutoModel": _reference(type(model))},
-        custom_pipelines={"hq-generation": {"impl": _reference(HQGenerationPipeline), "pt": ["AutoModel"]}},
-    )
-    _update_json(directory / "preprocessor_config.json", auto_map={"AutoImageProcessor": _reference(HQImageProcessor)})
-    (card or create_model_card(model, self_contained=True)).save(directory / "README.md")
+    code: dict[str, Any] = {
+        "auto_map": {"AutoConfig": _reference(type(model.config)), "AutoModel": _reference(type(model))}
+    }
+    if isinstance(model, HQGeneratorModel):
+        code["custom_pipelines"] = {"hq-generation": {"impl": _reference(HQGenerationPipeline), "pt": ["AutoModel"]}}
+    _update_json(directory / "config.json", **code)
+    if processor is not None:
+        processor.save_pretrained(directory)
+        _update_json(
+            directory / "preprocessor_config.json", auto_map={"AutoImageProcessor": _reference(HQImageProcessor)}
+        )
+    card.save(directory / "README.md")
     return directory
+
+
+def image_processor_for(model: PreTrainedModel) -> HQImageProcessor | None:
+    """What makes the inputs of a tokenizer or a generator of images; None for priors and label maps."""
+    config = getattr(model.config, "image_tokenizer_config", model.config)
+    if not hasattr(config, "image_size") or getattr(config, "for_label_maps", False):
+        return None
+    return HQImageProcessor.for_config(config)
+
+
+def _sources(model: PreTrainedModel, processor: HQImageProcessor | None) -> dict[str, str]:
+    """The modules of the export by file name."""
+    classes: list[type] = [type(model), type(model.config)] + ([] if processor is None else [HQImageProcessor])
+    if not isinstance(model, HQGeneratorModel):
+        return bundle_sources(cls.__module__ for cls in classes)
+    parts = {"image_tokenizer_config": model.image_tokenizer, "prior_config": model.prior}
+    classes += [HQGenerationPipeline, *(cls for part in parts.values() for cls in (type(part), type(part.config)))]
+    return bundle_sources(cls.__module__ for cls in classes) | {"sub_models.py": _sub_models_source(parts)}
 
 
 def _sub_models_source(parts: dict[str, PreTrainedModel]) -> str:

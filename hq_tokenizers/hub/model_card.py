@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import CodeLayout
@@ -17,7 +18,7 @@ _KINDS = {
     "autoencoder": "a variational autoencoder with continuous latents, a baseline without codes,",
     "prior": "a code prior",
 }
-_PIPELINE_TAGS = {
+PIPELINE_TAGS = {
     "generator": "unconditional-image-generation",
     **dict.fromkeys(("image tokenizer", "autoencoder"), "image-feature-extraction"),
 }
@@ -82,6 +83,8 @@ def create_model_card(
         license: Licence of the weights, as the Hub abbreviates it, such as "apache-2.0"; None when undecided.
         datasets: Hub ids or names of the training data.
         metrics: Values by name; the names say what was measured, on what, such as "rFID, CIFAR-10 test, 10,000 images".
+            They make the table of the card, rounded, and as they are its "model-index", which the Hub reads: the first
+            part of a name as the measure, the second as the data set (by default `datasets`).
         description: A paragraph on what the model is for and how it was trained.
         self_contained: Whether the repository carries its own code, see `export_self_contained`.
 
@@ -94,8 +97,12 @@ def create_model_card(
     kind, layout = _kind_and_layout(model)
     id2label = model.config.id2label if kind == "generator" else {}
     data = ModelCardData(
-        library_name="hq_tokenizers",
-        pipeline_tag=_PIPELINE_TAGS.get(kind),
+        # `pipeline(model=…)` takes the task from the Hub for models of transformers only; it knows ours once
+        # hq_tokenizers is imported. The other models have no task there, and are better refused than misread.
+        library_name="transformers" if kind == "generator" else "hq_tokenizers",
+        pipeline_tag=PIPELINE_TAGS.get(kind),
+        model_name=model_id.rpartition("/")[2] if metrics else None,
+        eval_results=_eval_results(kind, metrics, datasets) if metrics else None,
         license=license,
         datasets=list(datasets) or None,
         tags=["hq_tokenizers", model.config.model_type, *_topics(kind, id2label)],
@@ -112,6 +119,30 @@ def create_model_card(
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _eval_results(kind: str, metrics: Mapping[str, float | str], datasets: Sequence[str]) -> list[EvalResult]:
+    """The metrics in the Hub's form."""
+    results = []
+    for name, value in metrics.items():
+        measure, *conditions = name.split(", ")
+        dataset = conditions[0] if conditions else ", ".join(datasets) or "not stated"
+        results.append(
+            EvalResult(
+                task_type=PIPELINE_TAGS.get(kind, "other"),
+                # The Hub's form has one name per type.
+                dataset_type=dataset if dataset in datasets else _slug(dataset),
+                dataset_name=dataset,
+                metric_type=_slug(measure),
+                metric_value=value,
+                metric_name=name,
+            )
+        )
+    return results
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"\W+", "_", text.casefold()).strip("_")
 
 
 def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
@@ -138,11 +169,13 @@ def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained
     code = _USAGE[kind].format(model_id=model_id, label=f'"{id2label[0]}"' if id2label else "")
     code = code.replace("generate(, ", "generate(")
     text = f"## How to use\n\nWith hq_tokenizers installed:\n\n```python\n{code}```"
-    if self_contained and kind == "generator":
+    if self_contained:
+        trusting = code.removeprefix("import hq_tokenizers\n").replace(
+            f'"{model_id}")', f'"{model_id}", trust_remote_code=True)'
+        )
         text += (
             "\n\nThe repository carries its own code, so that transformers alone can load it too; read the code before "
-            f'you trust it:\n\n```python\ngenerate = pipeline("hq-generation", model="{model_id}", '
-            "trust_remote_code=True)\n```"
+            f"you trust it:\n\n```python\n{trusting}```"
         )
     return text
 

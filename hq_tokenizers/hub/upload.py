@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import PreTrainedModel
 
-from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
 
-from .export import export_self_contained
+from .export import export_self_contained, image_processor_for
 from .model_card import create_model_card
 
 
 def push_to_hub(
-    model: PreTrainedModel,
+    model: PreTrainedModel | HQGenerationPipeline,
     repo_id: str,
     *,
     card: ModelCard | None = None,
@@ -24,20 +27,29 @@ def push_to_hub(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    commit_description: str | None = None,
     create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: Sequence[str] = (),
 ) -> str:
     """Uploads a generator, an image tokenizer or a prior with its image processor and its model card.
 
+    Also the method `push_to_hub` of the models and of the pipeline, which uploads its own image processor.
+
     Args:
-        model: The model.
+        model: The model, or the pipeline of a generator.
         repo_id: "user/name"; the repository is created when missing.
-        card: Model card; by default `create_model_card(model, repo_id)`, which can only say what the model knows.
-        self_contained: Whether to upload the code as well, see `export_self_contained`; for generators.
+        card: Model card; by default the repository's own, and where it has none `create_model_card(model, repo_id)`,
+            which can only say what the model knows.
+        self_contained: Whether to upload the code as well, see `export_self_contained`.
         private: Whether a new repository is private.
         token: Access token; by default the one that `hf auth login` stored.
         revision: Branch to commit to.
         commit_message: By default "Upload" and the class name.
+        commit_description: Text below the message.
         create_pr: Whether to open a pull request instead of committing.
+        max_shard_size: Largest size of a file of weights, such as "5GB".
+        tags: Tags to add to those of the card.
 
     Returns:
         The address of the commit.
@@ -45,23 +57,37 @@ def push_to_hub(
     Raises:
         TypeError: If the model is of none of the three kinds.
     """
-    card = card or create_model_card(model, repo_id, self_contained=self_contained)
+    pipeline, model = (model, model.model) if isinstance(model, HQGenerationPipeline) else (None, model)
+    new_card = create_model_card(model, repo_id, self_contained=self_contained)
     api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    card = card or _card_of(repo_id, api) or new_card
+    if tags:
+        header: Any = card.data
+        header.tags = list(dict.fromkeys([*(header.tags or []), *tags]))
     with tempfile.TemporaryDirectory() as directory:
         if self_contained:
-            export_self_contained(model, directory, card)
+            export_self_contained(model, directory, card, max_shard_size)
         else:
-            model.save_pretrained(directory)
-            tokenizer_config = getattr(model.config, "image_tokenizer_config", model.config)
-            if hasattr(tokenizer_config, "image_size"):
-                HQImageProcessor.for_config(tokenizer_config).save_pretrained(directory)
+            model.save_pretrained(directory, max_shard_size=max_shard_size)
             card.save(Path(directory) / "README.md")
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        processor = image_processor_for(model) if pipeline is None else pipeline.image_processor
+        if processor is not None and not self_contained:
+            processor.save_pretrained(directory)
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=directory,
             revision=revision,
             commit_message=commit_message or f"Upload {type(model).__name__}",
+            commit_description=commit_description,
             create_pr=create_pr,
         )
     return str(commit)
+
+
+def _card_of(repo_id: str, api: HfApi) -> ModelCard | None:
+    """The card that a repository has, which may have been written by hand."""
+    try:
+        return ModelCard.load(api.hf_hub_download(repo_id, "README.md"))
+    except RemoteEntryNotFoundError:
+        return None

@@ -19,6 +19,7 @@ from hq_tokenizers.checks import (
     check_image_size,
     did_you_mean,
 )
+from hq_tokenizers.remote_code import forget_exported_code
 
 LogVariance = Annotated[Number, Range(-80, 80)]
 """Beyond it, exp leaves the range of float32."""
@@ -72,6 +73,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
     """
 
     base_config_key = "image_tokenizer_config"
+    # What transformers' Trainer gathers as predictions is the reconstruction alone: the rest is no batch of tensors.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["codes", "terms", "diagnostics"]
     stride_field: ClassVar[str]
     """The field that decides the stride."""
 
@@ -129,6 +132,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         check_fields(self, below=PreTrainedConfig)
+        forget_exported_code(__name__, kwargs)
         self._check_relations()
         self._check_names(kwargs)
         self._check_unused()

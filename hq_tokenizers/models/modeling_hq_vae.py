@@ -39,7 +39,7 @@ from .builders import (
     latent_width,
 )
 from .configuration_hq_vae import HQVAEConfig
-from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, inference, level_diagnostics
+from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
 from .networks_hierarchical import FirstBlock, InjectedBlock
 
@@ -95,7 +95,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             if module.prior_log_variances is not None:
                 init.constant_(module.prior_log_variances, self.config.initial_log_variance)
 
-    def forward(self, pixel_values: torch.Tensor, return_loss: bool | None = None) -> ImageTokenizerOutput:
+    @drops_labels
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
         In training mode the codes are relaxed samples; in evaluation mode the most probable codes are used, level after
@@ -113,8 +114,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             ValueError: For a wrong shape or an image size that the stride does not divide.
             TypeError: For integer pixels.
         """
-        with_loss = return_loss is None or return_loss
-        partial = with_loss and self.config.progressive
+        partial = return_loss and self.config.progressive
         quantized, states = self._top_down(pixel_values, relaxed=self.training, partial=partial)
         *previews, decoded = self._decode_states(states)
         codes = self._codes(quantized)
@@ -123,7 +123,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             codes=codes,
             diagnostics=level_diagnostics(quantized, codes),
         )
-        if with_loss:
+        if return_loss:
             output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values)}
             if previews:
                 per_level = [self.likelihood.nll(preview, pixel_values, i) for i, preview in enumerate(previews)]

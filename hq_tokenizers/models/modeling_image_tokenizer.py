@@ -54,6 +54,20 @@ def inference(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+def drops_labels(forward: Callable[..., T]) -> Callable[..., T]:
+    """Lets `forward` be called with the `labels` that transformers' Trainer passes on from a data set that has some.
+
+    They stay out of the signature: the Trainer computes no `eval_loss` for batches that lack a parameter with "label"
+    in its name.
+    """
+
+    @functools.wraps(forward)
+    def run(*args: Any, labels: Any = None, **kwargs: Any) -> T:
+        return forward(*args, **kwargs)
+
+    return run
+
+
 class ImageTokenizerPreTrainedModel(CheckedLoading):
     """Base class of the image tokenizers.
 
@@ -139,6 +153,9 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         if self.config.quantizer == "vmf":
             return 1 / (1 + math.exp(self.config.initial_log_concentration))
         return math.exp(self.config.initial_log_variance)
+
+    def get_input_embeddings(self) -> None:
+        """None: there is no table of input embeddings. Quantisers of weights ask for one to leave it as it is."""
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""

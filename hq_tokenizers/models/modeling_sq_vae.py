@@ -38,7 +38,7 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
-from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, inference, level_diagnostics
+from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
 
 
@@ -84,7 +84,8 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         elif isinstance(module, VonMisesFisherLabels):
             init.constant_(module.log_inverse_concentration, -math.log(self.config.initial_label_concentration))
 
-    def forward(self, pixel_values: torch.Tensor, return_loss: bool | None = None) -> ImageTokenizerOutput:
+    @drops_labels
+    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
         In training mode the codes are relaxed samples and the loss is an unbiased estimate for the relaxed model; in
@@ -110,7 +111,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             codes=codes,
             diagnostics=level_diagnostics([quantized], codes),
         )
-        if return_loss is None or return_loss:
+        if return_loss:
             output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values), **quantized.terms}
             output.loss = self._objective(output.terms)
         return output

@@ -12,6 +12,12 @@ from hq_tokenizers.quantization.functional import gaussian_logits, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 
 
+def codebook_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers of every `VectorCodebook` of a model."""
+    codebooks = [module for module in model.modules() if isinstance(module, VectorCodebook)]
+    return [tensor for codebook in codebooks for tensor in (*codebook.parameters(), *codebook.buffers())]
+
+
 class VectorCodebook(nn.Module):
     """K code vectors with nearest-neighbour look-up.
 

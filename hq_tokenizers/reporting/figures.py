@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from hq_tokenizers.files import replacing
 
 from .tracking import Record
 
-_SMALLEST_TILE = 48
+_SMALLEST_TILE = 64
+_GAP = 2
+_FONT_SIZE = 11
+_TITLE_HEIGHT = 16
 _COLUMNS = 4
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"linewidth": 0.8},
@@ -24,39 +27,83 @@ _STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def image_grid(images: torch.Tensor, columns: int) -> np.ndarray:
+def image_grid(images: torch.Tensor, columns: int, titles: Sequence[str] = ()) -> np.ndarray:
     """Images as one picture, row by row.
 
     Args:
         images: (N, C, H, W), floats, clamped to [0, 1]; C is 1 or 3. Or label maps (N, H, W), integers, shown in one
-            colour per class. Small ones are enlarged by a whole factor.
+            colour per class. Small ones are enlarged by a whole factor, to 64 pixels at least.
         columns: Images per row.
+        titles: What stands above the images, one for each of the first of them; "" for nothing. A title has room up to
+            the next one in its row, and a row without any takes no space for them.
 
     Returns:
         uint8 (height, width, 3).
     """
+    tiles = _tiles(images)
+    number, height, width, _ = tiles.shape
+    columns = min(columns, number)
+    rows = []
+    for first in range(0, number, columns):
+        row_titles = titles[first : first + columns]
+        if any(row_titles):
+            rows.append(_title_strip(row_titles, width + _GAP, columns * (width + _GAP) + _GAP))
+        row = np.full((height + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+        for place, tile in enumerate(tiles[first : first + columns]):
+            left = place * (width + _GAP) + _GAP
+            row[_GAP:, left : left + width] = tile
+        rows.append(row)
+    return np.pad(np.concatenate(rows), ((0, _GAP), (0, 0), (0, 0)), constant_values=255)
+
+
+def reconstruction_grid(
+    pictures: Mapping[str, torch.Tensor], columns: int = 8, blocks: Sequence[str] = ()
+) -> np.ndarray:
+    """Versions of images below each other, named; the next images below these, and so on.
+
+    Args:
+        pictures: The versions by name, the images themselves first: {"original": …, "reconstruction": …}, N images
+            each, as `image_grid` takes them.
+        columns: Images per row.
+        blocks: What the first, second, … `columns` images have in common, for the titles of their rows.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    number = len(next(iter(pictures.values())))
+    columns = min(columns, number)
+    rows, titles = [], []
+    for block, first in enumerate(range(0, number, columns)):
+        common = f", {blocks[block]}" if blocks else ""
+        for name, images in pictures.items():
+            shown = images[first : first + columns]
+            white = images.new_ones(columns - len(shown), *images.shape[1:])
+            rows.append(torch.cat([shown, white]))
+            titles += [f"{name}{common}", *[""] * (columns - 1)]
+    return image_grid(torch.cat(rows), columns, titles)
+
+
+def _tiles(images: torch.Tensor) -> np.ndarray:
+    """uint8 (N, height, width, 3), each side at least `_SMALLEST_TILE`."""
     if not images.is_floating_point():
         images = _coloured(images)
-    number, channels, height, width = images.shape
-    factor = max(1, _SMALLEST_TILE // min(height, width))
-    gap = 2
-    tile = height * factor + gap, width * factor + gap
-    rows = -(-number // columns)
-    canvas = np.full((rows * tile[0] + gap, min(columns, number) * tile[1] + gap, 3), 255, np.uint8)
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
+    factor = math.ceil(_SMALLEST_TILE / min(images.shape[-2:]))
     pixels = pixels.repeat(factor, 1).repeat(factor, 2)
-    for index, image in enumerate(pixels):
-        top, left = index // columns * tile[0] + gap, index % columns * tile[1] + gap
-        canvas[top : top + tile[0] - gap, left : left + tile[1] - gap] = image if channels == 3 else image[..., :1]
-    return canvas
+    return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 
 
-def reconstruction_grid(images: torch.Tensor, reconstructions: torch.Tensor, columns: int = 8) -> np.ndarray:
-    """A row of images above the row of their reconstructions, and so on; arguments as for `image_grid`."""
-    columns = min(columns, len(images))
-    white = images.new_ones(-len(images) % columns, *images.shape[1:])
-    padded = [torch.cat([part, white]).split(columns) for part in (images, reconstructions)]
-    return image_grid(torch.cat([row for pair in zip(*padded, strict=True) for row in pair]), columns)
+def _title_strip(titles: Sequence[str], step: int, width: int) -> np.ndarray:
+    """Titles side by side, each `step` pixels from the one before: uint8 (_TITLE_HEIGHT, width, 3)."""
+    strip = Image.new("RGB", (width, _TITLE_HEIGHT), "white")
+    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(_FONT_SIZE)
+    places = [place for place, title in enumerate(titles) if title]
+    for place, following in zip(places, [*places[1:], width // step], strict=True):
+        text, room = titles[place], (following - place) * step - 2 * _GAP
+        while font.getlength(text) > room and len(text) > 1:
+            text = text[:-2] + "…"
+        draw.text((place * step + _GAP, 1), text, "black", font)
+    return np.asarray(strip)
 
 
 def _coloured(label_maps: torch.Tensor) -> torch.Tensor:

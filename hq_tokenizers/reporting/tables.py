@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ CARD_ROW = "model_card_row.md"
 _LABELS = {
     "mse": "MSE",
     "rmse": "RMSE",
-    "psnr": "PSNR, mean of images (dB)",
+    "psnr": "mean PSNR of images (dB)",
     "psnr_of_mse": "PSNR of the MSE (dB)",
     "ssim": "SSIM",
     "lpips": "LPIPS",
@@ -26,8 +27,8 @@ _LABELS = {
     "classifier_score_mean": "classifier score",
     "precision": "precision",
     "recall": "recall",
-    "perplexity": "perplexity, by level",
-    "active_codes": "active codes, by level",
+    "perplexity": "perplexity by level",
+    "active_codes": "active codes by level",
     "pixel_accuracy": "pixel accuracy",
     "mean_iou": "mean IoU",
 }
@@ -114,10 +115,15 @@ def _conditions(provenance: dict[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return ", ".join(_text(item) for item in value) if isinstance(value, list) else f"{value:.6g}"
+    """Four digits, which is more than a figure of an evaluation is sure of; whole numbers as they are."""
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if float(value).is_integer() or 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
 def metrics_table(metrics: Mapping[str, float | str]) -> str:
     """The Markdown table of a card's `metrics`: a row for each measure, with its value."""
-    rows = [f"| {name} | {value if isinstance(value, str) else f'{value:.6g}'} |" for name, value in metrics.items()]
+    rows = [f"| {name} | {_text(value)} |" for name, value in metrics.items()]
     return "\n".join(["| measure | value |", "|---|---|", *rows])

@@ -45,10 +45,10 @@ def _read_line(line: str) -> Record | None:
 
 
 def summary(record: Record) -> str:
-    """The figures of a record that matter most, on one line."""
+    """The figures of a record that matter most, on one line: what a person compares first, the objective last."""
     wanted = {
-        "loss": "loss {:.4g}",
         "mse": "MSE {:.3g}",
+        "psnr": "PSNR {:.2f} dB",
         "lpips": "LPIPS {:.3g}",
         "fid": "FID {:.4g}",
         "rfid": "rFID {:.4g}",
@@ -56,7 +56,9 @@ def summary(record: Record) -> str:
         "pixel_accuracy": "pixel accuracy {:.4f}",
         "perplexity": "perplexity {}",
         "batch_perplexity": "perplexity {}",
+        "usage": "usage {} %",
         "bits_per_code": "{:.3f} bits/code",
+        "loss": "loss {:.4g}",
         "images_per_second": "{:.0f} images/s",
     }
     parts = []
@@ -64,7 +66,8 @@ def summary(record: Record) -> str:
         # The data set's perplexity, where it is known, is the headline; the batch's is its stand-in.
         if name in record and record[name] != [] and not (name == "batch_perplexity" and "perplexity" in record):
             value = record[name]
-            levels = "/".join(f"{v:.0f}" for v in value) if isinstance(value, list) else value
+            scale = 100 if name == "usage" else 1
+            levels = "/".join(f"{v * scale:.0f}" for v in value) if isinstance(value, list) else value
             parts.append(text.format(levels))
     return ", ".join(parts)
 

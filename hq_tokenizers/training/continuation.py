@@ -16,7 +16,7 @@ _FREE_OPTIONS = {
     *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing"),
     *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
-_FREE_DATA_OPTIONS = {"name", "path", "files", "label_column", "test_split", "num_workers"}
+_FREE_DATA_OPTIONS = {"name", "path", "files", "label_column", "test_split", "num_workers", "max_image_pixels"}
 
 
 def count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:

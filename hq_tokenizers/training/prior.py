@@ -296,4 +296,7 @@ def _sample_grid(model: PreTrainedModel, tokenizer: PreTrainedModel, config: Pri
     number = max(1, config.samples // columns) * columns
     labels = [index % classes for index in range(number)] if classes else [-1] * number
     codes = model.generate(torch.tensor(labels), generator=config.seed)
-    return image_grid(tokenizer.decode(codes), columns)
+    # Columns of one class each are titled once.
+    titled = labels[:columns] if classes == columns else labels
+    titles = [model.config.id2label[label] for label in titled] if classes else []
+    return image_grid(tokenizer.decode(codes), columns, titles)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
@@ -14,6 +15,7 @@ from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
+from hq_tokenizers.evaluation.pictures import named_reconstructions
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
@@ -24,7 +26,7 @@ from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.quantization.moving_averages import set_accumulation
-from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.quantization.vector_codebook import codebook_tensors
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_curves, save_png
 from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
@@ -127,11 +129,10 @@ def _describe_codes(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first images of a split and their reconstructions."""
+def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> np.ndarray:
+    """The first images of a split and their reconstructions, as one picture."""
     (batch,) = data.batches([torch.arange(min(NUM_PICTURES, len(data)))], device)
-    with torch.no_grad():
-        return batch["pixel_values"], model(batch["pixel_values"], return_loss=False).reconstruction
+    return reconstruction_grid(named_reconstructions(model, batch["pixel_values"]))
 
 
 def load_splits(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
@@ -278,8 +279,7 @@ class TokenizerStage(Stage):
                 tracker.say("warning: too few vectors were seen for the codebooks, which stay as they were initialised")
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
-        codebooks = [module for module in self.model.modules() if isinstance(module, VectorCodebook)]
-        return [tensor for codebook in codebooks for tensor in (*codebook.parameters(), *codebook.buffers())]
+        return codebook_tensors(self.model)
 
     def after_step(self) -> None:
         """Moves the Gumbel temperature on."""
@@ -290,7 +290,7 @@ class TokenizerStage(Stage):
         # In its first epoch every codebook looks inflated or collapsed.
         if step >= self._steps_per_epoch and not self.model.warming_up:
             self._warner.warn(tracker, figures)
-        grid = reconstruction_grid(*pictures(model, self.validation, self.accelerator.device))
+        grid = pictures(model, self.validation, self.accelerator.device)
         save_png(grid, Path(self.config.output_dir) / "reconstructions.png")
         tracker.image("reconstructions", grid, step)
 
@@ -354,4 +354,4 @@ def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: tor
         model.save_pretrained(new)
         if not model.config.for_label_maps:
             HQImageProcessor.for_config(model.config).save_pretrained(new)
-    save_png(reconstruction_grid(*pictures(model, test, device)), output_dir / "reconstructions.png")
+    save_png(pictures(model, test, device), output_dir / "reconstructions.png")

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -172,6 +173,9 @@ def test_a_folder_holds_the_images_of_one_call(generator_folder, tmp_path, capsy
     main([*words, "--output_dir", str(tmp_path)])
     names = sorted(path.name for path in tmp_path.glob("0*.png"))
     assert names == ["00000-cat-dog.png", "00001-a-b.png"]
+    with Image.open(tmp_path / "samples.png") as overview:
+        assert (np.array(overview.crop((0, 0, overview.width, 16))) < 255).any()  # the name of the class
+        assert overview.height > 2 * (64 + 16)
     pictures = [(tmp_path / name).read_bytes() for name in names]
     main([*words, "--output_dir", str(tmp_path), "--batch_size", "1"])
     for other in (["--seed", "1"], ["--class_labels", "a b"]):

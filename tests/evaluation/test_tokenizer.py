@@ -103,13 +103,17 @@ def test_files(six_pixels, tokenizer_dir, tokenizer, held_out, tmp_path, capsys)
     screen = capsys.readouterr().out
     assert "Fréchet distance" in screen
     mse = report["results"]["reconstruction"]["mse"]
-    assert f"| MSE, digits test[:40], 40 images | {mse:.6g} |" in (tmp_path / "model_card_row.md").read_text("utf-8")
+    assert f"| MSE, digits test[:40], 40 images | {mse:.4g} |" in (tmp_path / "model_card_row.md").read_text("utf-8")
 
     decoded = tokenizer.decode(tokenizer.encode(held_out))
     order = np.argsort(((decoded.clamp(0, 1) - held_out) ** 2).mean((1, 2, 3)).numpy())
     chosen = torch.tensor([*order[:8], *order[16:24], *order[-8:]])
     with Image.open(tmp_path / "reconstructions.png") as picture:
-        assert np.array_equal(np.array(picture), reconstruction_grid(held_out[chosen], decoded[chosen], 8))
+        coarse = [tokenizer.decode(tokenizer.encode(held_out), num_levels=number) for number in (1, 2)]
+        versions = {"original": held_out, "level 1": coarse[0], "levels 1 to 2": coarse[1]}
+        versions["reconstruction"] = decoded
+        shown = {name: images[chosen] for name, images in versions.items()}
+        assert np.array_equal(np.array(picture), reconstruction_grid(shown, 8, ("best", "median", "worst")))
 
 
 def test_the_picture_of_few_images():

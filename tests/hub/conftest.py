@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+import yaml
 
 from hq_tokenizers import HQGeneratorModel, RQPriorConfig, RQPriorModel, SQVAEConfig, SQVAEModel
 
@@ -85,6 +86,9 @@ class HubStub(BaseHTTPRequestHandler):
                 {"type": "file", "oid": "0", "size": len(c), "path": n} for n, c in self.server.repos[repo].items()
             ]
             info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": [{"rfilename": f["path"]} for f in files]}
+            # The Hub reads these from the card.
+            header = yaml.safe_load(self.server.repos[repo].get("README.md", b"---\n{}\n---").decode().split("---")[1])
+            info |= {name: header[name] for name in ("pipeline_tag", "library_name") if name in header}
             self._json(files if "/tree/" in path else info)
         elif path == "/api/whoami-v2":
             self._json({"name": "user", "type": "user"})

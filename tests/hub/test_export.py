@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from transformers import pipeline
+import torch
+from transformers import AutoModel, pipeline
 
 from hq_tokenizers.hub import create_model_card, export_self_contained
 from hq_tokenizers.hub.source_bundle import bundle_sources
@@ -77,6 +78,63 @@ def test_loads_where_the_package_is_absent(generator, exported, tmp_path):
     assert result.returncode == 0, result.stderr
     expected = generator.generate(["cat", None], generator=0).codes.flatten().tolist()
     assert result.stdout.strip().splitlines()[-1] == str([[row] for row in expected])
+
+
+PARTS_WITHOUT_THE_PACKAGE = (
+    WITHOUT_THE_PACKAGE.partition("from transformers")[0]
+    + """
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+tokenizer = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+pixels = processor(torch.linspace(0, 1, 64).reshape(1, 8, 8), do_rescale=False)["pixel_values"]
+codes = tokenizer.encode(pixels)
+tokenizer.save_pretrained(sys.argv[3])
+again = AutoModel.from_pretrained(sys.argv[3], trust_remote_code=True).eval()
+assert again.encode(pixels).flatten().tolist() == codes.flatten().tolist()
+prior = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True).eval()
+for part in (tokenizer, processor, prior):
+    assert type(part).__module__.startswith("transformers_modules."), type(part)
+print(codes.flatten().tolist(), prior.generate([1], generator=0).flatten().tolist())
+"""
+)
+
+
+def test_parts_load_where_the_package_is_absent(generator, tmp_path):
+    tokenizer, prior = generator.image_tokenizer, generator.prior
+    for name, part in {"tokenizer": tokenizer, "prior": prior}.items():
+        export_self_contained(part, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert "custom_pipelines" not in config
+        assert "trust_remote_code=True" in (tmp_path / name / "README.md").read_text()
+    assert not (tmp_path / "prior" / "preprocessor_config.json").exists()
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            PARTS_WITHOUT_THE_PACKAGE,
+            *(str(tmp_path / n) for n in ("tokenizer", "prior", "again")),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    codes = tokenizer.encode(torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)).flatten().tolist()
+    assert result.stdout.strip() == f"{codes} {prior.generate([1], generator=0).flatten().tolist()}"
+
+
+@pytest.mark.parametrize("part", ["image_tokenizer", "prior"])
+def test_parts_saved_with_installed_code_name_no_code(generator, tmp_path, part):
+    export_self_contained(getattr(generator, part), tmp_path / "export")
+    assert "auto_map" in json.loads((tmp_path / "export" / "config.json").read_text())
+    loaded = AutoModel.from_pretrained(tmp_path / "export")
+    assert type(loaded) is type(getattr(generator, part))
+    loaded.save_pretrained(tmp_path / "again")
+    assert "auto_map" not in json.loads((tmp_path / "again" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("trust_remote_code", [None, True])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from transformers import BertConfig, BertModel
 
@@ -15,7 +15,7 @@ def test_generator_header(generator, tmp_path):
     card = create_model_card(generator, "user/cats", license="apache-2.0", datasets=["user/pets"])
     card.save(tmp_path / "README.md")
     header = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
-    assert header["library_name"] == "hq_tokenizers"
+    assert header["library_name"] == "transformers"
     assert header["pipeline_tag"] == "unconditional-image-generation"
     assert header["license"] == "apache-2.0"
     assert header["datasets"] == ["user/pets"]
@@ -32,7 +32,28 @@ def test_generator_body(generator):
     for part in (generator.image_tokenizer, generator.prior):
         assert f"`{type(part).__name__}` | {part.num_parameters():,} |" in text
     assert "0: cat, 1: dog, 2: frog." in text
-    assert "| rFID, pets test, 100 images | 12.3457 |" in text
+    assert "| rFID, pets test, 100 images | 12.35 |" in text
+
+
+def test_metrics_fill_the_model_index(generator, tmp_path):
+    metrics = {"rFID, pets test, 10,000 images": 12.3456789, "bits per code": 3.0, "KID": "0.01 ± 0.002"}
+    create_model_card(generator, "user/cats", metrics=metrics, datasets=["user/pets"]).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.model_name == "cats"
+    rfid, bits, kid = data.eval_results
+    assert rfid == EvalResult(
+        task_type="unconditional-image-generation",
+        dataset_type="pets_test",
+        dataset_name="pets test",
+        metric_type="rfid",
+        metric_name="rFID, pets test, 10,000 images",
+        metric_value=12.3456789,
+    )
+    assert (bits.dataset_type, bits.dataset_name) == ("user/pets", "user/pets")
+    assert (bits.metric_type, bits.metric_value) == ("bits_per_code", 3.0)
+    assert (kid.metric_type, kid.metric_value) == ("kid", "0.01 ± 0.002")
+    assert create_model_card(generator.prior, metrics={"bits per code": 3.0}).data.eval_results[0].task_type == "other"
+    assert create_model_card(generator).data.eval_results is None
 
 
 def test_what_is_not_known_is_not_claimed(generator):

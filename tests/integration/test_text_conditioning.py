@@ -32,8 +32,8 @@ def test_a_row_of_samples_per_name(example, tmp_path, monkeypatch, capsys):
     example.main()
     assert "of 30 samples are read as the digit that was named" in capsys.readouterr().out
     with Image.open(tmp_path / "samples.png") as picture:
-        # 8 pixels are enlarged to 48, with 2 between them.
-        assert picture.size == (3 * 50 + 2, 10 * 50 + 2)
+        # 8 pixels are enlarged to 64, with 2 between them and a name of 16 above each row.
+        assert picture.size == (3 * 66 + 2, 10 * (16 + 66) + 2)
 
 
 def test_help_explains_every_option(example, monkeypatch, capsys):

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from hq_tokenizers import Codes, HQGenerationPipeline, HQGeneratorModel, HQImageProcessor
 from hq_tokenizers.priors import CodeGenerationConfig
@@ -341,3 +343,108 @@ def _environment(root: str) -> dict[str, str]:
     import os
 
     return os.environ | {"PYTHONPATH": root}
+
+
+class TestStreams:
+    def labels(self, taken):
+        for label in ["cat", 1, None, "frog", 0, -1, "dog"]:
+            taken.append(label)
+            yield label
+
+    def test_labels_are_taken_when_images_are_asked_for(self, pipe):
+        taken: list = []
+        stream = pipe(self.labels(taken), seed=3, batch_size=2, output_type="codes")
+        assert len(taken) <= 1  # the base class looks at the first
+        first = next(stream)
+        assert len(taken) <= 3
+        codes = Codes.cat([first, *stream])
+        assert torch.equal(codes.flatten(), codes_of(pipe, taken, seed=3))
+
+    def test_several_images_of_each(self, pipe):
+        rows = list(pipe(iter(["cat", "dog"]), num_images=3, seed=3, batch_size=2, output_type="codes"))
+        assert [len(row) for row in rows] == [3, 3]
+        expected = pipe(["cat", "dog"], num_images=3, seed=3, output_type="codes")
+        assert all(Codes.cat(row) == Codes.cat(same) for row, same in zip(rows, expected, strict=True))
+
+    def test_columns_of_data_sets(self, pipe):
+        rows = [
+            {"label": 2, "image": np.full((8, 8), 100, np.uint8)},
+            {"label": 0, "image": np.zeros((8, 8), np.uint8)},
+        ]
+        data = Dataset.from_list([{"label": row["label"]} for row in rows])
+        stream = pipe(KeyDataset(data, "label"), seed=0, output_type="codes")
+        assert not isinstance(stream, list)
+        assert torch.equal(Codes.cat(list(stream)).flatten(), codes_of(pipe, [2, 0], seed=0))
+
+        images = [row["image"] for row in rows]
+        again = pipe.reconstruct(KeyDataset(rows, "image"), output_type="codes", batch_size=1)
+        expected = Codes.cat(pipe.reconstruct(images, output_type="codes"))
+        assert torch.equal(Codes.cat(list(again)).flatten(), expected.flatten())
+        others = pipe.variations(KeyDataset(rows, "image"), 0, class_labels="cat", seed=5, output_type="codes")
+        expected = pipe.variations(images, 0, class_labels="cat", seed=5, output_type="codes")
+        assert torch.equal(Codes.cat(list(others)).flatten(), Codes.cat(expected).flatten())
+
+    def test_images_are_taken_when_asked_for(self, pipe):
+        taken: list = []
+
+        def images():
+            for index in range(5):
+                taken.append(index)
+                yield np.full((8, 8), 50 * index, np.uint8)
+
+        stream = pipe.reconstruct(images(), batch_size=2)
+        assert taken == []
+        assert next(stream).size == (8, 8)
+        assert taken == [0, 1]
+        assert len(list(stream)) == 4
+
+    def test_nothing(self, pipe):
+        assert list(pipe(iter([]))) == []
+        assert list(pipe.reconstruct(iter([]))) == []
+
+    def test_what_is_refused_at_once_and_what_when_its_turn_comes(self, pipe):
+        with pytest.raises(TypeError, match="seed is an integer or None for a stream"):
+            pipe(iter(["cat"]), seed=[1])
+        with pytest.raises(TypeError, match="temprature"):
+            pipe(iter(["cat"]), temprature=1.0)
+        with pytest.raises(TypeError, match="one class label per input"):
+            pipe(iter([["cat", "dog"]]))
+        stream = pipe(iter(["cat", "cart"]), batch_size=1)
+        next(stream)
+        with pytest.raises(ValueError, match="Unknown class 'cart'"):
+            next(stream)
+        with pytest.raises(TypeError, match=r"image\[0\] must be a single image"):
+            next(pipe.reconstruct(iter([3])))
+
+    def test_without_a_seed_they_follow_the_global_one(self, pipe):
+        def draw():
+            return Codes.cat(list(pipe(iter(["cat", "cat"]), output_type="codes"))).flatten()
+
+        torch.manual_seed(9)
+        first, second = draw(), draw()
+        torch.manual_seed(9)
+        assert torch.equal(draw(), first)
+        assert len(torch.unique(torch.cat([first, second]), dim=0)) == 4
+
+
+class TestCallbacks:
+    def test_every_step_of_every_batch(self, pipe):
+        calls: list = []
+        image = pipe(["cat", "dog", "cat"], seed=0, batch_size=2, callback_on_step_end=lambda *call: calls.append(call))
+        steps = pipe.model.code_layout.num_positions
+        assert [(done, total) for done, total, _ in calls] == [(i + 1, steps) for i in range(steps)] * 2
+        assert [partial.codes.batch_size for _, _, partial in calls] == [2] * steps + [1] * steps
+        np.testing.assert_array_equal(as_array(pipe.preview(calls[steps - 1][2])), as_array(image[:2]))
+        assert pipe.preview(calls[0][2], "pt")[0].shape == (1, 8, 8)
+        plain = pipe(["cat", "dog", "cat"], seed=0, batch_size=2)
+        np.testing.assert_array_equal(as_array(image), as_array(plain))
+
+    def test_of_edits(self, pipe):
+        image = np.zeros((8, 8), np.uint8)
+        for edit in (
+            lambda **kwargs: pipe.variations(image, 0, seed=0, **kwargs),
+            lambda **kwargs: pipe.inpaint(image, np.ones((8, 8), bool), seed=0, **kwargs),
+        ):
+            calls: list = []
+            edit(callback_on_step_end=lambda *call, calls=calls: calls.append(call))
+            assert len(calls) == pipe.model.code_layout.num_positions

@@ -250,8 +250,12 @@ def test_inputs_that_do_not_fit(make_prior: Make, random_codes: Draw, mixed_layo
     other = CodeLayout((CodeGroup(2, 2, (5,)),))
     with pytest.raises(ValueError, match="codes have the layout 2×2×1 of 5, this prior models 1×1×1 of 4"):
         model(random_codes(other, 2))
-    with pytest.raises(TypeError, match=r"codes must be a Codes, got Tensor.*CodeLayout\.unflatten"):
-        model(codes.flatten())
+    with pytest.raises(TypeError, match=r"codes must be a Codes, got list.*CodeLayout\.unflatten"):
+        model(codes.flatten().tolist())
+    with pytest.raises(ValueError, match=rf"have shape \(batch, {mixed_layout.num_codes}\), got \(2, 3\)"):
+        model(codes.flatten()[:, :3])
+    with pytest.raises(TypeError, match=r"takes class_labels, not labels.*rename_column"):
+        model(codes, labels=torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"class_labels must have shape \(2,\), one per image, got \(3,\)"):
         model(codes, torch.tensor([0, 1, 2]))
     beyond = mixed_layout.unflatten(codes.flatten() + 10)

@@ -14,32 +14,74 @@ from hq_tokenizers.reporting.tracking import HISTORY, TENSORBOARD, Tracker, read
 
 
 def test_grid_places_every_image():
-    images = torch.rand(5, 3, 60, 50)
+    images = torch.rand(5, 3, 70, 64)
     grid = image_grid(images, columns=3)
-    assert grid.shape == (2 * 62 + 2, 3 * 52 + 2, 3)
+    assert grid.shape == (2 * 72 + 2, 3 * 66 + 2, 3)
     for index, image in enumerate(images):
-        top, left = index // 3 * 62 + 2, index % 3 * 52 + 2
-        shown = grid[top : top + 60, left : left + 50]
+        top, left = index // 3 * 72 + 2, index % 3 * 66 + 2
+        shown = grid[top : top + 70, left : left + 64]
         expected = (image * 255).round().permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(shown, expected)
-    assert (grid[64:, 106:] == 255).all()
+    assert (grid[74:, 134:] == 255).all()
 
 
 def test_small_grey_images_are_enlarged_and_clamped():
     images = torch.tensor([[-1.0, 2.0], [0.5, 0.0]]).reshape(1, 1, 2, 2)
     grid = image_grid(images, columns=8)
-    assert grid.shape == (52, 52, 3)
-    assert (grid[2:26, 2:26] == 0).all()
-    assert (grid[2:26, 26:50] == 255).all()
-    assert (grid[26:50, 2:26] == 128).all()
+    assert grid.shape == (68, 68, 3)
+    assert (grid[2:34, 2:34] == 0).all()
+    assert (grid[2:34, 34:66] == 255).all()
+    assert (grid[34:66, 2:34] == 128).all()
 
 
-def test_reconstructions_stand_below_their_images():
-    images, reconstructions = torch.zeros(3, 1, 48, 48), torch.ones(3, 1, 48, 48) / 2
-    grid = reconstruction_grid(images, reconstructions, columns=2)
-    assert grid.shape == (4 * 50 + 2, 2 * 50 + 2, 3)
-    assert [grid[2 + 50 * row, 2, 0] for row in range(4)] == [0, 128, 0, 128]
-    assert [grid[2 + 50 * row, 52, 0] for row in range(4)] == [0, 128, 255, 255]
+@pytest.mark.parametrize("size", [1, 8, 28, 33, 63, 64, 100])
+def test_no_tile_is_smaller_than_64_pixels(size):
+    side = image_grid(torch.rand(1, 1, size, size), 1).shape[0] - 4
+    assert side >= 64
+    assert side % size == 0
+
+
+def ink(grid):
+    """Where something darker than white stands."""
+    return (grid < 255).any(axis=2)
+
+
+def test_titles_stand_above_their_images():
+    images = torch.ones(5, 1, 64, 64)
+    plain, titled = image_grid(images, 2), image_grid(images, 2, ["", "dog", "", "", "cat"])
+    strip = (titled.shape[0] - plain.shape[0]) // 2
+    assert 12 <= strip <= 24
+    marks = ink(titled)
+    assert marks[:strip, 68:].any()
+    assert not marks[:strip, :68].any()
+    third = strip + 2 * 66
+    assert not marks[strip:third].any()
+    assert marks[third : third + strip, :66].any()
+    assert not marks[third + strip :].any()
+
+
+def test_titles_are_cut_where_the_next_begins():
+    images = torch.ones(3, 1, 64, 64)
+    long = "a name of which there is far too much to fit"
+    alone, followed = image_grid(images, 3, [long]), image_grid(images, 3, [long, "b"])
+    assert ink(alone)[:, 70:].any()
+    assert not ink(followed)[:, 64:68].any()
+    assert ink(followed)[:, :64].any()
+
+
+def test_versions_stand_below_each_other():
+    images, reconstructions = torch.zeros(3, 1, 64, 64), torch.ones(3, 1, 64, 64) / 2
+    grid = reconstruction_grid({"original": images, "reconstruction": reconstructions}, columns=2)
+    strip = (grid.shape[0] - 2) // 4 - 66
+    rows = [strip + 2 + (66 + strip) * row for row in range(4)]
+    assert [grid[top, 2, 0] for top in rows] == [0, 128, 0, 128]
+    assert [grid[top, 68, 0] for top in rows] == [0, 128, 255, 255]
+    titles = [grid[top - strip - 2 : top - 2] for top in rows]
+    assert all(ink(title).any() for title in titles)
+    np.testing.assert_array_equal(titles[0], titles[2])
+    assert not np.array_equal(titles[0], titles[1])
+    named = reconstruction_grid({"original": images}, columns=2, blocks=("best", "worst"))
+    assert not np.array_equal(named[:strip], titles[0])
 
 
 def test_curves_of_one_and_several_levels(tmp_path):
@@ -101,15 +143,18 @@ def test_other_processes_are_silent(tmp_path, capsys):
 
 def test_summary_shows_what_matters():
     record = _record(1, loss=-12.345, mse=0.00123, batch_perplexity=[10.4], perplexity=[20.6, 7.0])
-    assert summary(record) == "loss -12.35, MSE 0.00123, perplexity 21/7"
+    assert summary(record) == "MSE 0.00123, perplexity 21/7, loss -12.35"
+    figures = {"mse": 0.00123, "psnr": 29.104, "usage": [0.412, 0.05], "loss": 310.2}
+    assert summary(_record(1, **figures)) == "MSE 0.00123, PSNR 29.10 dB, usage 41/5 %, loss 310.2"
+    assert summary(_record(1, loss=2.1, bits_per_code=3.03)) == "3.030 bits/code, loss 2.1"
     assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
     assert summary(_record(1, mse=0.00123, perplexity=[])) == "MSE 0.00123"
 
 
 def test_label_maps_have_one_colour_per_class():
     label_map = torch.tensor([[[0, 1], [2, 0]]])
-    grid = image_grid(label_map, columns=1)[2:50, 2:50]
-    corners = [grid[:24, :24], grid[:24, 24:], grid[24:, :24], grid[24:, 24:]]
+    grid = image_grid(label_map, columns=1)[2:66, 2:66]
+    corners = [grid[:32, :32], grid[:32, 32:], grid[32:, :32], grid[32:, 32:]]
     colours = [{tuple(pixel) for pixel in corner.reshape(-1, 3).tolist()} for corner in corners]
     assert all(len(colour) == 1 for colour in colours)
     assert colours[0] == colours[3]

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,9 +18,11 @@ from hq_tokenizers.evaluation.validation import evaluate_prior, unigram_entropie
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.training import PriorTrainingConfig
+from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.figures import image_grid
 from hq_tokenizers.reporting.tracking import read_history
-from hq_tokenizers.training.prior import train_prior
+from hq_tokenizers.training.prior import _sample_grid, train_prior
 
 MODEL = {"model_type": "rq_prior", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.0}
 MASKED = {**MODEL, "model_type": "masked_prior"}
@@ -133,9 +136,22 @@ def test_sample_grid_with_the_tokenizer(tmp_path):
         EncodedImages(layout, splits, str(tmp_path / "tokenizer"), digest).save(tmp_path / name)
     train_prior(_config(tmp_path / "codes", tmp_path / "prior", max_steps=1, batch_size=10, samples=16))
     with Image.open(tmp_path / "prior" / "samples.png") as picture:
-        assert picture.width == 8 * (48 + 2) + 2
+        assert picture.width == 8 * (64 + 2) + 2
     with pytest.raises(ValueError, match="encode the images again"):
         train_prior(_config(tmp_path / "stale", tmp_path / "other", max_steps=1, batch_size=10))
+
+
+@pytest.mark.parametrize(("names", "titles"), [(["cat", "dog"], 2), ([f"class {n}" for n in range(12)], 8)])
+def test_samples_have_the_names_of_their_classes(tmp_path, names, titles):
+    tokenizer = AutoModel.from_config(sq_vae("digits", hidden_size=8, codebook_size=8)).eval()
+    layout = tokenizer.code_layout().to_dict()
+    config = RQPriorConfig(code_layout=layout, id2label=dict(enumerate(names)), num_classes=len(names), hidden_size=32)
+    prior = RQPriorModel(config).eval()
+    grid = _sample_grid(prior, tokenizer, PriorTrainingConfig(codes="codes", output_dir=str(tmp_path), samples=8))
+    labels = [index % len(names) for index in range(8)]
+    images = tokenizer.decode(prior.generate(torch.tensor(labels), generator=0))
+    expected = image_grid(images, min(len(names), 8), [names[label] for label in labels[:titles]])
+    assert np.array_equal(grid, expected)
 
 
 @pytest.mark.parametrize(

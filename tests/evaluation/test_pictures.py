@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hq_tokenizers import HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel, vae
+from hq_tokenizers.evaluation.pictures import named_reconstructions
+
+SIZE = {"image_size": 8, "num_channels": 1, "hidden_size": 8, "codebook_dim": 4}
+ONE = {"num_downsampling": 1, "codebook_size": 8}
+
+
+def test_levels_are_named_and_decoded():
+    config = HQVAEConfig(code_groups=["stride 4: 8", "stride 2: 8 x 2"], codebook_init_std=3.0, **SIZE)
+    model, images = HQVAEModel(config).eval(), torch.rand(2, 1, 8, 8)
+    versions = named_reconstructions(model, images)
+    assert list(versions) == ["original", "level 1", "levels 1 to 2", "reconstruction"]
+    assert torch.equal(versions["original"], images)
+    codes = model.encode(images)
+    for number, name in enumerate(list(versions)[1:], start=1):
+        torch.testing.assert_close(versions[name], model.decode(codes, num_levels=number))
+    assert not torch.equal(versions["level 1"], versions["reconstruction"])
+
+
+@pytest.mark.parametrize("config", [SQVAEConfig(**ONE, **SIZE), vae("digits", hidden_size=8, codebook_dim=4)])
+def test_one_level_and_none_have_no_previews(config):
+    versions = named_reconstructions(SQVAEModel(config).eval(), torch.rand(2, 1, 8, 8))
+    assert list(versions) == ["original", "reconstruction"]
