@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import torch
 from transformers import GenerationConfig, Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
+from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.image_decoding import decode_image
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
@@ -529,9 +529,8 @@ def _check_names(settings: dict[str, Any]) -> None:
     for name in settings:
         if name not in known:
             accepted = [*_CALL_ARGUMENTS, *known]
-            guess = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"; did you mean {guess[0]}?" if guess else "."
-            raise TypeError(f"Unknown argument {name!r}{hint} Accepted are {', '.join(accepted)}.")
+            hint = did_you_mean(name, accepted)
+            raise TypeError(f"Unknown argument {name!r}. {hint and hint + ' '}Accepted are {', '.join(accepted)}.")
 
 
 def _single_images(images: Iterable[Any]) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from hq_tokenizers.options.reading import describe_options
 
@@ -58,7 +58,7 @@ def topic_help(name: str, topic: str, values: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If there is no such topic, or the model section is not acceptable.
     """
-    models = {"train-tokenizer": "tokenizer", "train-prior": "prior"}
+    models: dict[str, Literal["tokenizer", "prior"]] = {"train-tokenizer": "tokenizer", "train-prior": "prior"}
     if topic != "model" or name not in models:
         hint = "train-tokenizer and train-prior have --help model, on the fields of a model."
         raise ValueError(f"{name} has no help on {topic!r}: --help alone explains all options; {hint}")

@@ -22,6 +22,8 @@ HISTORY = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 SECONDS_BETWEEN_LINES = 10.0
 
+T = TypeVar("T")
+
 
 def read_history(output_dir: Path) -> list[Record]:
     """Records of a run, in the order of their steps; each has "step", "epoch", "split" and its figures.
@@ -180,9 +182,6 @@ def _tensorboard_writer(folder: Path, first_step: int) -> Any:
     except ImportError:  # TensorBoard is an optional package.
         return None
     return SummaryWriter(str(folder), purge_step=first_step + 1)
-
-
-T = TypeVar("T")
 
 
 def progress_bar(items: Iterable[T], total: int, title: str, active: bool) -> Iterator[T]:

@@ -34,10 +34,11 @@ from hq_tokenizers.reporting.figures import image_grid, save_curves, save_png
 from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
-from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.model_options import PRIOR_CONFIGS, build_model_config
-from hq_tokenizers.training.optimization import decay_groups
-from hq_tokenizers.training.stage import Metrics, Stage
+
+from .loop import TrainingLoop
+from .model_options import PRIOR_CONFIGS, build_model_config
+from .optimization import decay_groups
+from .stage import Metrics, Stage
 
 _PANELS = {
     "loss (nats per code)": ["loss"],

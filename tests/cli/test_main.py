@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from PIL import Image
 from transformers import AutoModel, pipeline
 
+from hq_tokenizers import __version__
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
 from hq_tokenizers.models.presets import sq_vae
@@ -24,16 +26,10 @@ from hq_tokenizers.options.reading import describe_options, load_options
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints, read_state
-from hq_tokenizers.training.model_options import build_tokenizer_config
+from hq_tokenizers.training.model_options import FROM_DATA, build_tokenizer_config
 from hq_tokenizers.training.prior import save_generator
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-_PACKAGE = str(EXAMPLES.parent / "hq_tokenizers")
-# The help of a command, from an empty package in the folder that the first argument names.
-_HELP_ALONE = (
-    "import sys, types; package = types.ModuleType('hq_tokenizers'); package.__path__ = [sys.argv[1]]; "
-    "sys.modules['hq_tokenizers'] = package; from hq_tokenizers.cli import main; main(['train-prior', '--help']);"
-)
 
 
 def test_help_names_every_command_and_every_option(capsys):
@@ -79,12 +75,57 @@ def test_recipes_are_valid_given_a_data_path(path):
         assert parameters == published.get(path.stem, parameters)
 
 
-def test_the_command_line_itself_needs_no_torch():
-    """What `import hq_tokenizers` costs is another matter: here the package is an empty one in the same folder."""
-    code = f"{_HELP_ALONE} sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, _PACKAGE], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: hq-tokenizers train-prior")
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--version"], 0, __version__),
+        (["--help"], 0, "usage: hq-tokenizers"),
+        (["train-prior", "--help"], 0, "usage: hq-tokenizers train-prior"),
+        (["trian"], 1, "there is no command 'trian'"),
+        (["encode", "--tokeniser", "x"], 1, "Did you mean tokenizer"),
+    ],
+)
+def test_help_and_misspelt_options_are_answered_without_torch(words, code, said):
+    command = [sys.executable, "-X", "importtime", "-m", "hq_tokenizers", *words]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=EXAMPLES.parent)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
+    answer = [line for line in (done.stdout + done.stderr).splitlines() if "import time:" not in line]
+    assert done.returncode == code, answer
+    assert said in "\n".join(answer)
+    assert {"hq_tokenizers", "hq_tokenizers.cli"} <= imported
+    assert not {"torch", "transformers", "numpy", "datasets"} & imported
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_fields_of_the_model_of_every_recipe_are_explained(path, capsys):
+    name = "train-prior" if path.stem.endswith("_prior") else "train-tokenizer"
+    section = yaml.safe_load(path.read_text())["model"]
+    main([name, str(path), "--help", "model"])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in section:
+        if field not in ("preset", "network", "model_type", *FROM_DATA):
+            assert f"--model.{field} (default: " in text, field
+    told = text.split(" --model.")[1:]
+    assert len(told) > 8
+    for field in told:
+        meaning, _, accepted = field.partition("Accepted: ")
+        assert len(meaning.partition("(default: ")[2].split()) > 2, field
+        assert accepted.strip().endswith("."), field
+
+
+def test_the_fields_of_a_model_follow_what_is_chosen(capsys):
+    main(["train-tokenizer", "--model.preset", "rsq_vae", "--model.num_levels", "3", "--help", "model"])
+    residual = capsys.readouterr().out
+    assert "--model.num_levels (default: " in residual
+    assert "--model.gumbel_decay" in residual
+    main(["train-tokenizer", "--model.preset", "vq_vae", "--help", "model"])
+    deterministic = capsys.readouterr().out
+    assert "--model.commitment_weight (default: 0.25)" in deterministic
+    assert "--model.gumbel_decay" not in deterministic
+    main(["train-prior", "--model.model_type", "masked_prior", "--help", "model"])
+    assert "model_type masked_prior (of rq_prior, masked_prior)" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="train-tokenizer and train-prior have --help model"):
+        main(["encode", "--help", "model"])
 
 
 @pytest.mark.parametrize(
@@ -201,10 +242,10 @@ def test_overrides_extend_the_default_model(tmp_path, monkeypatch):
 
 
 def test_a_reader_that_has_enough_gets_no_traceback():
-    command = [sys.executable, "-c", _HELP_ALONE, _PACKAGE]
+    command = [sys.executable, "-m", "hq_tokenizers", "train-prior", "--help"]
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=EXAMPLES.parent)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -1,13 +1,24 @@
-"""Reconstruction terms against torch.distributions and scipy."""
+"""Every term of the bound against torch.distributions and scipy."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import optimize, stats
+from torch.distributions import Categorical, Normal, kl_divergence
 
-from hq_tokenizers.losses.elbo import gaussian_nll, squared_error
+from hq_tokenizers.losses.elbo import (
+    categorical_kl,
+    gaussian_kl,
+    gaussian_nll,
+    learned_prior_kl,
+    mahalanobis,
+    squared_error,
+    vmf_distance,
+)
 
 X = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(1))
 RECONSTRUCTION = torch.rand(3, 2, 4, 5, generator=torch.Generator().manual_seed(2))
@@ -75,3 +86,47 @@ def test_computed_in_float32(dtype: torch.dtype) -> None:
         assert loss.dtype == torch.float32
         expected = gaussian_nll(rounded.float(), X, *(argument.float() for argument in arguments))
         torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_mahalanobis() -> None:
+    difference, variance = normal(6, 4), normal(6, 4, seed=1).exp()
+    total = sum(float(d @ torch.diag(1 / v) @ d) / 2 for d, v in zip(difference, variance, strict=True))
+    assert float(mahalanobis(difference, 1 / variance)) == pytest.approx(total / 6, rel=1e-12)
+
+
+def test_vmf_distance_is_the_log_ratio_of_the_densities() -> None:
+    """κ (1 − z_qᵀ z) is how much less likely z is at z_q than at the mode."""
+    z, z_q = (torch.nn.functional.normalize(normal(2, 3, 1, 5, seed=seed), dim=-1) for seed in (1, 2))
+    expected = 0.0
+    for latent, code in zip(z.reshape(-1, 5).numpy(), z_q.reshape(-1, 5).numpy(), strict=True):
+        density = stats.vonmises_fisher(code, 7.5)
+        expected += float(np.squeeze(density.logpdf(code) - density.logpdf(latent))) / 2
+    actual = vmf_distance(z, z_q, torch.full((1, 1, 1, 1), 7.5, dtype=torch.float64))
+    assert float(actual) == pytest.approx(expected, rel=1e-9)
+
+
+def test_categorical_kl_is_that_of_torch() -> None:
+    p = Categorical(logits=normal(3, 2, 2, 7))
+    expected = kl_divergence(p, Categorical(logits=torch.zeros(7, dtype=torch.float64))).sum() / 3
+    assert float(categorical_kl(p.entropy(), 7)) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_categorical_kl_of_certain_codes_is_their_bits() -> None:
+    assert float(categorical_kl(torch.zeros(4, 5, 6), 8)) == pytest.approx(30 * 3 * math.log(2), rel=1e-6)
+
+
+def test_kl_to_a_learned_prior_is_that_of_torch() -> None:
+    p, prior = Categorical(logits=normal(3, 2, 2, 7)), Categorical(logits=normal(3, 2, 2, 7, seed=1))
+    cross_entropy = -(p.probs * prior.logits).sum(-1)
+    expected = kl_divergence(p, prior).sum() / 3
+    assert float(learned_prior_kl(cross_entropy, p.entropy())) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_kl_of_continuous_latents_is_that_of_torch() -> None:
+    mean, log_variance = normal(3, 4, 2), normal(3, 4, 2, seed=1)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum() / 3
+    assert float(gaussian_kl(mean, log_variance)) == pytest.approx(float(expected), rel=1e-12)

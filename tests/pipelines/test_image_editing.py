@@ -198,7 +198,7 @@ class TestVariations:
             ({"keep_levels": 1.0}, ValueError, "keep_levels must be an integer"),
             ({"class_labels": ["cat", "dog"]}, ValueError, "2 class_labels for 1 images"),
             ({"class_labels": "cow"}, ValueError, "Unknown class"),
-            ({"temprature": 1}, TypeError, "did you mean temperature"),
+            ({"temprature": 1}, TypeError, "Did you mean temperature"),
             ({"num_images": 0}, ValueError, "num_images must be"),
             ({"image": None}, TypeError, "got NoneType"),
         ],

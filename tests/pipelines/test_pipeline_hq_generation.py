@@ -162,7 +162,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            ({"temprature": 1.0}, TypeError, "did you mean temperature.*class_labels.*top_k"),
+            ({"temprature": 1.0}, TypeError, "Did you mean temperature.*class_labels.*top_k"),
             ({"max_new_tokens": 3}, TypeError, "Unknown argument 'max_new_tokens'"),
             ({"do_sample": True}, TypeError, "Unknown argument 'do_sample'"),
             ({"temperature": -1}, ValueError, "temperature must be"),

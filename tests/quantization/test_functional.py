@@ -9,7 +9,6 @@ import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hq_tokenizers.losses.elbo import mahalanobis
 from hq_tokenizers.quantization.functional import entropy_of, gaussian_logits, in_chunks, relaxed_quantize, vmf_logits
 from hq_tokenizers.randomness import gumbel_noise
 
@@ -49,11 +48,6 @@ class TestLogits:
             [[stats.vonmises_fisher(b.numpy(), 7.5).logpdf(z.numpy()) for b in codebook] for z in latents]
         )
         torch.testing.assert_close(logits.log_softmax(dim=-1), expected.log_softmax(dim=-1), rtol=1e-9, atol=1e-9)
-
-    def test_mahalanobis(self) -> None:
-        difference, variance = double(M, D), double(M, D, seed=1).exp()
-        total = sum(float(d @ torch.diag(1 / v) @ d) / 2 for d, v in zip(difference, variance, strict=True))
-        assert float(mahalanobis(difference, 1 / variance)) == pytest.approx(total / M, rel=1e-12)
 
 
 class TestRelaxedQuantize:

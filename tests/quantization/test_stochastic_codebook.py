@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from scipy import stats
 
-from hq_tokenizers.losses.elbo import categorical_kl
 from hq_tokenizers.quantization import stochastic_codebook
 from hq_tokenizers.quantization.functional import gaussian_logits
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
@@ -87,18 +85,6 @@ def test_cross_entropy(shape: tuple[int, ...], max_elements: int) -> None:
     )
     p, log_q = torch.softmax(-distance / 2, dim=-1), torch.log_softmax(-prior_distance / 2, dim=-1)
     torch.testing.assert_close(actual.double(), -(p * log_q).sum(dim=-1), rtol=1e-4, atol=1e-4)
-
-
-def test_categorical_kl_is_that_of_torch() -> None:
-    logits = torch.randn(3, 2, 2, K, dtype=torch.float64)
-    p = torch.distributions.Categorical(logits=logits)
-    uniform = torch.distributions.Categorical(logits=torch.zeros(K, dtype=torch.float64))
-    expected = torch.distributions.kl_divergence(p, uniform).sum() / 3
-    assert float(categorical_kl(p.entropy(), K)) == pytest.approx(float(expected), rel=1e-12)
-
-
-def test_categorical_kl_of_certain_codes_is_their_bits() -> None:
-    assert float(categorical_kl(torch.zeros(4, 5, 6), 8)) == pytest.approx(30 * 3 * math.log(2), rel=1e-6)
 
 
 def test_unit_codebook_has_unit_vectors() -> None:
