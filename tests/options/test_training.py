@@ -21,13 +21,13 @@ LIMITS: list[tuple[type, str, list[Any], list[Any]]] = [
     (TokenizerTrainingConfig, "epochs", [0.5, 1e6], [0, -1, 1e308, math.inf]),
     (TokenizerTrainingConfig, "max_steps", [None, 1], [0, -5, 2**31]),
     (TokenizerTrainingConfig, "warmup_steps", [0], [-1, 2**31]),
-    (TokenizerTrainingConfig, "batch_size", [1], [0, -1, 2.0]),
+    (TokenizerTrainingConfig, "batch_size", [1], [0, -1, 2.5]),
     (TokenizerTrainingConfig, "seed", [0, 2**31 - 1], [-1, 2**31, 1.5, True]),
     (TokenizerTrainingConfig, "log_steps", [1], [0, -1]),
     (TokenizerTrainingConfig, "keep_checkpoints", [1], [0, -1]),
     (PriorTrainingConfig, "samples", [0, 1_000_000], [-1, 10**12, 2.5]),
     (PriorTrainingConfig, "weight_decay", [0, 1e3], [-0.1, 1e4]),
-    (DataConfig, "num_workers", [0, 1024], [-1, 1025, 10**9, 1.0]),
+    (DataConfig, "num_workers", [0, 1024], [-1, 1025, 10**9, 1.5]),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Run as a script: kills training runs and continues them, and compares what they leave with runs that were left alone.
+"""Run as a script: kills commands and calls them again, and compares what they leave with those that were left alone.
 
     python tests/training/killed_runs.py FOLDER --stops 20 --seed 0 [--systems "sq_vae" "rq_prior" …]
 
@@ -25,19 +25,29 @@ from typing import Any
 
 import torch
 import torch.utils.tensorboard  # imported once, for all the processes that are forked
+from PIL import Image
+from transformers import AutoModel
 
 import hq_tokenizers.training.tokenizer as tokenizer_training
+from hq_tokenizers.cli.evaluate import evaluate
+from hq_tokenizers.cli.generate import generate_images
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation import networks
+from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
+from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import EvaluateConfig
+from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.training import PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.processes import leave_process_group
 from hq_tokenizers.registration import register
 from hq_tokenizers.reporting.tracking import HISTORY, Tracker
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.prior import train_prior
+from hq_tokenizers.training.prior import save_generator, train_prior
 
 SIZE = {"network": "digits", "hidden_size": 8, "codebook_dim": 4}
 CODES = {**SIZE, "codebook_size": 8}
@@ -65,6 +75,28 @@ def train_on_codes(folder: Path, model: dict[str, Any], **options: Any) -> None:
     train_prior(PriorTrainingConfig(output_dir=str(folder), codes=codes, model={**PRIOR, **model}, **options))
 
 
+def draw_images(folder: Path) -> None:
+    config = GenerateConfig(generator=str(folder.parent / "generator"), output_dir=str(folder), num_images=5)
+    generate_images(config)
+
+
+def judge_samples(folder: Path) -> None:
+    networks.inception_network = lambda weights=None: FeatureNetwork.from_module(
+        Corner(), name="corner", resize_filter="none"
+    )
+    data, kept = DataConfig(validation_split="test[:40]"), str(folder / "kept")
+    generator, options = str(folder.parent / "generator"), {"num_images": 20, "batch_size": 6}
+    evaluate(EvaluateConfig(generator=generator, output_dir=str(folder), images_dir=kept, data=data, **options))
+
+
+class Corner(torch.nn.Module):
+    """Four pixels in the place of Inception's features."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = images[:, 0, 3:5, 3:5].flatten(1).float()
+        return features, features
+
+
 SYSTEMS: dict[str, Callable[[Path], None]] = {
     "sq_vae": partial(train_tokenizer, model={"preset": "sq_vae", **CODES}, ema_decay=0.9, **UNALIGNED),
     "sq_vae, lazy data": partial(train_tokenizer, model={"preset": "sq_vae", **CODES}, lazy=True, **UNALIGNED),
@@ -83,6 +115,8 @@ SYSTEMS: dict[str, Callable[[Path], None]] = {
     "vae": partial(train_tokenizer, model={"preset": "vae", **SIZE}, keep_checkpoints=1, **UNALIGNED),
     "rq_prior": partial(train_on_codes, model={"model_type": "rq_prior"}, ema_decay=0.9, **UNALIGNED),
     "masked_prior": partial(train_on_codes, model={"model_type": "masked_prior"}, **ALIGNED),
+    "generate": draw_images,
+    "evaluate": judge_samples,
 }
 
 
@@ -95,6 +129,16 @@ def write_codes(folder: Path) -> None:
         return CodeRows(codes, torch.randint(3, (number,), generator=noise))
 
     EncodedImages(layout, {"train": rows(100), "validation": rows(30)}, "nowhere", "-").save(folder)
+
+
+def write_generator(folder: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoModel.from_config(sq_vae(**CODES, image_size=8, num_channels=1))
+    tokenizer.save_pretrained(folder / "tokenizer")
+    layout = tokenizer.code_layout().to_dict()
+    prior = RQPriorConfig(code_layout=layout, num_classes=3, **PRIOR, initializer_range=0.5)
+    AutoModel.from_config(prior).save_pretrained(folder / "prior")
+    save_generator(str(folder / "tokenizer"), str(folder / "prior"), folder)
 
 
 class Bomb:
@@ -111,6 +155,7 @@ class Bomb:
         TrainingLoop._optimize = self._counting("step", TrainingLoop._optimize)
         for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
             setattr(os, name, self._counting("file", getattr(os, name)))
+        Image.Image.save = self._counting("file", Image.Image.save)
         Tracker.record = self._counting_records(Tracker.record)
 
     def _count(self, kind: str) -> bool:
@@ -204,12 +249,12 @@ def differences(whole: Path, parts: Path) -> list[str]:
     """The files in which two runs differ, apart from folders and times."""
     found = []
     names = {path.relative_to(root) for root in (whole, parts) for path in root.rglob("*") if path.is_file()}
-    newest = list_checkpoints(whole)[-1].relative_to(whole)
+    newest = [path.relative_to(whole) for path in list_checkpoints(whole)[-1:]]
     for name in sorted(names):
         if name.parts[0] == "tensorboard" or name.name == "events.json":
             continue
         # Older checkpoints may differ: which ones are kept depends on the interruptions.
-        if name.parts[0] == "checkpoints" and newest not in name.parents and name.suffix != ".partial":
+        if name.parts[0] == "checkpoints" and not set(newest) & set(name.parents) and name.suffix != ".partial":
             continue
         files = whole / name, parts / name
         if not all(file.is_file() for file in files):
@@ -227,7 +272,7 @@ def content(path: Path) -> Any:
 
 def without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        varying = ("images_per_second", "seconds", "output_dir")
+        varying = ("images_per_second", "seconds", "output_dir", "images_dir")
         return {name: without_times(item) for name, item in value.items() if name not in varying}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
@@ -240,7 +285,8 @@ def stop_and_continue(name: str, folder: Path, noise: random.Random, signals: li
     events = json.loads((whole / "events.json").read_text())
     shutil.rmtree(parts, ignore_errors=True)
     number = noise.choice(signals)
-    kind = noise.choice(("step", "file")) if number == signal.SIGKILL else "step"
+    kinds = [kind for kind, total in events.items() if total]
+    kind = noise.choice(kinds) if number == signal.SIGKILL else "step"
     fuse = noise.randint(1, events[kind])
     rank = noise.randrange(2) if "two processes" in name and kind == "step" else 0
     codes = run(name, parts, number, kind, fuse, rank)
@@ -267,14 +313,16 @@ def main() -> None:
     noise = random.Random(options.seed)
     options.folder.mkdir(parents=True, exist_ok=True)
     write_codes(options.folder / "codes")
+    write_generator(options.folder / "generator")
     bad: list[str] = []
     for turn in range(options.stops):
         name = options.systems[turn % len(options.systems)]
         folder = options.folder / name.replace(", ", "-").replace(" ", "-")
-        # The codes lie beside the folders of the runs.
+        # They lie beside the folders of the runs.
         folder.mkdir(exist_ok=True)
-        if not (folder / "codes").exists():
-            (folder / "codes").symlink_to(options.folder.resolve() / "codes")
+        for given in ("codes", "generator"):
+            if not (folder / given).exists():
+                (folder / given).symlink_to(options.folder.resolve() / given)
         bad += stop_and_continue(name, folder, noise, [signal.Signals[each] for each in options.signals])
     raise SystemExit(1 if bad else 0)
 

@@ -18,7 +18,7 @@ ROOT = SCRIPT.parents[2]
 @pytest.mark.parametrize(
     ("seed", "signals", "systems"),
     [
-        (0, ["SIGKILL"], ["sq_vae, lazy data", "robust_vq_vae", "rq_prior"]),
+        (0, ["SIGKILL"], ["sq_vae, lazy data", "robust_vq_vae", "rq_prior", "generate", "evaluate"]),
         (1, ["SIGTERM", "SIGINT"], ["sq_vae in two processes", "vq_vae with ema"]),
     ],
 )
