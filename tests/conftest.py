@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell's background jobs ignore it, and tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Caches and downloaded code go to a folder of this run: no test reads or leaves anything in the user's own. Worker
 # processes of pytest-xdist inherit the variable.
 _OWNS_HF_HOME = "PYTEST_XDIST_WORKER" not in os.environ

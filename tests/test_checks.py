@@ -171,7 +171,8 @@ def _classes_of(*rooms: str) -> list[type]:
         for module in pkgutil.iter_modules(importlib.import_module(f"hq_tokenizers.{room}").__path__)
     )
     found = [cls for module in modules for cls in vars(module).values() if inspect.isclass(cls)]
-    ours = [cls for cls in dict.fromkeys(found) if cls.__module__.startswith("hq_tokenizers.")]
+    homes = tuple(f"hq_tokenizers.{room}." for room in rooms)
+    ours = [cls for cls in dict.fromkeys(found) if cls.__module__.startswith(homes)]
     return [cls for cls in ours if issubclass(cls, PreTrainedConfig) or dataclasses.is_dataclass(cls)]
 
 
@@ -224,7 +225,9 @@ def _works(built: Any) -> None:
     elif isinstance(built, CodeGenerationConfig):
         assert CodeGenerationConfig(**json.loads(json.dumps(built.to_dict()))).to_dict() == built.to_dict()
     elif isinstance(built, MaskedCodeScheduler):
-        assert MaskedCodeScheduler.from_config(json.loads(built.to_json_string())).config == built.config
+        # diffusers notes beside the settings which of them were left at their defaults.
+        again = MaskedCodeScheduler.from_config(json.loads(built.to_json_string())).config
+        assert {k: v for k, v in again.items() if k[0] != "_"} == {k: v for k, v in built.config.items() if k[0] != "_"}
 
 
 @pytest.mark.slow

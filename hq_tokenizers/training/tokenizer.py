@@ -49,6 +49,7 @@ _PANELS = {
     "label maps": ["pixel_accuracy", "mean_iou"],
     "perplexity": ["perplexity", "batch_perplexity"],
     "perplexity / K": ["usage"],
+    "entropy / log K": ["normalized_entropy"],
     "active codes": ["active_codes"],
     "share of dead codes": ["dead_rate"],
     "entropy of P̂ (nats)": ["entropy"],

@@ -290,7 +290,7 @@ def test_images_stored_as_arrays(tmp_path, dtype, values, message):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_lazy_decoding_draws_from_no_noise_of_the_run(tmp_path, workers):
     _write_folder(tmp_path)
-    config = DataConfig(name="imagefolder", path=str(tmp_path), num_workers=workers)
+    config = DataConfig(name="imagefolder", path=str(tmp_path), validation_split="train", num_workers=workers)
     (lazy,) = load_image_splits(config, "train_split", memory_limit=0)
     before = torch.get_rng_state()
     assert len(list(lazy.batches([torch.tensor([5, 0]), torch.tensor([3])], CPU))) == 2
@@ -301,7 +301,7 @@ def test_lazy_decoding_draws_from_no_noise_of_the_run(tmp_path, workers):
 def test_decoding_goes_on_when_the_whole_group_is_told_to_stop(tmp_path, number):
     """A terminal sends Ctrl-C to all processes of a command; `timeout` and batch systems do so with SIGTERM."""
     _write_folder(tmp_path)
-    config = DataConfig(name="imagefolder", path=str(tmp_path), num_workers=1)
+    config = DataConfig(name="imagefolder", path=str(tmp_path), validation_split="train", num_workers=1)
     (lazy,) = load_image_splits(config, "train_split", memory_limit=0)
     batches = lazy.batches([torch.tensor([index % 6]) for index in range(20)], CPU)
     next(batches)

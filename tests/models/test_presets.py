@@ -104,10 +104,13 @@ def test_nothing_is_left_uninitialised(preset: str) -> None:
 
 
 @pytest.mark.usefixtures("_memory_full_of_nan")
-def test_weights_a_checkpoint_lacks_are_initialised(tmp_path: Any) -> None:
+def test_weights_a_checkpoint_lacks_are_initialised_when_that_is_asked_for(tmp_path: Any) -> None:
     config = sq_vae_2("digits", **SMALL)
     HQVAEModel(config).save_pretrained(tmp_path)
-    more = HQVAEModel.from_pretrained(tmp_path, progressive=True, learned_prior=True, decoder_variance="learned")
+    fields = {"progressive": True, "learned_prior": True, "decoder_variance": "learned"}
+    with pytest.raises(ValueError, match="lacks the weights"):
+        HQVAEModel.from_pretrained(tmp_path, **fields)
+    more = HQVAEModel.from_pretrained(tmp_path, **fields, ignore_mismatched_sizes=True)
     missing = set(more.state_dict()) - set(HQVAEModel(config).state_dict())
     assert {"likelihood.log_variance", "quantizer.1.prior_log_variances"} <= missing
     for name, value in more.state_dict().items():

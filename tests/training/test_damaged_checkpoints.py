@@ -10,7 +10,7 @@ import torch
 from hq_tokenizers.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 
 
-@pytest.mark.parametrize("name", ["model", "optimizer", "noise-0"])
+@pytest.mark.parametrize("name", ["model", "optimizer", "process-0"])
 def test_a_file_that_is_cut_is_named(tmp_path: Path, name: str) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(model.parameters())
@@ -19,7 +19,7 @@ def test_a_file_that_is_cut_is_named(tmp_path: Path, name: str) -> None:
     save_checkpoint(tmp_path, 1, {"model": model}, optimizer, {"position": 7}, keep=1)
     (checkpoint,) = list_checkpoints(tmp_path)
     other = torch.nn.Linear(3, 2)
-    state = load_checkpoint(checkpoint, {"model": other}, torch.optim.Adam(other.parameters()))
+    state, _ = load_checkpoint(checkpoint, {"model": other}, torch.optim.Adam(other.parameters()))
     assert torch.equal(other.weight, model.weight)
     assert (state["step"], state["position"]) == (1, 7)
 

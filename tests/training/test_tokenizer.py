@@ -264,11 +264,11 @@ def test_a_run_is_not_continued_on_other_images(tmp_path):
     assert train(1) == 1
     (tmp_path / "images").rename(tmp_path / "kept")
     _write_images(tmp_path / "images", 1)
-    message = r"holds a run from other data of another call \(training_images_sha256 was '\w+', is '\w+'; validation_"
+    message = r"holds a run of another call \(made from other data: training_images_sha256 was '\w+', is '\w+'; val"
     with pytest.raises(ValueError, match=message):
         train(2)
     shutil.copy(tmp_path / "kept" / "train.parquet", tmp_path / "images")
-    with pytest.raises(ValueError, match=r"another call \(validation_images_sha256 was"):
+    with pytest.raises(ValueError, match=r"\(made from other data: validation_images_sha256 was"):
         train(2)
     assert train(2, "kept") == 2
 
