@@ -263,6 +263,25 @@ def describe(hint: Any, beside: Sequence[Any] = ()) -> str:
     return words
 
 
+def class_names(id2label: Any) -> dict[int, str]:
+    """The names of classes by their numbers.
+
+    Args:
+        id2label: A mapping, whose numbers are texts where it was saved as JSON, or a list of names.
+
+    Raises:
+        ValueError: If it is neither, a key is no integer, or a name is no text or empty.
+    """
+    given = dict(enumerate(id2label)) if isinstance(id2label, list | tuple) else id2label
+    try:
+        names = {int(str(number)): name for number, name in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"id2label must map the numbers of classes to their names, got {_shown(id2label)}.") from error
+    for number, name in names.items():
+        check_value(f"id2label[{number}]", name, Annotated[str, Length(1, 4096)])
+    return names
+
+
 def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
     """Raises a ValueError unless `value` is one of `accepted`; the nearest one is suggested."""
     if value not in accepted:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from hq_tokenizers.checks import check_fields
+from hq_tokenizers.checks import check_fields, class_names
 from hq_tokenizers.remote_code import forget_exported_code
 
 from .sub_models import build_sub_config
@@ -53,10 +53,7 @@ class HQGeneratorConfig(PreTrainedConfig):
 
     def _set_class_names(self, kwargs: dict[str, Any]) -> None:
         given = self.prior_config.id2label if self.id2label is None else self.id2label  # type: ignore[union-attr]
-        try:
-            names = {int(label): name for label, name in (given or {}).items()}
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"id2label must map the ids of classes to their names, got {given!r}.") from error
+        names = class_names({} if given is None else given)
         if sorted(names) != list(range(self.num_classes)):
             raise ValueError(
                 f"id2label must name the classes 0 to {self.num_classes - 1} of the prior, got {sorted(names)}."

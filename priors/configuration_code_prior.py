@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from transformers import PreTrainedConfig
 
-from hq_tokenizers.checks import CodebookSize, Fraction, Length, Number, Range, Width, check_fields, check_value
+from hq_tokenizers.checks import (
+    CodebookSize,
+    Fraction,
+    Length,
+    Number,
+    Range,
+    Width,
+    check_fields,
+    check_value,
+    class_names,
+)
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.remote_code import forget_exported_code
 
@@ -76,11 +86,13 @@ class CodePriorConfig(PreTrainedConfig):
             self.intermediate_size = 4 * self.hidden_size if self.block_type == "gpt" else gated
         if self.id2label is None:
             kwargs["num_labels"] = self.num_classes
-        elif len(self.id2label) != self.num_classes:
+        elif len(names := class_names(self.id2label)) != self.num_classes:
             raise ValueError(
-                f"id2label names {len(self.id2label)} classes, num_classes is {self.num_classes}: give one name per "
+                f"id2label names {len(names)} classes, num_classes is {self.num_classes}: give one name per "
                 "class, or leave id2label out."
             )
+        else:
+            self.id2label = names
         super().__post_init__(**kwargs)
 
     @property

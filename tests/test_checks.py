@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, PreTrainedConfig
 
-from hq_tokenizers import HQGeneratorConfig
+from hq_tokenizers import HQGeneratorConfig, RQPriorConfig
 from hq_tokenizers.checks import (
     Length,
     Range,
     accepts,
     check_fields,
     check_value,
+    class_names,
     converted,
     describe,
     did_you_mean,
@@ -141,6 +142,22 @@ def test_image_sizes_of_numpy() -> None:
     assert repr(image_height_width(np.array([8, 16]))) == "(8, 16)"
     with pytest.raises(ValueError, match="image_size must be an integer or"):
         image_height_width(np.float32(8.5))
+
+
+def test_names_of_classes() -> None:
+    for names in ({0: "cat", 1: "dog"}, {"0": "cat", "1": "dog"}, ["cat", "dog"], {np.int64(0): "cat", 1: "dog"}):
+        assert class_names(names) == {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize(
+    "wrong", [3, 1.5, "cat", {0.5: "cat"}, {"first": "cat"}, {None: "cat"}, {0: 1}, {0: ""}, [None]]
+)
+def test_what_are_no_names_of_classes_is_refused_by_every_configuration(wrong: Any) -> None:
+    for build in (class_names, lambda names: RQPriorConfig(num_classes=1, id2label=names)):
+        with pytest.raises(ValueError, match="id2label"):
+            build(wrong)
+    with pytest.raises(ValueError, match="id2label"):
+        HQGeneratorConfig(prior_config=RQPriorConfig(num_classes=1), id2label=wrong)
 
 
 def test_fields_of_bases_are_checked_down_to_a_class() -> None:

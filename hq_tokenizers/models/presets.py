@@ -8,11 +8,12 @@ Each takes the name of a network (a key of `NETWORKS`) and any field of its conf
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hq_tokenizers.checks import check_choice, check_minimum
+from hq_tokenizers.checks import CodebookSize, Width, check_choice, check_minimum, check_value, did_you_mean
 
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_sq_vae import SQVAEConfig
@@ -62,19 +63,27 @@ STRIDES = {"digits": (4, 2), "mnist": (4, 2), "cifar10": (8, 4), "celeba": (8, 4
 """Strides of the two-level systems by network; the second is that of the single-layer systems where both exist."""
 
 
+_FIELDS = {field.name for config in (SQVAEConfig, HQVAEConfig) for field in dataclasses.fields(config)}
+
+
 def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a named network, replaced by the overrides.
 
     Raises:
-        ValueError: For an unknown name.
+        ValueError: For an unknown name, or an override that no tokenizer has: transformers would keep it in silence.
     """
     check_choice("network", name, tuple(NETWORKS))
+    for field in overrides:
+        if field in ("network", "network_name"):
+            raise ValueError(f"The network is the first argument, without a name: {overrides[field]!r}.")
+        if field not in _FIELDS:
+            raise ValueError(f"A tokenizer has no field {field!r}. {did_you_mean(field, _FIELDS)}".rstrip())
     return {**NETWORKS[name], **overrides}
 
 
 def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQVAEConfig:
     """An `HQVAEConfig` of a named network; `overrides` win over `system`, which wins over the network."""
-    fields = network(name, {})
+    fields = network(name, overrides)
     for single_layer_field in ("num_downsampling", "codebook_size", "initial_log_variance"):
         fields.pop(single_layer_field, None)
     return HQVAEConfig(**{**fields, **system, **overrides})
@@ -115,6 +124,8 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
     """VQ-VAE with the remedies of Łańcucki et al.: batch norm, ten times the codebook learning rate, re-estimation."""
     fields = network(network_name, overrides)
     dim, size = fields.get("codebook_dim", 64), fields.get("codebook_size", 512)
+    check_value("codebook_dim", dim, Width)
+    check_value("codebook_size", size, CodebookSize)
     remedies = {
         "quantizer": "vq",
         "codebook_update": "gradient",

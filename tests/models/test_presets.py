@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,27 @@ def test_weights_a_checkpoint_lacks_are_initialised_when_that_is_asked_for(tmp_p
     assert {"likelihood.log_variance", "quantizer.1.prior_log_variances"} <= missing
     for name, value in more.state_dict().items():
         assert value.isfinite().all(), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"network": "mnist"}, "The network is the first argument, without a name: 'mnist'"),
+        ({"network_name": "mnist"}, "The network is the first argument"),
+        ({"num_embeddings": 3}, "A tokenizer has no field 'num_embeddings'"),
+        ({"codebok_dim": 3}, "no field 'codebok_dim'. Did you mean codebook_dim"),
+    ],
+)
+@pytest.mark.parametrize("preset", PRESETS.values())
+def test_what_is_no_field_is_refused(preset: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset(**fields)
+
+
+@pytest.mark.parametrize("size", ["abc", None, -64, math.nan])
+def test_a_wrong_codebook_size_is_named(size: Any) -> None:
+    with pytest.raises(ValueError, match="codebook_size must be an integer"):
+        robust_vq_vae("digits", codebook_size=size)
 
 
 def test_initial_weights_are_the_papers() -> None:
