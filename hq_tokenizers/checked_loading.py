@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hq_tokenizers.checks import check_fields
 from hq_tokenizers.memory import check_model_memory
 from hq_tokenizers.tensor_files import model_files, named_damage, tensor_types
 
@@ -29,7 +30,19 @@ def check_config_memory(model_class: type[PreTrainedModel], config: PreTrainedCo
 
 
 class CheckedLoading(PreTrainedModel):
-    """Base of all models: loads safetensors only, and no weights that are damaged, incomplete or not finite."""
+    """Base of all models: loads safetensors only, and no weights that are damaged, incomplete or not finite.
+
+    Args:
+        config: The configuration of the model.
+
+    Raises:
+        ValueError: If a field has a wrong value: `from_pretrained(…, hidden_size=…)` sets it after the configuration
+            has checked itself.
+    """
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        check_fields(config, below=PreTrainedConfig)
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -242,3 +242,19 @@ def test_samples_that_no_memory_holds_are_refused_before_they_are_drawn(saved: d
     for draw in (generator.generate, generator.prior.generate):
         with pytest.raises(ValueError, match=r"4,294,967,294 samples take .* GiB, this machine has"):
             draw([0, 1], num_images=2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("tokenizer", {"kl_weight": float("nan")}),
+        ("tokenizer", {"hidden_size": "x"}),
+        ("tokenizer", {"gumbel_temperature": "1.0"}),
+        ("rq", {"dropout": -1}),
+        ("masked", {"num_hidden_layers": 1.5}),
+    ],
+)
+def test_fields_given_when_loading_are_checked(saved: dict[str, Path], name: str, fields: dict[str, Any]) -> None:
+    (field,) = fields
+    with pytest.raises(ValueError, match=f"^{field} must be"):
+        AutoModel.from_pretrained(saved[name], **fields)

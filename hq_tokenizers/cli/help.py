@@ -36,7 +36,7 @@ def command_help(name: str, command: Command) -> str:
     lines = [
         f"usage: hq-tokenizers {name} [CONFIG.yaml] [--option value …]",
         "",
-        *textwrap.wrap(command.explanation, _WIDTH),
+        *textwrap.wrap(command.explanation, _WIDTH, break_on_hyphens=False),
         "",
         "examples:",
         *(f"  {example}" for example in command.examples),

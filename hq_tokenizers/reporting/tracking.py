@@ -51,6 +51,7 @@ def summary(record: Record) -> str:
     wanted = {
         "mse": "MSE {:.3g}",
         "psnr": "PSNR {:.2f} dB",
+        "ssim": "SSIM {:.3f}",
         "lpips": "LPIPS {:.3g}",
         "fid": "FID {:.4g}",
         "rfid": "rFID {:.4g}",

@@ -103,9 +103,14 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
     accelerator = create_accelerator()
     with lock_folder("output_dir", config.output_dir):
         report = _train_prior(config, accelerator)
-        tokenizer = _tokenizer_path(config, EncodedImages.load_description(config.codes)["tokenizer"])
+        made_the_codes = EncodedImages.load_description(config.codes)["tokenizer"]
+        tokenizer = _tokenizer_path(config, made_the_codes)
         if accelerator.is_main_process and tokenizer is not None:
             save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
+        elif accelerator.is_main_process:
+            print(
+                f"No generator was written: the tokenizer {made_the_codes!r} is not there. Say where with --tokenizer."
+            )
     return report
 
 

@@ -149,6 +149,7 @@ def test_summary_shows_what_matters():
     assert summary(_record(1, loss=2.1, bits_per_code=3.03)) == "3.030 bits/code, loss 2.1"
     assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
     assert summary(_record(1, mse=0.00123, perplexity=[])) == "MSE 0.00123"
+    assert summary(_record(1, ssim=0.91234)) == "SSIM 0.912"
 
 
 def test_label_maps_have_one_colour_per_class():

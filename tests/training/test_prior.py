@@ -22,7 +22,7 @@ from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid
 from hq_tokenizers.reporting.tracking import read_history
-from hq_tokenizers.training.prior import _sample_grid, train_prior
+from hq_tokenizers.training.prior import _sample_grid, train_prior, train_prior_and_save_generator
 
 MODEL = {"model_type": "rq_prior", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.0}
 MASKED = {**MODEL, "model_type": "masked_prior"}
@@ -234,6 +234,12 @@ def test_codes_of_images_of_another_size_are_refused(tmp_path, samples):
 def test_a_tokenizer_that_is_none_is_named(codes, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer '.*nothing' is neither the folder of a tokenizer nor"):
         train_prior(_config(codes, tmp_path / "prior", tokenizer=str(tmp_path / "nothing")))
+
+
+def test_a_generator_that_cannot_be_written_is_said(codes, tmp_path, capsys):
+    train_prior_and_save_generator(_config(codes, tmp_path / "prior", max_steps=1, samples=0))
+    assert "No generator was written: the tokenizer 'nowhere' is not there." in capsys.readouterr().out
+    assert not (tmp_path / "prior" / "generator").exists()
 
 
 def test_a_masked_prior_learns_the_known_distribution_too(codes, tmp_path):
