@@ -73,6 +73,7 @@ class CodePriorConfig(PreTrainedConfig):
     label_smoothing: Fraction = 0.0
     initializer_range: Small = 0.02
     norm_eps: Small = 1e-6
+    id2label: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.code_layout is None:
@@ -86,14 +87,18 @@ class CodePriorConfig(PreTrainedConfig):
             self.intermediate_size = 4 * self.hidden_size if self.block_type == "gpt" else gated
         if self.id2label is None:
             kwargs["num_labels"] = self.num_classes
-        elif len(names := class_names(self.id2label)) != self.num_classes:
+        else:
+            self.id2label = self._one_name_per_class(self.id2label)
+        super().__post_init__(**kwargs)
+
+    def _one_name_per_class(self, id2label: dict) -> dict[int, str]:
+        names = class_names(id2label)
+        if len(names) != self.num_classes:
             raise ValueError(
                 f"id2label names {len(names)} classes, num_classes is {self.num_classes}: give one name per "
                 "class, or leave id2label out."
             )
-        else:
-            self.id2label = names
-        super().__post_init__(**kwargs)
+        return names
 
     @property
     def layout(self) -> CodeLayout:
