@@ -99,15 +99,18 @@ class VonMisesFisherLabels(CategoricalLabels):
 
     Args:
         num_classes: C; F is C rounded up to an even number.
+        softplus: Whether Softplus precedes the normalisation, as in the authors' decoder.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, softplus: bool = False):
         super().__init__(num_classes)
+        self.softplus = softplus
         self.log_inverse_concentration = nn.Parameter(torch.empty(()))
 
     def nll(self, decoded: torch.Tensor, label_map: torch.Tensor) -> torch.Tensor:
         """−log p(x | z_q) per image in nats, a density on the sphere."""
-        directions = F.normalize(decoded.float(), dim=1, eps=MINIMUM_NORM)
+        decoded = F.softplus(decoded.float()) if self.softplus else decoded.float()
+        directions = F.normalize(decoded, dim=1, eps=MINIMUM_NORM)
         alignment = directions.gather(1, label_map.unsqueeze(1)).sum() / len(label_map)
         concentration = (-self.log_inverse_concentration.float()).exp()
         normalizer = log_vmf_normalizer(decoded.shape[1], concentration).float()

@@ -162,8 +162,9 @@ def _build_residual_variance(config: ImageTokenizerConfig, num_levels: int) -> R
 
 def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
     """The decoder's distribution over label maps."""
-    kind = VonMisesFisherLabels if config.likelihood == "vmf" else CategoricalLabels
-    return kind(config.num_classes)
+    if config.likelihood == "vmf":
+        return VonMisesFisherLabels(config.num_classes, config.decoder_softplus)
+    return CategoricalLabels(config.num_classes)
 
 
 def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:

@@ -30,6 +30,8 @@ class SQVAEConfig(ImageTokenizerConfig):
         initial_log_variance: Initial value of the scalar s.
         initial_log_concentration: Initial s of the vMF quantiser's κ_φ = 1 + exp(s).
         initial_label_concentration: Initial κ of the vMF likelihood.
+        decoder_softplus: Whether the decoder of the vMF likelihood ends in Softplus before it is normalised, as the
+            authors' does: directions then keep to where the classes are, the positive orthant.
         dequantization_noise: Whether noise N(0, Σ_φ) is added to the latents while training, as in the paper's text;
             the authors leave it out.
     """
@@ -47,6 +49,7 @@ class SQVAEConfig(ImageTokenizerConfig):
     initial_log_variance: LogVariance = math.log(20)
     initial_log_concentration: LogVariance = math.log(0.05)
     initial_label_concentration: Positive = 100.0
+    decoder_softplus: bool = False
     dequantization_noise: bool = False
 
     def _check_relations(self) -> None:
@@ -88,5 +91,7 @@ class SQVAEConfig(ImageTokenizerConfig):
             **dict.fromkeys(("variance_type", "variance_parametrization", "variance_floor"), gaussian),
             "dequantization_noise": gaussian,
             "initial_log_concentration": (self.quantizer == "vmf", "quantizer='vmf'"),
-            "initial_label_concentration": (self.likelihood == "vmf", "likelihood='vmf'"),
+            **dict.fromkeys(
+                ("initial_label_concentration", "decoder_softplus"), (self.likelihood == "vmf", "likelihood='vmf'")
+            ),
         }

@@ -122,7 +122,11 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         config = self.config
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             init.normal_(module.weight, std=0.02)
-            init.zeros_(module.bias)
+            if config.convolution_bias == "uniform":
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+            else:
+                init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             init.normal_(module.weight, mean=1.0, std=0.02)
             init.zeros_(module.bias)

@@ -3,7 +3,9 @@
     >>> from hq_tokenizers import HQVAEModel, rsq_vae
     >>> model = HQVAEModel(rsq_vae("cifar10", num_levels=4, codebook_size=256))
 
-Each takes the name of a network (a key of `NETWORKS`) and any field of its configuration class.
+Each takes the name of a network (a key of `NETWORKS`) and any field of its configuration class. The stochastic ones have
+the best settings known, `TUNED`, which use their codes from the first hundreds of steps on; `recipe="paper"` trains as
+the paper and its authors' code do, which takes tens of thousands.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from hq_tokenizers.checks import CodebookSize, Width, check_choice, check_minimum, check_value, did_you_mean
+from hq_tokenizers.checks import CodebookSize, Range, Width, check_choice, check_minimum, check_value, did_you_mean
 
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_sq_vae import SQVAEConfig
@@ -63,6 +65,22 @@ STRIDES = {"digits": (4, 2), "mnist": (4, 2), "cifar10": (8, 4), "celeba": (8, 4
 """Strides of the two-level systems by network; the second is that of the single-layer systems where both exist."""
 
 
+Levels = Annotated[int, Range(1, 256)]
+Recipe = Literal["tuned", "paper"]
+
+TUNED: dict[str, Any] = {
+    "bottleneck_gradient": "straight_through",
+    "codebook_update": "ema",
+    "restart_threshold": 0.5,
+    "variance_update": "residual",
+    "kl_weight": 0.25,
+}
+"""What the stochastic systems have by default; docs/results/stochastic_training.md has the study that found it."""
+
+PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
+"""The authors' code, where it is not what the configuration classes have by default."""
+
+
 _FIELDS = {field.name for config in (SQVAEConfig, HQVAEConfig) for field in dataclasses.fields(config)}
 
 
@@ -79,6 +97,22 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         if field not in _FIELDS:
             raise ValueError(f"A tokenizer has no field {field!r}. {did_you_mean(field, _FIELDS)}".rstrip())
     return {**NETWORKS[name], **overrides}
+
+
+def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a recipe for a stochastic system, without those that an override takes the purpose from."""
+    check_choice("recipe", recipe, get_args(Recipe))
+    if recipe == "paper":
+        return PAPER
+    if overrides.get("quantizer") in ("vq", "none"):
+        return {}
+    fields = dict(TUNED)
+    if overrides.get("codebook_update", "ema") != "ema":
+        del fields["restart_threshold"]
+    # A network predicts the variances of these types.
+    if overrides.get("variance_type", "I") != "I":
+        del fields["variance_update"]
+    return fields
 
 
 def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQVAEConfig:
@@ -105,9 +139,21 @@ def _two_groups(name: str, codebook_size: int | None) -> list[str]:
     return [f"stride {stride}: {_codebook_size(name, codebook_size)}" for stride in STRIDES[name]]
 
 
-def sq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAEConfig:
-    """SQ-VAE with a Gaussian quantiser; `variance_type` chooses types I to IV."""
-    return SQVAEConfig(**network(network_name, overrides))
+def sq_vae(network_name: str = "cifar10", /, recipe: Recipe = "tuned", **overrides: Any) -> SQVAEConfig:
+    """SQ-VAE with a Gaussian quantiser, of label maps with a von Mises–Fisher one.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        recipe: "tuned" for the best settings known, "paper" for those of the paper.
+        **overrides: Fields of the configuration; `variance_type` chooses types I to IV.
+    """
+    fields = network(network_name, {**_training(recipe, overrides), **overrides})
+    if recipe == "paper" and fields.get("quantizer", "gaussian") == "gaussian":
+        # The authors' vision code adds 1 to the variance of type I, and to no other.
+        fields = {"variance_floor": 1.0 if fields.get("variance_type", "I") == "I" else 0.0, **fields}
+    if recipe == "paper" and fields.get("likelihood") == "vmf":
+        fields = {"decoder_softplus": True, **fields}
+    return SQVAEConfig(**fields)
 
 
 def vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAEConfig:
@@ -139,7 +185,12 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
 
 
 def rsq_vae(
-    network_name: str = "cifar10", /, num_levels: int = 4, codebook_size: int | None = None, **overrides: Any
+    network_name: str = "cifar10",
+    /,
+    num_levels: Levels = 4,
+    codebook_size: CodebookSize | None = None,
+    recipe: Recipe = "tuned",
+    **overrides: Any,
 ) -> HQVAEConfig:
     """RSQ-VAE: one grid, a sum of `num_levels` stochastic codes per position.
 
@@ -147,13 +198,19 @@ def rsq_vae(
         network_name: A key of `NETWORKS`.
         num_levels: Codes per position, L.
         codebook_size: Codes K of every level; None takes the network's.
+        recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
-    return _hierarchical(network_name, overrides, code_groups=_residual_group(network_name, num_levels, codebook_size))
+    groups = _residual_group(network_name, num_levels, codebook_size)
+    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 
 def rq_vae(
-    network_name: str = "cifar10", /, num_levels: int = 4, codebook_size: int | None = None, **overrides: Any
+    network_name: str = "cifar10",
+    /,
+    num_levels: Levels = 4,
+    codebook_size: CodebookSize | None = None,
+    **overrides: Any,
 ) -> HQVAEConfig:
     """RQ-VAE: one grid, a sum of `num_levels` deterministic codes of one shared codebook, with code restart.
 
@@ -174,18 +231,28 @@ def rq_vae(
     )
 
 
-def sq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
+def sq_vae_2(
+    network_name: str = "cifar10",
+    /,
+    codebook_size: CodebookSize | None = None,
+    recipe: Recipe = "tuned",
+    **overrides: Any,
+) -> HQVAEConfig:
     """SQ-VAE-2: two grids of stochastic codes.
 
     Args:
         network_name: A key of `NETWORKS`.
         codebook_size: Codes K of every level; None takes the network's.
+        recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
-    return _hierarchical(network_name, overrides, code_groups=_two_groups(network_name, codebook_size))
+    groups = _two_groups(network_name, codebook_size)
+    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 
-def vq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
+def vq_vae_2(
+    network_name: str = "cifar10", /, codebook_size: CodebookSize | None = None, **overrides: Any
+) -> HQVAEConfig:
     """VQ-VAE-2: two grids of deterministic codes, codebooks by moving averages.
 
     Args:
@@ -202,16 +269,23 @@ def vq_vae_2(network_name: str = "cifar10", /, codebook_size: int | None = None,
     )
 
 
-def hybrid_vae(network_name: str = "cifar10", /, codebook_size: int | None = None, **overrides: Any) -> HQVAEConfig:
+def hybrid_vae(
+    network_name: str = "cifar10",
+    /,
+    codebook_size: CodebookSize | None = None,
+    recipe: Recipe = "tuned",
+    **overrides: Any,
+) -> HQVAEConfig:
     """A hybrid: two grids of stochastic codes, each with two levels.
 
     Args:
         network_name: A key of `NETWORKS`.
         codebook_size: Codes K of every level; None takes the network's.
+        recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
     groups = [f"{group} x 2" for group in _two_groups(network_name, codebook_size)]
-    return _hierarchical(network_name, overrides, code_groups=groups)
+    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 
 PRESETS: dict[str, Callable[..., SQVAEConfig | HQVAEConfig]] = {

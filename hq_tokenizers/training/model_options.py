@@ -99,10 +99,9 @@ def describe_model(section: Mapping[str, Any], kind: Literal["tokenizer", "prior
         section = {"model_type": "rq_prior", **section}
         config = build_model_config(section, _stand_ins(section), PRIOR_CONFIGS)
         of = f"of {', '.join(prior.model_type for prior in PRIOR_CONFIGS)}"
-    elif "preset" in section:
-        return _describe_preset(section)
+    elif "model_type" not in section:
+        return _describe_preset({"preset": "sq_vae", **section})
     else:
-        section = {"model_type": "sq_vae", **section}
         config = build_tokenizer_config(section, _stand_ins(section))
         of = f"instead of it, a preset: {', '.join(PRESETS)}"
     return ModelDescription(f"model_type {config.model_type} ({of}).", _describe_fields(config, type(config)()))
@@ -116,8 +115,9 @@ def _describe_preset(section: Mapping[str, Any]) -> ModelDescription:
     title = (
         f"preset {section['preset']} with network {network} (of {', '.join(NETWORKS)}): {str(summary).splitlines()[0]}"
     )
+    hints = inspect.get_annotations(construct, eval_str=True)
     own = [
-        ModelField(name, to_yaml(default), meanings[name], "an integer from 1 on")
+        ModelField(name, to_yaml(default), meanings[name], describe(hints[name]))
         for name, default in _own_arguments(construct).items()
     ]
     names = {field.name for field in own}

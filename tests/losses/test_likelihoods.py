@@ -51,14 +51,16 @@ def test_categorical_labels() -> None:
     assert torch.equal(inputs.sum(1), torch.ones(2, 3, 4))
 
 
-def test_von_mises_fisher_labels() -> None:
-    likelihood = VonMisesFisherLabels(5)
+@pytest.mark.parametrize("softplus", [False, True])
+def test_von_mises_fisher_labels(softplus: bool) -> None:
+    likelihood = VonMisesFisherLabels(5, softplus)
     torch.nn.init.constant_(likelihood.log_inverse_concentration, -np.log(30.0))
     total = 0.0
     for b in range(2):
         for i in range(3):
             for j in range(4):
                 direction = DECODED[b, :, i, j].double().numpy()
+                direction = np.log1p(np.exp(direction)) if softplus else direction
                 density = stats.vonmises_fisher(direction / np.linalg.norm(direction), 30.0)
                 total -= float(density.logpdf(np.eye(6)[LABELS[b, i, j]])) / 2
     assert float(likelihood.nll(DECODED, LABELS).detach()) == pytest.approx(total, rel=1e-5)

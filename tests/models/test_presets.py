@@ -13,7 +13,17 @@ from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
-from hq_tokenizers.models.presets import NETWORKS, PRESETS, robust_vq_vae, rq_vae, rsq_vae, sq_vae, sq_vae_2, vq_vae
+from hq_tokenizers.models.presets import (
+    NETWORKS,
+    PRESETS,
+    hybrid_vae,
+    robust_vq_vae,
+    rq_vae,
+    rsq_vae,
+    sq_vae,
+    sq_vae_2,
+    vq_vae,
+)
 
 SMALL = {"hidden_size": 8, "codebook_dim": 6}
 IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask"]
@@ -30,11 +40,11 @@ def num_parameters(config: SQVAEConfig | HQVAEConfig) -> int:
 @pytest.mark.parametrize(
     ("config", "parameters"),
     [
-        (sq_vae("mnist"), 240_386),
-        (sq_vae("cifar10"), 341_252),
-        (sq_vae("celeba"), 630_532),
-        *((sq_vae("celeba", variance_type=kind), 671_876) for kind in ("II", "III", "IV")),
-        (sq_vae("celebamask"), 354_989),
+        (sq_vae("mnist", recipe="paper"), 240_386),
+        (sq_vae("cifar10", recipe="paper"), 341_252),
+        (sq_vae("celeba", recipe="paper"), 630_532),
+        *((sq_vae("celeba", recipe="paper", variance_type=kind), 671_876) for kind in ("II", "III", "IV")),
+        (sq_vae("celebamask", recipe="paper"), 354_989),
     ],
 )
 def test_parameter_counts_of_the_paper(config: SQVAEConfig, parameters: int) -> None:
@@ -59,7 +69,9 @@ def test_every_network_of_every_preset_builds(preset: str, network: str) -> None
         assert output.codes.layout == model.code_layout()
     assert output.loss is not None
     assert output.terms is not None
-    torch.testing.assert_close(output.loss, torch.stack(list(output.terms.values())).sum())
+    weights = {"continuous": config.kl_weight, "discrete": config.kl_weight}
+    weighted = [weights.get(name, 1.0) * term for name, term in output.terms.items()]
+    torch.testing.assert_close(output.loss, torch.stack(weighted).sum())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -140,15 +152,72 @@ def test_a_wrong_codebook_size_is_named(size: Any) -> None:
 
 
 def test_initial_weights_are_the_papers() -> None:
-    model = SQVAEModel(sq_vae("cifar10")).requires_grad_(False)
+    model = SQVAEModel(sq_vae("cifar10", recipe="paper")).requires_grad_(False)
     assert float(model.quantizer.codebook.weight.std()) == pytest.approx(1.0, rel=0.03)
     assert float(model.encoder.stem[3].weight.std()) == pytest.approx(0.02, rel=0.05)
     norm = model.encoder.stem[1]
     assert float(norm.weight.mean()) == pytest.approx(1.0, abs=0.02)
     assert 0.01 < float(norm.weight.std()) < 0.04
+    # The authors' convolutions keep the biases of PyTorch: uniform within ±1/√(4 · 4 · 32 inputs).
+    assert float(model.encoder.stem[3].bias.abs().max()) == pytest.approx(1 / math.sqrt(512), rel=0.1)
     assert float(model.quantizer.variance.log_variance.exp()) == pytest.approx(20.0)
-    assert float(SQVAEModel(sq_vae("mnist")).quantizer.variance.log_variance.exp()) == pytest.approx(10.0)
-    torch.testing.assert_close(HQVAEModel(rsq_vae("mnist")).quantizer[0].variances(), torch.full((4,), 60.0))
+    mnist = SQVAEModel(sq_vae("mnist", recipe="paper")).requires_grad_(False)
+    assert float(mnist.quantizer.variance.log_variance.exp()) == pytest.approx(10.0)
+    assert float(mnist.quantizer.variance(None)) == pytest.approx(11.0)
+    hierarchy = HQVAEModel(rsq_vae("mnist", recipe="paper"))
+    torch.testing.assert_close(hierarchy.quantizer[0].variances(), torch.full((4,), 60.0))
+
+
+@pytest.mark.parametrize("preset", [sq_vae, rsq_vae, sq_vae_2, hybrid_vae])
+def test_the_papers_recipe_trains_on_the_bound(preset: Any) -> None:
+    config = preset("mnist", recipe="paper")
+    assert (config.kl_weight, config.bottleneck_gradient) == (1.0, "pathwise")
+    assert (config.codebook_update, config.variance_update) == ("gradient", "trained")
+    tuned = preset("mnist")
+    assert (tuned.bottleneck_gradient, tuned.codebook_update) == ("straight_through", "ema")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"codebook_update": "gradient"}, {"restart_threshold": 0.0, "variance_update": "residual"}),
+        ({"variance_update": "trained"}, {"codebook_update": "ema"}),
+        ({"quantizer": "vq"}, {"codebook_update": "gradient", "kl_weight": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("preset", [sq_vae, rsq_vae, sq_vae_2, hybrid_vae])
+def test_the_recipe_gives_way_to_what_is_set(preset: Any, overrides: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = preset("mnist", **overrides)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_variances_of_a_network_are_trained() -> None:
+    config = sq_vae("mnist", variance_type="III")
+    assert (config.variance_update, config.codebook_update) == ("trained", "ema")
+
+
+@pytest.mark.parametrize(
+    ("options", "floor", "softplus"),
+    [
+        ({}, 1.0, False),
+        ({"variance_type": "IV"}, 0.0, False),
+        ({"variance_floor": 0.5}, 0.5, False),
+        ({"quantizer": "vq"}, 0.0, False),
+    ],
+)
+def test_the_papers_recipe_has_the_floor_of_type_i(options: dict[str, Any], floor: float, softplus: bool) -> None:
+    config = sq_vae("mnist", recipe="paper", **options)
+    assert (config.variance_floor, config.decoder_softplus) == (floor, softplus)
+
+
+def test_the_papers_recipe_of_label_maps_ends_in_softplus() -> None:
+    assert sq_vae("celebamask", recipe="paper").decoder_softplus
+    assert not sq_vae("celebamask").decoder_softplus
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="recipe must be one of 'tuned', 'paper', got 'best'"):
+        sq_vae(recipe="best")  # type: ignore[arg-type]
 
 
 def test_overrides_win() -> None:

@@ -126,7 +126,7 @@ def test_texts_that_may_be_null():
     assert load(["--tokenizer", "null"]).tokenizer is None
 
 
-def test_the_model_type_has_a_default_that_a_preset_replaces(tmp_path):
+def test_the_preset_has_a_default_that_a_model_type_replaces(tmp_path):
     path = tmp_path / "preset.yaml"
     path.write_text("model: {preset: sq_vae, network: digits}\n")
 
@@ -134,8 +134,8 @@ def test_the_model_type_has_a_default_that_a_preset_replaces(tmp_path):
         return load_options(cls, source, words).model
 
     codes = ("--model.codebook_size", "32")
-    assert model(TokenizerTrainingConfig, None) == {"model_type": "sq_vae"}
-    assert model(TokenizerTrainingConfig, None, *codes) == {"model_type": "sq_vae", "codebook_size": 32}
+    assert model(TokenizerTrainingConfig, None) == {"preset": "sq_vae"}
+    assert model(TokenizerTrainingConfig, None, *codes) == {"preset": "sq_vae", "codebook_size": 32}
     assert model(TokenizerTrainingConfig, None, "--model.model_type", "hq_vae") == {"model_type": "hq_vae"}
     assert model(TokenizerTrainingConfig, None, "--model.preset", "vq_vae") == {"preset": "vq_vae"}
     assert model(TokenizerTrainingConfig, path, *codes) == {
