@@ -41,8 +41,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
         bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
-        convolution_bias: Initial biases of the convolutions: "zero", or "uniform", PyTorch's own ±1/√(inputs), which the
-            authors' code keeps.
+        convolution_bias: Initial biases of the convolutions: "zero", or "uniform", PyTorch's own ±1/√(inputs), which
+            the authors' code keeps.
         codebook_dim: Width d of a code vector.
         codebook_init_std: Standard deviation of the initial code vectors.
         codebook_learning_rate_factor: Learning rate of the codebooks relative to the rest of the model.
