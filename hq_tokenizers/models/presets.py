@@ -4,8 +4,8 @@
     >>> model = HQVAEModel(rsq_vae("cifar10", num_levels=4, codebook_size=256))
 
 Each takes the name of a network (a key of `NETWORKS`) and any field of its configuration class. The stochastic ones
-have the best settings known, `TUNED`, which use their codes from the first hundreds of steps on; `recipe="paper"` trains
-as the paper and its authors' code do, which takes tens of thousands.
+have the best settings known, `TUNED`, which use their codes from the first hundreds of steps on; `recipe="paper"`
+trains as the paper and its authors' code do, which takes tens of thousands.
 """
 
 from __future__ import annotations
