@@ -19,7 +19,7 @@ from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_sq_vae import SQVAEConfig
-from .networks import ImageDecoder, ImageEncoder
+from .networks import ImageDecoder, ImageEncoder, Projection
 from .networks_hierarchical import BottomUp
 
 
@@ -66,7 +66,7 @@ def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
     if not config.bottleneck_batch_norm:
         return nn.Identity()
     width = latent_width(config)
-    return nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, config.codebook_dim, 1))
+    return nn.Sequential(nn.BatchNorm2d(width), Projection(width, config.codebook_dim))
 
 
 def latent_width(config: ImageTokenizerConfig) -> int:

@@ -28,6 +28,7 @@ from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .networks import Projection
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -121,9 +122,10 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     def _init_weights(self, module: nn.Module) -> None:
         config = self.config
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            init.normal_(module.weight, std=0.02)
+            fan_in = module.weight[0].numel()
+            init.normal_(module.weight, std=1 / math.sqrt(fan_in) if isinstance(module, Projection) else 0.02)
             if config.convolution_bias == "uniform":
-                bound = 1 / math.sqrt(module.weight[0].numel())
+                bound = 1 / math.sqrt(fan_in)
                 init.uniform_(module.bias, -bound, bound)
             else:
                 init.zeros_(module.bias)

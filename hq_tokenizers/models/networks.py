@@ -11,6 +11,18 @@ from torch import nn
 from .checkpointed_layers import CheckpointedSequential
 
 
+class Projection(nn.Conv2d):
+    """1×1 convolution between widths; its initial weights keep the variance, so that what it carries keeps its scale.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+
 class ResidualBlock(nn.Module):
     """x + BN(Conv1×1(ReLU(BN(Conv3×3(ReLU x))))).
 
@@ -92,7 +104,7 @@ def upsampling_head(hidden_size: int, out_channels: int, num_stages: int, first_
 def latent_head(hidden_size: int, code_dim: int) -> nn.Module:
     """A residual block, and a 1×1 projection where the widths differ."""
     block = ResidualBlock(hidden_size)
-    return block if code_dim == hidden_size else nn.Sequential(block, nn.Conv2d(hidden_size, code_dim, 1))
+    return block if code_dim == hidden_size else nn.Sequential(block, Projection(hidden_size, code_dim))
 
 
 class ImageEncoder(nn.Module):
@@ -157,7 +169,7 @@ class ImageDecoder(nn.Module):
         first_convolution: bool,
     ):
         super().__init__()
-        projection = nn.Identity() if in_channels == hidden_size else nn.Conv2d(in_channels, hidden_size, 1)
+        projection = nn.Identity() if in_channels == hidden_size else Projection(in_channels, hidden_size)
         self.projection = projection
         self.blocks = residual_stack(hidden_size, num_blocks)
         self.head = upsampling_head(hidden_size, out_channels, num_stages, first_convolution)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .checkpointed_layers import CheckpointedSequential
-from .networks import downsampling_stem, latent_head, norm_relu, residual_stack
+from .networks import Projection, downsampling_stem, latent_head, norm_relu, residual_stack
 
 
 class BottomUp(nn.Module):
@@ -76,7 +76,7 @@ class FirstBlock(nn.Module):
     def __init__(self, hidden_size: int, code_dim: int, latent_channels: int):
         super().__init__()
         self.latent_head = latent_head(hidden_size, latent_channels)
-        self.state = nn.Identity() if code_dim == hidden_size else nn.Conv2d(code_dim, hidden_size, 1)
+        self.state = nn.Identity() if code_dim == hidden_size else Projection(code_dim, hidden_size)
 
     def latents(self, features: torch.Tensor, upsampled: None = None) -> torch.Tensor:
         """Ẑ from the bottom-up features."""
@@ -112,7 +112,7 @@ class InjectedBlock(nn.Module):
         )
         self.latent_head = latent_head(hidden_size, latent_channels)
         self.fill_head = latent_head(hidden_size, code_dim) if with_fill else None
-        self.state = nn.Conv2d(hidden_size + code_dim, hidden_size, 1)
+        self.state = Projection(hidden_size + code_dim, hidden_size)
 
     def latents(self, features: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
         """Ẑ from the bottom-up features and the upsampled top-down state, both (B, c, h, w)."""

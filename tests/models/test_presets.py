@@ -168,6 +168,14 @@ def test_initial_weights_are_the_papers() -> None:
     torch.testing.assert_close(hierarchy.quantizer[0].variances(), torch.full((4,), 60.0))
 
 
+def test_projections_keep_the_scale_of_what_they_carry() -> None:
+    model = HQVAEModel(sq_vae_2("cifar10", hidden_size=128, codebook_dim=64)).requires_grad_(False)
+    vectors = torch.randn(4, 128 + 64, 8, 8)
+    assert float(model.blocks[1].state(vectors).std()) == pytest.approx(1.0, rel=0.1)
+    assert float(model.blocks[0].state(vectors[:, :64]).std()) == pytest.approx(1.0, rel=0.1)
+    assert float(model.blocks[1].latent_head[1](vectors[:, :128]).std()) == pytest.approx(1.0, rel=0.1)
+
+
 @pytest.mark.parametrize("preset", [sq_vae, rsq_vae, sq_vae_2, hybrid_vae])
 def test_the_papers_recipe_trains_on_the_bound(preset: Any) -> None:
     config = preset("mnist", recipe="paper")
