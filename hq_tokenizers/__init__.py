@@ -7,6 +7,7 @@ Importing this package registers the models with transformers' Auto classes and 
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,13 @@ def _is_the_command() -> bool:
     program = sys.argv[0] if sys.argv else ""
     # While Python looks for the module to run, the program is called "-m".
     with_m = program == "-m" and ("-m", "hq_tokenizers") in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
-    return with_m or Path(program).name in ("hq-tokenizers", "hq-tokenizers.exe")
+    return with_m or (Path(program).name in ("hq-tokenizers", "hq-tokenizers.exe") and _is_installed(program))
+
+
+def _is_installed(program: str) -> bool:
+    """Whether a program lies where installers put commands: elsewhere, it is somebody's script of the same name."""
+    schemes = {sysconfig.get_preferred_scheme(key) for key in ("prefix", "user")}
+    return Path(program).resolve().parent in {Path(sysconfig.get_path("scripts", s)).resolve() for s in schemes}
 
 
 # Registration cannot wait for its first use: `pipeline("hq-generation", …)` asks transformers, not this package.

@@ -22,7 +22,8 @@ class HQGeneratorConfig(PreTrainedConfig):
         id2label: Class names, {0: "cat", …}; by default the prior's. Empty for an unconditional prior.
 
     Raises:
-        ValueError: If a model_type is unknown, or `id2label` does not name each class of the prior once.
+        ValueError: If a model_type is unknown or of the other kind, the tokenizer has no codes, or `id2label` does not
+            name each class of the prior once.
 
     Example:
         >>> from hq_tokenizers import HQGeneratorConfig, HQGeneratorModel
@@ -42,6 +43,7 @@ class HQGeneratorConfig(PreTrainedConfig):
         check_fields(self, below=PreTrainedConfig)
         self.image_tokenizer_config = build_sub_config("image_tokenizer_config", self.image_tokenizer_config)
         self.prior_config = build_sub_config("prior_config", self.prior_config)
+        self._check_kinds()
         forget_exported_code(__name__, kwargs)
         self._set_class_names(kwargs)
         super().__post_init__(**kwargs)
@@ -50,6 +52,17 @@ class HQGeneratorConfig(PreTrainedConfig):
     def num_classes(self) -> int:
         """Number of classes of the prior; 0 when it is unconditional."""
         return self.prior_config.num_classes  # type: ignore[union-attr]
+
+    def _check_kinds(self) -> None:
+        """Tells the kinds apart by what a generator asks of them, so that own classes are welcome."""
+        for field, attribute in (("image_tokenizer_config", "image_size"), ("prior_config", "code_layout")):
+            part = getattr(self, field)
+            if not hasattr(part, attribute):
+                raise ValueError(f"{field} must have {attribute}, but a {part.model_type} has none.")
+        if not getattr(self.image_tokenizer_config, "has_codes", True):
+            raise ValueError(
+                'image_tokenizer_config has quantizer "none", and a prior needs codes: choose another quantizer.'
+            )
 
     def _set_class_names(self, kwargs: dict[str, Any]) -> None:
         given = self.prior_config.id2label if self.id2label is None else self.id2label  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .configuration_code_prior import CodePriorConfig
-from .masking import MaskingSchedule, check_decoding
+from .masking import MaskingSchedule, scheduler_settings
 
 
 class MaskedPriorConfig(CodePriorConfig):
@@ -31,4 +31,4 @@ class MaskedPriorConfig(CodePriorConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.scheduler_config is not None:
-            check_decoding("scheduler_config.", **self.scheduler_config)
+            self.scheduler_config = scheduler_settings(self.scheduler_config, "scheduler_config.")

@@ -6,6 +6,7 @@ Shape legend: B batch, P positions of a level.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -43,6 +44,19 @@ def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
     powers = {"linear": 1.0, "square": 2.0, "cubic": 3.0, "square-root": 0.5}
     check_choice("masking_schedule", schedule, MASKING_SCHEDULES)
     return 1 - progress ** powers[schedule]
+
+
+def scheduler_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The `DECODING_SETTINGS` in a scheduler's configuration, checked, without what diffusers notes for itself there.
+
+    Args:
+        config: The configuration, or what its file holds.
+        prefix: What to put before names in errors.
+
+    Raises:
+        ValueError: Naming the setting, its value and what is accepted.
+    """
+    return check_decoding(prefix, **{name: value for name, value in config.items() if not name.startswith("_")})
 
 
 def check_decoding(prefix: str = "", /, **settings: Any) -> dict[str, Any]:

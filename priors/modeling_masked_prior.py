@@ -38,7 +38,7 @@ from .configuration_masked_prior import MaskedPriorConfig
 from .generation_masked_prior import MaskedSampler
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets
-from .masking import DECODING_SETTINGS, check_decoding, mask_ratio, ranks
+from .masking import DECODING_SETTINGS, mask_ratio, ranks, scheduler_settings
 from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
 from .transformer import GroupwiseTransformer
@@ -128,9 +128,7 @@ class MaskedPriorModel(CodePriorModel):
                 _raise_exceptions_for_connection_errors=False,
             )
         if path is not None:
-            settings = json.loads(Path(path).read_text(encoding="utf-8"))
-            settings = {name: value for name, value in settings.items() if not name.startswith("_")}
-            check_decoding(**settings)
+            settings = scheduler_settings(json.loads(Path(path).read_text(encoding="utf-8")))
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model.config.scheduler_config = settings
         return loaded

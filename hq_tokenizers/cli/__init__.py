@@ -58,6 +58,8 @@ def _leave_process_group() -> None:
 
 
 def _run(words: list[str]) -> None:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help", *words[2:]]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return
@@ -66,7 +68,7 @@ def _run(words: list[str]) -> None:
         return
     name, *rest = words
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS)
+        hint = did_you_mean(name, (*COMMANDS, "--help", "--version"))
         raise SystemExit(
             f"error: there is no command {name!r}.{hint and f' {hint}'} The commands are {', '.join(COMMANDS)}."
         )

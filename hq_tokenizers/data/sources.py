@@ -109,6 +109,8 @@ def _load_files(config: DataConfig) -> DatasetDict:
         return _load_image_files(root, files)
     named = config.files is not None or root.is_file()
     chosen = {split: [f for f in many if named or f.endswith(".parquet")] for split, many in files.items()}
+    if not any(chosen.values()) or (root.is_file() and root.suffix.lower() in image_endings()):
+        raise FileNotFoundError(_none_of_the_kind(root, files, "parquet", tuple(image_endings()), "imagefolder"))
     _check_one_data_set(root, [file for many in chosen.values() for file in many])
     return load_dataset(
         "parquet", data_files={str(split): list(map(glob.escape, many)) for split, many in chosen.items() if many}
@@ -134,18 +136,23 @@ def _load_image_files(root: Path, files: DataFilesDict) -> DatasetDict:
         if pairs:
             chosen[split] = DataFilesList(*map(list, zip(*pairs, strict=True)))
     if not chosen:
-        raise FileNotFoundError(f"data.path {str(root)!r} holds no image files.")
+        raise FileNotFoundError(_none_of_the_kind(root, files, "image", ".parquet", "parquet"))
     builder = ImageFiles(data_files=DataFilesDict(chosen))
     builder.download_and_prepare()
     return builder.as_dataset()
+
+
+def _none_of_the_kind(root: Path, files: DataFilesDict, kind: str, others: str | tuple[str, ...], name: str) -> str:
+    """What is said where there are no files of a kind, and whether there are some of the other."""
+    found = [file for many in files.values() for file in many if file.lower().endswith(others)]
+    hint = f" It holds {len(found):,} for data.name {name}: set that." if found else ""
+    return f"data.path {str(root)!r} holds no {kind} files.{hint}"
 
 
 def _check_one_data_set(root: Path, files: list[str]) -> None:
     """Refuses parquet files that are broken or do not have the same columns, which `datasets` would try to join."""
     from pyarrow import ArrowException, parquet
 
-    if not files:
-        raise FileNotFoundError(f"data.path {str(root)!r} holds no parquet files.")
     columns: dict[tuple[str, ...], str] = {}
     for file in files:
         try:

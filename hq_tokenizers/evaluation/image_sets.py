@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from hq_tokenizers.checks import as_image_size
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import ImageRows
+from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.reporting.tracking import progress_bar
 
@@ -114,6 +115,8 @@ def check_sizes(image_size: tuple[int, int], reference: Reference) -> None:
     if image_size != (form.height, form.width):
         height, width = image_size
         remedy = f"set data.image_size to {as_image_size(height, width)}"
+        if reference.names is None and reference.identity.get("reference_name") == DataConfig.name:
+            remedy = "those are the embedded digits; choose others by data.name and data.path, or by reference"
         if reference.option == "evaluation_reference":  # training has no images that it could resize
             remedy = f"give {reference.option} images of {height}×{width}"
         raise ValueError(

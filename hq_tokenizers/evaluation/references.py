@@ -9,6 +9,7 @@ from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_folder, load_image_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
+from hq_tokenizers.processes import is_main_process
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def load_reference(config: EvaluateConfig, option: str = "reference") -> Referen
     if config.reference is None:
         split = evaluated_split(config.data)
         (rows,) = load_image_splits(config.data, split)
+        if config.data == DataConfig() and is_main_process():
+            print("data: the images to compare with are the embedded digits; data.name and reference choose others.")
         return Reference(rows, identity=data_identity(config.data, split))
     if config.reference.endswith(".safetensors"):
         if config.save_reference is not None:

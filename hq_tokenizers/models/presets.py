@@ -81,6 +81,7 @@ PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
 
 
+_NUM_LEVELS = 4
 _FIELDS = {field.name for config in (SQVAEConfig, HQVAEConfig) for field in dataclasses.fields(config)}
 
 
@@ -127,14 +128,23 @@ def _codebook_size(name: str, codebook_size: int | None) -> int:
     return network(name, {}).get("codebook_size", 512) if codebook_size is None else codebook_size
 
 
-def _residual_group(name: str, num_levels: int, codebook_size: int | None) -> list[str]:
+def _check_groups_given_once(overrides: Mapping[str, Any], **given: bool) -> None:
+    """Refuses arguments that describe the groups beside groups that are described in full."""
+    for name in given if "code_groups" in overrides else ():
+        if given[name]:
+            raise ValueError(f"{name} has no effect beside code_groups, which say it all: leave one of the two out.")
+
+
+def _residual_group(name: str, num_levels: int, codebook_size: int | None, overrides: Mapping[str, Any]) -> list[str]:
+    _check_groups_given_once(overrides, num_levels=num_levels != _NUM_LEVELS, codebook_size=codebook_size is not None)
     check_minimum("num_levels", num_levels, 1)
     check_choice("network", name, tuple(STRIDES))
     stride = 2 ** network(name, {}).get("num_downsampling", 2)
     return [f"stride {stride}: {_codebook_size(name, codebook_size)} x {num_levels}"]
 
 
-def _two_groups(name: str, codebook_size: int | None) -> list[str]:
+def _two_groups(name: str, codebook_size: int | None, overrides: Mapping[str, Any]) -> list[str]:
+    _check_groups_given_once(overrides, codebook_size=codebook_size is not None)
     check_choice("network", name, tuple(STRIDES))
     return [f"stride {stride}: {_codebook_size(name, codebook_size)}" for stride in STRIDES[name]]
 
@@ -187,7 +197,7 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
 def rsq_vae(
     network_name: str = "cifar10",
     /,
-    num_levels: Levels = 4,
+    num_levels: Levels = _NUM_LEVELS,
     codebook_size: CodebookSize | None = None,
     recipe: Recipe = "tuned",
     **overrides: Any,
@@ -201,14 +211,14 @@ def rsq_vae(
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
-    groups = _residual_group(network_name, num_levels, codebook_size)
+    groups = _residual_group(network_name, num_levels, codebook_size, overrides)
     return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 
 def rq_vae(
     network_name: str = "cifar10",
     /,
-    num_levels: Levels = 4,
+    num_levels: Levels = _NUM_LEVELS,
     codebook_size: CodebookSize | None = None,
     **overrides: Any,
 ) -> HQVAEConfig:
@@ -223,7 +233,7 @@ def rq_vae(
     return _hierarchical(
         network_name,
         overrides,
-        code_groups=_residual_group(network_name, num_levels, codebook_size),
+        code_groups=_residual_group(network_name, num_levels, codebook_size, overrides),
         quantizer="vq",
         codebook_update="ema",
         shared_codebook=True,
@@ -246,7 +256,7 @@ def sq_vae_2(
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
-    groups = _two_groups(network_name, codebook_size)
+    groups = _two_groups(network_name, codebook_size, overrides)
     return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 
@@ -263,7 +273,7 @@ def vq_vae_2(
     return _hierarchical(
         network_name,
         overrides,
-        code_groups=_two_groups(network_name, codebook_size),
+        code_groups=_two_groups(network_name, codebook_size, overrides),
         quantizer="vq",
         codebook_update="ema",
     )
@@ -284,7 +294,7 @@ def hybrid_vae(
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
     """
-    groups = [f"{group} x 2" for group in _two_groups(network_name, codebook_size)]
+    groups = [f"{group} x 2" for group in _two_groups(network_name, codebook_size, overrides)]
     return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
 
 

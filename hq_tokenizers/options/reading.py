@@ -7,6 +7,7 @@ sections; a `dict` field takes any keys (the `model` section, whose keys are the
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,11 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
-                raise ValueError(f"--{name} needs a value, as in --{name} VALUE (true or false for a switch).")
+                hint = did_you_mean(name, ("help",))
+                raise ValueError(
+                    f"--{name} needs a value, as in --{name} VALUE (true or false for a switch)."
+                    f"{hint and ' Did you mean --help?'}"
+                )
             value = rest.pop(0)
         yield name.replace("-", "_"), value
 
@@ -140,12 +145,32 @@ def _hint_of(cls: type, path: Sequence[str]) -> Any:
     return hint
 
 
+class _NameLoader(yaml.SafeLoader):
+    """YAML in which no, null, 0010 and 1e3 are names, as they may be of classes; only plain integers are numbers."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+
+
+_NameLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9]\d*)$"), list("-0123456789"))
+_NULLS = ("null", "~", "")
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """The types that an annotation names, at any depth."""
+    arguments = typing.get_args(hint)
+    return set().union(*map(_types_in, arguments)) if arguments else {hint}
+
+
 def _override_value(hint: Any, word: str, name: str) -> Any:
-    """The value of a word. A text is what is written, since YAML would read 0010 as 8; all else is YAML."""
-    if hint is str or (hint == str | None and word not in ("null", "~", "")):
+    """The value of a word. A text is what is written, since YAML would read 0010 as 8; all else is YAML.
+
+    Where a text is one of several things that are accepted, only plain whole numbers are none.
+    """
+    if hint is str or (hint == str | None and word not in _NULLS):
         return word
+    loader = _NameLoader if word not in _NULLS and str in _types_in(hint) and bool not in _types_in(hint) else None
     try:
-        return yaml.safe_load(word)
+        return yaml.load(word, loader or yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"--{name}: {word!r} is not a YAML value ({error}).") from error
 

@@ -81,6 +81,8 @@ def test_recipes_are_valid_given_a_data_path(path):
         (["--version"], 0, __version__),
         (["--help"], 0, "usage: hq-tokenizers"),
         (["train-prior", "--help"], 0, "usage: hq-tokenizers train-prior"),
+        (["help", "train-prior"], 0, "usage: hq-tokenizers train-prior"),
+        (["--hlep"], 1, "Did you mean --help?"),
         (["trian"], 1, "there is no command 'trian'"),
         (["encode", "--tokeniser", "x"], 1, "Did you mean tokenizer"),
     ],
@@ -94,6 +96,19 @@ def test_help_and_misspelt_options_are_answered_without_torch(words, code, said)
     assert said in "\n".join(answer)
     assert {"hq_tokenizers", "hq_tokenizers.cli"} <= imported
     assert not {"torch", "transformers", "numpy", "datasets"} & imported
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_script_of_the_name_of_the_command_has_the_whole_package(tmp_path, installed):
+    """Only where installers put commands, a program of that name is the command, which needs no models for its help."""
+    script = tmp_path / "hq-tokenizers"
+    script.write_text(
+        f"import sys, sysconfig\nif {installed}: sysconfig.get_path = lambda *_: {str(tmp_path)!r}\n"
+        "import hq_tokenizers\nprint(hasattr(hq_tokenizers, 'SQVAEModel'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    said = subprocess.run([sys.executable, script], check=True, capture_output=True, text=True, env=environment).stdout
+    assert said.strip() == str(not installed)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -133,6 +148,8 @@ def test_the_fields_of_a_model_follow_what_is_chosen(capsys):
     [
         (["trian"], "there is no command 'trian'. The commands are train-tokenizer"),
         (["encode", "--tokeniser", "x"], "Did you mean tokenizer"),
+        (["encode", "--hlep"], r"Did you mean --help\?"),
+        (["help", "trian"], "there is no command 'trian'"),
         (["train-tokenizer", "none.yaml"], "no configuration file"),
         (["train-tokenizer", "--data.train_split", "training"], "not one of train"),
         (["train-prior", "--codes", "nowhere"], "write them with `encode`"),

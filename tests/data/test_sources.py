@@ -113,7 +113,9 @@ def test_names_that_are_not_utf_8_are_refused(image_folder, png_of, load):
     [
         ("imagefolder", [], "holds no files"),
         ("imagefolder", ["a.txt", "b.pdf"], "holds no image files"),
+        ("imagefolder", ["a.parquet", "b.parquet"], "holds no image files. It holds 2 for data.name parquet: set that"),
         ("parquet", ["a.txt"], "holds no parquet files"),
+        ("parquet", ["a.PNG", "b.txt"], "holds no parquet files. It holds 1 for data.name imagefolder: set that"),
     ],
 )
 def test_folders_without_data(tmp_path, name, files, message):
@@ -121,6 +123,14 @@ def test_folders_without_data(tmp_path, name, files, message):
         (tmp_path / file).write_text("no data")
     with pytest.raises(FileNotFoundError, match=f"data.path .*{message}"):
         load_source(DataConfig(name=name, path=str(tmp_path)))
+
+
+def test_a_file_of_the_other_kind(image_folder, write_parquet):
+    path = write_parquet({"price": [1.5]})
+    with pytest.raises(FileNotFoundError, match=r"holds no image files\. It holds 1 for data.name parquet"):
+        load_source(DataConfig(name="imagefolder", path=str(path)))
+    with pytest.raises(FileNotFoundError, match=r"holds no parquet files\. It holds 1 for data.name imagefolder"):
+        load_source(DataConfig(name="parquet", path=str(image_folder / "cat" / "0.png")))
 
 
 def test_parquet_files_that_do_not_belong_together(tmp_path, write_parquet, png_of):

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from hq_tokenizers.cli.evaluate import evaluate
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.image_sets import check_sizes
+from hq_tokenizers.evaluation.references import Reference, data_identity
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig
 
@@ -89,6 +92,22 @@ def test_errors_come_before_sampling(six_pixels, generator_dir, tmp_path, monkey
     with pytest.raises((ValueError, OSError), match=message):
         _evaluate(generator_dir, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_whoever_names_no_images_hears_which_they_are(six_pixels, generator_dir, tmp_path, capsys):
+    note = "the images to compare with are the embedded digits"
+    _evaluate(generator_dir, tmp_path / "named")
+    assert note not in capsys.readouterr().out
+    _evaluate(generator_dir, tmp_path / "not named", data=DataConfig())
+    assert note in capsys.readouterr().out
+
+
+def test_digits_are_no_reference_for_larger_images():
+    (digits,) = load_image_splits(DATA, "validation_split")
+    reference = Reference(digits, identity=data_identity(DATA, "validation_split"))
+    check_sizes((8, 8), reference)
+    with pytest.raises(ValueError, match=r"with 8×8: those are the embedded digits; choose others by data\.name"):
+        check_sizes((32, 32), reference)
 
 
 def test_a_tokenizer_is_no_generator(tokenizer_dir, tmp_path):

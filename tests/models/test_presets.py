@@ -269,6 +269,22 @@ def test_a_group_needs_a_level() -> None:
         rsq_vae(num_levels=0)
 
 
+@pytest.mark.parametrize(
+    ("preset", "arguments"),
+    [
+        (rsq_vae, {"num_levels": 7}),
+        (rq_vae, {"codebook_size": 16}),
+        (sq_vae_2, {"codebook_size": 16}),
+        (hybrid_vae, {"codebook_size": 16}),
+    ],
+)
+def test_groups_are_described_once(preset: Any, arguments: dict[str, int]) -> None:
+    groups = ["stride 4: 8 x 2"]
+    assert preset(code_groups=groups).groups[0].codebook_sizes == (8, 8)
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))} has no effect beside code_groups"):
+        preset(code_groups=groups, **arguments)
+
+
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "vae"])
 def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
     config = PRESETS[preset]("digits", hidden_size=8, codebook_dim=4)

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import describe_options, load_options, options_from_dict, options_to_dict
 from hq_tokenizers.options.training import LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
@@ -118,6 +119,20 @@ def test_loop_options_out_of_range(options, message):
 def test_texts_are_taken_as_written(word):
     assert load_options(LoopConfig, None, ["--output_dir", word]).output_dir == word
     assert load_options(Outer, None, [f"--inner.name={word}"]).inner.name == word
+
+
+@pytest.mark.parametrize(
+    ("word", "labels"),
+    [
+        *((name, name) for name in ("no", "yes", "off", "true", "0010", "1e3", "2020-01-01", "cat")),
+        ("[no, null, 007, '3', 12, -1]", ["no", "null", "007", "3", 12, -1]),
+        ("'null'", "null"),
+        ("null", None),
+        ("5", 5),
+    ],
+)
+def test_class_labels_are_names_unless_they_are_numbers(word, labels):
+    assert load_options(GenerateConfig, None, ["--class_labels", word]).class_labels == labels
 
 
 def test_texts_that_may_be_null():

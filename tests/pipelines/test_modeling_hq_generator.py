@@ -50,6 +50,12 @@ class TestConfig:
                 {"prior_config": {"model_type": "rq_prior", "num_classes": 2}, "id2label": {0: "a"}},
                 r"0 to 1 .*got \[0\]",
             ),
+            (
+                {"image_tokenizer_config": {"model_type": "rq_prior"}},
+                "image_tokenizer_config must have image_size, but a rq_prior",
+            ),
+            ({"prior_config": {"model_type": "hq_vae"}}, "prior_config must have code_layout, but a hq_vae has none"),
+            ({"image_tokenizer_config": {"model_type": "sq_vae", "quantizer": "none"}}, "a prior needs codes"),
             ({"id2label": {0: "a"}}, "must be empty for an unconditional prior"),
         ],
     )

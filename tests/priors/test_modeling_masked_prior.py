@@ -310,6 +310,10 @@ def test_save_and_load_with_scheduler(
     # The configuration alone carries the scheduler too, for a model that is a part of another one.
     part = MaskedPriorModel(MaskedPriorConfig(**model.config.to_dict()))
     assert settings_of(part.scheduler) == settings_of(model.scheduler)
+    # So does what diffusers calls the configuration, with its own notes.
+    assert any(name.startswith("_") for name in model.scheduler.config)
+    same = MaskedPriorConfig(code_layout=layout.to_dict(), scheduler_config=dict(model.scheduler.config))
+    assert same.scheduler_config == model.config.scheduler_config
     # As with diffusers, another scheduler is put beside the weights by its own save_pretrained.
     MaskedCodeScheduler(num_steps=2).save_pretrained(tmp_path)
     again, info = MaskedPriorModel.from_pretrained(tmp_path, output_loading_info=True)
