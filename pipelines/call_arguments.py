@@ -1,17 +1,38 @@
-"""Counts and seeds as users write them."""
+"""Counts, seeds and names of settings as users write them."""
 
 from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from hq_tokenizers.checks import did_you_mean
+from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+
+_CALL_ARGUMENTS = (
+    *("class_labels", "num_images", "seed", "output_type", "batch_size", "progress"),
+    *("callback_on_step_end", "generation_config"),
+)
 # One bit less than torch.Generator accepts: seeds travel as int64 tensors, and seed + i has to be a seed as well.
 _MAX_SEED = 2**63 - 1
+
+
+def check_setting_names(settings: Iterable[str]) -> None:
+    """Refuses what is no setting of the generation: transformers' `Pipeline` would swallow it in silence.
+
+    Raises:
+        TypeError: Naming it, and what is accepted.
+    """
+    known = CodeGenerationConfig.setting_names()
+    for name in settings:
+        if name not in known:
+            accepted = [*_CALL_ARGUMENTS, *known]
+            hint = did_you_mean(name, accepted)
+            raise TypeError(f"Unknown argument {name!r}. {hint and hint + ' '}Accepted are {', '.join(accepted)}.")
 
 
 def check_count(name: str, value: Any) -> int:

@@ -41,6 +41,32 @@ def resolve_class_labels(class_labels: Any, id2label: Mapping[int, str]) -> list
     return [_resolve(label, id2label) for label in labels]
 
 
+def resolve_single_label(class_label: Any, id2label: Mapping[int, str]) -> int:
+    """The class id of one input of a stream, or of all of them.
+
+    Raises:
+        TypeError: If there are several labels.
+        ValueError: As `resolve_class_labels` does.
+    """
+    if not is_single_label(class_label):
+        raise TypeError(f"A stream has one class label per input, or one for all of them, got {class_label!r}.")
+    return resolve_class_labels(class_label, id2label)[0]
+
+
+def resolve_labels_of_images(class_labels: Any, num_images: int, id2label: Mapping[int, str]) -> list[int]:
+    """One class id per image, of one label per image or one for all.
+
+    Raises:
+        ValueError: If there are several labels but not one per image, or as `resolve_class_labels` does.
+    """
+    labels = resolve_class_labels(class_labels, id2label)
+    if is_single_label(class_labels):
+        return labels * num_images
+    if len(labels) != num_images:
+        raise ValueError(f"Got {len(labels)} class_labels for {num_images} images: give one per image, or one for all.")
+    return labels
+
+
 def _resolve(label: Any, id2label: Mapping[int, str]) -> int:
     if label is None:
         return NULL_LABEL

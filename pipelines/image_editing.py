@@ -6,8 +6,6 @@ Shape legend: C × H × W image; per group of the layout a grid h_g × w_g with 
 from __future__ import annotations
 
 import operator
-import os
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,62 +15,8 @@ from torch.nn import functional
 from transformers.image_utils import PILImageResampling
 
 from hq_tokenizers.codes import CodeLayout
-from hq_tokenizers.image_decoding import decode_image, is_encoded, is_url
+from hq_tokenizers.image_decoding import decode_image
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-
-_ARRAYS = (np.ndarray, torch.Tensor)
-
-
-def is_single_image(image: Any) -> bool:
-    """Whether this is one image (PIL, path, URL, bytes, array of 2 or 3 axes) rather than several."""
-    if isinstance(image, _ARRAYS):
-        return image.ndim in (2, 3)
-    return isinstance(image, Image.Image) or is_encoded(image)
-
-
-def list_images(name: str, images: Any) -> list[Any]:
-    """One image, or the images of a list, tuple or array with a batch axis, as a list.
-
-    Args:
-        name: What the error calls them.
-        images: As users write them.
-
-    Raises:
-        TypeError: If it is neither, or an item is not a single image.
-        FileNotFoundError: If it is a path that leads to no file.
-    """
-    if is_single_image(images):
-        _check_exists(name, images)
-        return [images]
-    if not (isinstance(images, (list, tuple)) or (isinstance(images, _ARRAYS) and images.ndim == 4)):
-        raise TypeError(
-            f"{name} is an image (PIL, path, URL, bytes, array or tensor) or a list of images, got {_describe(images)}."
-        )
-    for index, item in enumerate(images):
-        if not is_single_image(item):
-            raise TypeError(f"{name}[{index}] must be a single image, got {_describe(item)}.")
-        _check_exists(f"{name}[{index}]", item)
-    return list(images)
-
-
-def _check_exists(name: str, image: Any) -> None:
-    """Before the first of many images is worked on."""
-    if isinstance(image, (str, os.PathLike)) and not is_url(image) and not os.path.isfile(image):
-        raise FileNotFoundError(f"{name}: there is no image file {str(image)!r}.")
-
-
-def decode_each(name: str, images: Sequence[Any]) -> Iterator[Any]:
-    """The images of a list, decoded one by one.
-
-    Args:
-        name: What errors call the list.
-        images: Single images.
-
-    Raises:
-        UnreadableImageError: If one cannot be read, by its index, and its path where it has one.
-    """
-    for index, image in enumerate(images):
-        yield decode_image(image, name if len(images) == 1 else f"{name}[{index}]")
 
 
 def prepare_image_and_mask(
@@ -173,8 +117,3 @@ def _first_colours_are_bright(palette_image: Image.Image) -> bool:
     indices = Image.frombytes("P", (2, 1), bytes([0, 1]))
     indices.putpalette(palette_image.getpalette() or [])
     return bool(np.asarray(indices.convert("L")).max() > 127)
-
-
-def _describe(value: Any) -> str:
-    shape = f" of shape {tuple(value.shape)}" if isinstance(value, _ARRAYS) else ""
-    return f"{type(value).__name__}{shape}"

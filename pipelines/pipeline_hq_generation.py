@@ -11,9 +11,6 @@ import torch
 from transformers import GenerationConfig, Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from hq_tokenizers.checks import did_you_mean
-from hq_tokenizers.codes import Codes
-from hq_tokenizers.image_decoding import decode_image
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.memory import check_samples_memory
@@ -22,23 +19,21 @@ from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 from hq_tokenizers.priors.progress import PartialCodes, StepCallback
 from hq_tokenizers.remote_code import REMOTE_CODE
 
-from .call_arguments import check_count, image_seeds, is_stream, stream_seeds
-from .class_labels import is_single_label, resolve_class_labels
-from .image_editing import (
-    decode_each,
-    first_levels,
-    is_single_image,
-    list_images,
-    prepare_image_and_mask,
-    untouched_codes,
+from .call_arguments import check_count, check_setting_names, image_seeds, is_stream, stream_seeds
+from .class_labels import is_single_label, resolve_class_labels, resolve_labels_of_images, resolve_single_label
+from .image_arguments import decode_each, decode_stream, is_single_image, list_images
+from .image_editing import first_levels
+from .sampling_inputs import (
+    SamplingInputs,
+    inputs_of_known_codes,
+    inputs_of_label,
+    inputs_of_repainting,
+    known_arguments,
+    put_kept_pixels_back,
 )
 
 OUTPUT_TYPES = (*IMAGE_TYPES, "codes")
 _DEFAULT_BATCH_SIZE = 16
-_CALL_ARGUMENTS = (
-    *("class_labels", "num_images", "seed", "output_type", "batch_size", "progress"),
-    *("callback_on_step_end", "generation_config"),
-)
 
 
 class HQGenerationPipeline(Pipeline):
@@ -140,20 +135,25 @@ class HQGenerationPipeline(Pipeline):
             >>> generate("cat", temperature=0.9, top_k=[64, 128])  # one top_k per level  # doctest: +SKIP
             >>> generate(output_type="codes").flatten()            # (1, T) code indices  # doctest: +SKIP
         """
-        settings = {
-            "output_type": output_type,
-            "callback_on_step_end": callback_on_step_end,
-            "generation_config": generation_config,
+        id2label, streamed = self.model.config.id2label, is_stream(class_labels)
+        labels: Iterable[int] = (
+            (resolve_single_label(label, id2label) for label in class_labels)
+            if streamed
+            else resolve_class_labels(class_labels, id2label)
+        )
+        inputs = map(inputs_of_label, labels)
+        results = self._sample(
+            inputs if streamed else list(inputs),
+            num_images,
+            seed,
+            batch_size,
+            progress,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            generation_config=generation_config,
             **generation_settings,
-        }
-        if is_stream(class_labels):
-            labels = (self._single_label(label) for label in class_labels)
-            stream = ({"class_labels": torch.tensor([label])} for label in labels)
-            return self._sample_stream(stream, num_images, seed, batch_size, progress, settings)
-        ids = resolve_class_labels(class_labels, self.model.config.id2label)
-        inputs = [{"class_labels": torch.tensor([label])} for label in ids]
-        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
-        return rows[0] if is_single_label(class_labels) else rows
+        )
+        return results[0] if not streamed and is_single_label(class_labels) else results
 
     def reconstruct(
         self,
@@ -201,7 +201,7 @@ class HQGenerationPipeline(Pipeline):
                     yield from self.image_processor.postprocess(decoded, output_type)
 
         if is_stream(image):
-            return results(_single_images(image))
+            return results(decode_stream(image))
         found = list(results(decode_each("image", list_images("image", image))))
         return found[0] if is_single_image(image) else found
 
@@ -268,25 +268,31 @@ class HQGenerationPipeline(Pipeline):
             >>> generate.variations("cat.png", keep_levels=1, num_images=4, seed=0)  # doctest: +SKIP
         """
         known = first_levels(keep_levels, self.model.code_layout)
-        settings = {
-            "output_type": output_type,
-            "callback_on_step_end": callback_on_step_end,
-            "generation_config": generation_config,
+        streamed = is_stream(image)
+        pairs: Iterable[tuple[int, Any]]
+        if streamed:
+            label = resolve_single_label(class_labels, self.model.config.id2label)
+            pairs = ((label, given) for given in decode_stream(image))
+        else:
+            images = list_images("image", image)
+            labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
+            pairs = zip(labels, decode_each("image", images), strict=True)
+        inputs = (
+            inputs_of_known_codes(label, self.image_processor(given)["pixel_values"], known, self.model)
+            for label, given in pairs
+        )
+        results = self._sample(
+            inputs if streamed else list(inputs),
+            num_images,
+            seed,
+            batch_size,
+            progress,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            generation_config=generation_config,
             **generation_settings,
-        }
-
-        def prepare(label: int, given: Any) -> dict[str, torch.Tensor]:
-            return self._known_inputs(label, self.image_processor(given)["pixel_values"], known)
-
-        if is_stream(image):
-            label = self._single_label(class_labels)
-            stream = (prepare(label, given) for given in _single_images(image))
-            return self._sample_stream(stream, num_images, seed, batch_size, progress, settings)
-        images = list_images("image", image)
-        labels = self._labels_of_images(class_labels, len(images))
-        inputs = [prepare(label, given) for label, given in zip(labels, decode_each("image", images), strict=True)]
-        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
-        return rows[0] if is_single_image(image) else rows
+        )
+        return results[0] if is_single_image(image) else results
 
     def inpaint(
         self,
@@ -342,23 +348,22 @@ class HQGenerationPipeline(Pipeline):
             masks = masks * len(images)
         if len(masks) != len(images):
             raise ValueError(f"Got {len(masks)} masks for {len(images)} images: give one per image, or one for all.")
-        labels = self._labels_of_images(class_labels, len(images))
-        settings = {
-            "output_type": output_type,
-            "callback_on_step_end": callback_on_step_end,
-            "generation_config": generation_config,
+        labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
+        results = self._sample(
+            [
+                inputs_of_repainting(label, given, marked, self.image_processor, self.model)
+                for label, given, marked in zip(labels, decode_each("image", images), masks, strict=True)
+            ],
+            num_images,
+            seed,
+            batch_size,
+            progress,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            generation_config=generation_config,
             **generation_settings,
-        }
-
-        def prepare(label: int, given: Any, marked: Any) -> dict[str, torch.Tensor]:
-            pixel_values, repaint = prepare_image_and_mask(given, marked, self.image_processor)
-            inputs = self._known_inputs(label, pixel_values, untouched_codes(repaint, self.model.code_layout))
-            # The base class joins tensors of four axes into batches only under the name pixel_values.
-            return inputs | {"pixel_values": pixel_values, "repaint": repaint.flatten(1)}
-
-        inputs = [prepare(*given) for given in zip(labels, decode_each("image", images), masks, strict=True)]
-        rows = self._sample(inputs, num_images, seed, batch_size, progress, settings)
-        return rows[0] if is_single_image(image) else rows
+        )
+        return results[0] if is_single_image(image) else results
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the generator and the image processor; `pipeline("hq-generation", model=save_directory)` loads them.
@@ -381,7 +386,7 @@ class HQGenerationPipeline(Pipeline):
         callback_on_step_end: StepCallback | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        _check_names(settings)
+        check_setting_names(settings)
         # A config given in a call replaces everything the pipeline was built with; settings alone are put over it.
         if generation_config is None:
             defaults = getattr(self, "_forward_params", {})
@@ -400,144 +405,66 @@ class HQGenerationPipeline(Pipeline):
 
     def _sample(
         self,
-        inputs: Sequence[dict[str, torch.Tensor]],
+        inputs: Iterable[SamplingInputs],
         num_images: int,
         seed: int | Sequence[int] | None,
         batch_size: int | None,
         progress: bool | None,
-        settings: dict[str, Any],
-    ) -> list[Any]:
-        """The result for every input: one image, or a list when there are several of an input."""
+        **settings: Any,
+    ) -> Any:
+        """The result for every input, one image or a list of `num_images`: a list for a list, else an iterator."""
         num_images = check_count("num_images", num_images)
         batch_size = self._resolve_batch_size(batch_size)
-        check_samples_memory(len(inputs) * num_images, self.model.code_layout.num_codes)
-        seeds = image_seeds(seed, len(inputs) * num_images)
-        results = self._draw(inputs, num_images, iter(seeds), batch_size, settings)
-        # tqdm's `disable=None` means: unless this is a terminal.
-        shown = (None if len(seeds) > batch_size else False) if progress is None else progress
-        return list(_in_rows(_progress_bar(results, len(seeds), shown), num_images))
-
-    def _sample_stream(
-        self,
-        inputs: Iterator[dict[str, torch.Tensor]],
-        num_images: int,
-        seed: int | Sequence[int] | None,
-        batch_size: int | None,
-        progress: bool | None,
-        settings: dict[str, Any],
-    ) -> Iterator[Any]:
-        """As `_sample`, of inputs that are taken when the results are."""
-        num_images = check_count("num_images", num_images)
-        batch_size = self._resolve_batch_size(batch_size)
-        results = self._draw(inputs, num_images, stream_seeds(seed), batch_size, settings)
-        return _in_rows(_progress_bar(results, None, bool(progress)), num_images)
-
-    def _draw(
-        self,
-        inputs: Iterable[dict[str, torch.Tensor]],
-        num_images: int,
-        seeds: Iterator[int],
-        batch_size: int,
-        settings: dict[str, Any],
-    ) -> Iterable[Any]:
-        """The images, batch by batch."""
-        settings = {name: value for name, value in settings.items() if value is not None}
+        total = len(inputs) * num_images if isinstance(inputs, list) else None
+        if total is None:
+            seeds, shown = stream_seeds(seed), bool(progress)
+        else:
+            check_samples_memory(total, self.model.code_layout.num_codes)
+            seeds = iter(image_seeds(seed, total))
+            # None is shown on a terminal only.
+            shown = (None if total > batch_size else False) if progress is None else progress
         # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and
         # it takes an empty one, unlike an empty list.
         requests = ((given, next(seeds)) for given in inputs for _ in range(num_images))
-        return super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
+        settings = {name: value for name, value in settings.items() if value is not None}
+        images = super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
+        rows = _in_rows(_progress_bar(images, total, shown), num_images)
+        return rows if total is None else list(rows)
 
     def _resolve_batch_size(self, batch_size: int | None) -> int:
         return check_count("batch_size", self._batch_size or _DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
 
-    def _single_label(self, class_label: Any) -> int:
-        if not is_single_label(class_label):
-            raise TypeError(f"A stream has one class label per input, or one for all of them, got {class_label!r}.")
-        return resolve_class_labels(class_label, self.model.config.id2label)[0]
-
-    def _labels_of_images(self, class_labels: Any, num_images: int) -> list[int]:
-        labels = resolve_class_labels(class_labels, self.model.config.id2label)
-        if is_single_label(class_labels):
-            return labels * num_images
-        if len(labels) != num_images:
-            raise ValueError(
-                f"Got {len(labels)} class_labels for {num_images} images: give one per image, or one for all."
-            )
-        return labels
-
-    def _known_inputs(
-        self, label: int, pixel_values: torch.Tensor, known_mask: Sequence[torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        # One image at a time, so that its codes cannot depend on the batch size through a near tie.
-        codes = self.model.image_tokenizer.encode(pixel_values.to(self.device)).to("cpu")
-        if codes.layout != self.model.code_layout:
-            height, width = pixel_values.shape[-2:]
-            raise ValueError(
-                f"An image of {height}×{width} pixels has codes of the layout {codes.layout}, but the prior models "
-                f"{self.model.code_layout}: let the image processor resize (do_resize=True), or resize before."
-            )
-        mask = torch.cat([kept.flatten(1) for kept in known_mask], dim=1).long()
-        return {"class_labels": torch.tensor([label]), "known_codes": codes.flatten(), "known_mask": mask}
-
-    def preprocess(self, request: tuple[dict[str, torch.Tensor], int], **kwargs: Any) -> dict[str, torch.Tensor]:
+    def preprocess(self, request: tuple[SamplingInputs, int], **kwargs: Any) -> SamplingInputs:
         """An input and a seed as tensors with a leading 1, which the base class joins into batches."""
         inputs, seed = request
         return inputs | {"seeds": torch.tensor([seed])}
 
     def _forward(
         self,
-        inputs: dict[str, torch.Tensor],
+        inputs: SamplingInputs,
         generation_config: GenerationConfig | None = None,
         overrides: Mapping[str, Any] | None = None,
         callback_on_step_end: StepCallback | None = None,
     ) -> dict[str, torch.Tensor]:
         # One generator per image: a single one would make the images depend on the batch size.
         generators = [torch.Generator().manual_seed(seed) for seed in inputs["seeds"].tolist()]
-        labels = inputs["class_labels"]
-        known: dict[str, Codes | list[torch.Tensor]] = {}
-        if "known_codes" in inputs:
-            layout = self.model.code_layout
-            known["known_codes"] = layout.unflatten(inputs["known_codes"])
-            known["known_mask"] = [kept.bool() for kept in layout.unflatten(inputs["known_mask"]).groups]
         output = self.model.generate(
-            labels,
+            inputs["class_labels"],
             generator=generators,
-            batch_size=len(labels),
+            batch_size=len(generators),
             generation_config=generation_config,
             callback_on_step_end=callback_on_step_end,
-            **known,
+            **known_arguments(inputs, self.model.code_layout),
             **(overrides or {}),
         )
-        images = output.images
-        if "repaint" in inputs:
-            pixel_values = inputs["pixel_values"]
-            repaint = inputs["repaint"].unflatten(1, (1, *pixel_values.shape[-2:]))
-            images = torch.where(repaint, images, pixel_values)
         # The base class splits a batch into images along the first axis of each tensor.
-        return {"images": images, "codes": output.codes.flatten()}
+        return {"images": put_kept_pixels_back(output.images, inputs), "codes": output.codes.flatten()}
 
     def postprocess(self, outputs: dict[str, torch.Tensor], output_type: str = "pil", **kwargs: Any) -> Any:
         """One image of the batch, in the output type asked for."""
         if output_type == "codes":
             return self.model.code_layout.unflatten(outputs["codes"])
         return self.image_processor.postprocess(outputs["images"], output_type)[0]
-
-
-def _check_names(settings: dict[str, Any]) -> None:
-    """Refuses what is no setting of the generation: the base class would swallow it in silence."""
-    known = CodeGenerationConfig.setting_names()
-    for name in settings:
-        if name not in known:
-            accepted = [*_CALL_ARGUMENTS, *known]
-            hint = did_you_mean(name, accepted)
-            raise TypeError(f"Unknown argument {name!r}. {hint and hint + ' '}Accepted are {', '.join(accepted)}.")
-
-
-def _single_images(images: Iterable[Any]) -> Iterator[Any]:
-    """The images of a stream, each checked when its turn comes."""
-    for index, image in enumerate(images):
-        (single,) = list_images("image", [image])
-        yield decode_image(single, f"image[{index}]")
 
 
 def _in_rows(images: Iterable[Any], num_images: int) -> Iterator[Any]:

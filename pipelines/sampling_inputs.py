@@ -1,0 +1,84 @@
+"""What a sample is drawn from, as tensors with a leading 1, which transformers' `Pipeline` joins into batches.
+
+Shape legend: B samples of a batch; T codes of an image; C × H × W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+
+from .image_editing import prepare_image_and_mask, untouched_codes
+from .modeling_hq_generator import HQGeneratorModel
+
+SamplingInputs = dict[str, torch.Tensor]
+"""class_labels (B,); with known codes, known_codes and known_mask (B, T); with a repainted image, pixel_values
+(B, C, H, W) and repaint (B, H · W); and the seeds (B,), which the pipeline adds."""
+
+
+def inputs_of_label(label: int) -> SamplingInputs:
+    """Nothing but a class, −1 for none."""
+    return {"class_labels": torch.tensor([label])}
+
+
+def inputs_of_known_codes(
+    label: int, pixel_values: torch.Tensor, known_mask: Sequence[torch.Tensor], generator: HQGeneratorModel
+) -> SamplingInputs:
+    """A class and the codes of an image, of which some are kept.
+
+    Args:
+        label: The class, −1 for none.
+        pixel_values: (1, C, H, W).
+        known_mask: One BoolTensor (1, h_g, w_g, D_g) per group, True where a code is kept.
+        generator: Whose codes they are.
+
+    Raises:
+        ValueError: If the codes have another layout than those of the prior.
+    """
+    # One image at a time, so that its codes cannot depend on the batch size through a near tie.
+    codes = generator.image_tokenizer.encode(pixel_values.to(generator.device)).to("cpu")
+    if codes.layout != generator.code_layout:
+        height, width = pixel_values.shape[-2:]
+        raise ValueError(
+            f"An image of {height}×{width} pixels has codes of the layout {codes.layout}, but the prior models "
+            f"{generator.code_layout}: let the image processor resize (do_resize=True), or resize before."
+        )
+    mask = torch.cat([kept.flatten(1) for kept in known_mask], dim=1).long()
+    return {**inputs_of_label(label), "known_codes": codes.flatten(), "known_mask": mask}
+
+
+def inputs_of_repainting(
+    label: int, image: Any, mask: Any, image_processor: HQImageProcessor, generator: HQGeneratorModel
+) -> SamplingInputs:
+    """A class, an image, and what of it is kept; see `prepare_image_and_mask`."""
+    pixel_values, repaint = prepare_image_and_mask(image, mask, image_processor)
+    kept = untouched_codes(repaint, generator.code_layout)
+    # The base class joins tensors of four axes into batches only under the name pixel_values.
+    return {
+        **inputs_of_known_codes(label, pixel_values, kept, generator),
+        "pixel_values": pixel_values,
+        "repaint": repaint.flatten(1),
+    }
+
+
+def known_arguments(inputs: SamplingInputs, layout: CodeLayout) -> dict[str, Any]:
+    """The arguments of `HQGeneratorModel.generate` for the known codes of a batch, where it has some."""
+    if "known_codes" not in inputs:
+        return {}
+    return {
+        "known_codes": layout.unflatten(inputs["known_codes"]),
+        "known_mask": [kept.bool() for kept in layout.unflatten(inputs["known_mask"]).groups],
+    }
+
+
+def put_kept_pixels_back(images: torch.Tensor, inputs: SamplingInputs) -> torch.Tensor:
+    """Images (B, C, H, W), with the given pixels wherever nothing was to be repainted."""
+    if "repaint" not in inputs:
+        return images
+    pixel_values = inputs["pixel_values"]
+    return torch.where(inputs["repaint"].unflatten(1, (1, *pixel_values.shape[-2:])), images, pixel_values)
