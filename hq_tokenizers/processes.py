@@ -6,13 +6,15 @@ With one process everything here does nothing, so that callers need not ask.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import distributed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 def create_accelerator() -> Accelerator:
@@ -53,6 +55,13 @@ def main_process_says(condition: bool, device: torch.device) -> bool:
     flag = torch.tensor(condition, device=device)
     broadcast(flag)
     return bool(flag)
+
+
+def main_process_finds(found: T) -> T:
+    """What the main process has found on the disk or in the system: others may see files later, or not at all."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([found])[0]
 
 
 def leave_process_group() -> None:

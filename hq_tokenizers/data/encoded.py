@@ -10,7 +10,6 @@ each per code.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from hq_tokenizers.codes import CodeLayout
-from hq_tokenizers.files import write_json
+from hq_tokenizers.files import read_json, write_json
 
 from .images import Batch
 from .soft_codes import SoftCodes
@@ -180,6 +179,7 @@ class EncodedImages:
 
         Raises:
             FileNotFoundError: If the folder holds no codes.
+            ValueError: If the description is damaged.
         """
         path = Path(folder) / DESCRIPTION
         if not path.is_file() and (Path(folder) / _NEW).is_dir():
@@ -263,7 +263,7 @@ def _clear(folder: Path) -> None:
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    return read_json(folder / DESCRIPTION, "encode the images again")
 
 
 def _list_column(values: torch.Tensor, dtype: str) -> tuple[Any, Any]:

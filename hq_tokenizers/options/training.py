@@ -9,6 +9,24 @@ from hq_tokenizers.checks import Count, Length, Name, Range, Seed, check_fields
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
 
+# Both stages have these, with defaults of their own.
+BatchSize = Annotated[Count, "images per optimiser step, over all processes and accumulation steps"]
+Optimizer = Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"]
+LearningRate = Annotated[float, Range(0, 1e3, above=True), "peak learning rate"]
+AdamBetas = Annotated[
+    list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of Adam's two moments"
+]
+WeightDecay = Annotated[float, Range(0, 1e3), "weight decay"]
+Schedule = Annotated[
+    Literal["plateau", "constant", "cosine"],
+    "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
+]
+WarmupSteps = Annotated[int, Range(0, 2**31 - 1), "steps of linear warm-up, for constant and cosine"]
+MaxGradNorm = Annotated[
+    Annotated[float, Range(0, 1e9, above=True)] | None, "clip the gradient's norm to this; null does not clip"
+]
+OutputDir = Annotated[Name, "where everything goes; a run that is there already is continued"]
+
 
 @dataclass(kw_only=True)
 class LoopConfig:
@@ -18,9 +36,9 @@ class LoopConfig:
         ValueError: If a number is out of its range.
     """
 
-    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/training"
+    output_dir: OutputDir = "runs/training"
     seed: Annotated[Seed, "seed of initial weights, data order and noise"] = 0
-    batch_size: Annotated[Count, "images per optimiser step, over all processes and accumulation steps"] = 32
+    batch_size: BatchSize = 32
     gradient_accumulation: Annotated[Count, "parts that a batch is split into, one after the other, to save memory"] = 1
     epochs: Annotated[
         float,
@@ -28,24 +46,17 @@ class LoopConfig:
         "passes over the training images; to be raised later only without schedule cosine",
     ] = 100.0
     max_steps: Annotated[Count | None, "optimiser steps, instead of epochs"] = None
-    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adam"
-    learning_rate: Annotated[float, Range(0, 1e3, above=True), "peak learning rate"] = 1e-3
-    adam_betas: Annotated[
-        list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of Adam's two moments"
-    ] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: Annotated[float, Range(0, 1e3), "weight decay"] = 0.0
-    schedule: Annotated[
-        Literal["plateau", "constant", "cosine"],
-        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
-    ] = "plateau"
-    warmup_steps: Annotated[int, Range(0, 2**31 - 1), "steps of linear warm-up, for constant and cosine"] = 0
+    optimizer: Optimizer = "adam"
+    learning_rate: LearningRate = 1e-3
+    adam_betas: AdamBetas = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: WeightDecay = 0.0
+    schedule: Schedule = "plateau"
+    warmup_steps: WarmupSteps = 0
     plateau_factor: Annotated[
         float, Range(0, 1, above=True, below=True), "what a plateau multiplies the learning rate by"
     ] = 0.5
     plateau_patience: Annotated[int, Range(0, 2**31 - 1), "validations without improvement that make a plateau"] = 3
-    max_grad_norm: Annotated[
-        Annotated[float, Range(0, 1e9, above=True)] | None, "clip the gradient's norm to this; null does not clip"
-    ] = None
+    max_grad_norm: MaxGradNorm = None
     ema_decay: Annotated[
         Annotated[float, Range(0, 1, above=True, below=True)] | None,
         "keep an exponential moving average of the weights, and end with it",
@@ -78,7 +89,7 @@ class LoopConfig:
 class TokenizerTrainingConfig(LoopConfig):
     """Options of `train-tokenizer`."""
 
-    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/tokenizer"
+    output_dir: OutputDir = "runs/tokenizer"
     data: DataConfig = field(default_factory=DataConfig)
     model: Annotated[
         dict[str, Any],
@@ -101,7 +112,7 @@ class TokenizerTrainingConfig(LoopConfig):
 class PriorTrainingConfig(LoopConfig):
     """Options of `train-prior`."""
 
-    output_dir: Annotated[Name, "where everything goes; a run that is there already is continued"] = "runs/prior"
+    output_dir: OutputDir = "runs/prior"
     codes: Annotated[Name, "folder that `encode` wrote"] = "runs/codes"
     tokenizer: Annotated[Name | None, "the tokenizer, for sample images; null takes the one that made the codes"] = None
     conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
@@ -127,21 +138,14 @@ class PriorTrainingConfig(LoopConfig):
     ] = None
     evaluation_images: Annotated[int, Range(2, 2**31 - 1), "samples to draw for that"] = 5000
     metrics: FeatureConfig = field(default_factory=FeatureConfig)
-    batch_size: Annotated[Count, "images per optimiser step, over all processes and accumulation steps"] = 64
-    optimizer: Annotated[Literal["adam", "adamw"], "adam, or adamw with its decoupled weight decay"] = "adamw"
-    learning_rate: Annotated[float, Range(0, 1e3, above=True), "peak learning rate"] = 5e-4
-    adam_betas: Annotated[
-        list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of Adam's two moments"
-    ] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: Annotated[float, Range(0, 1e3), "weight decay"] = 0.05
-    schedule: Annotated[
-        Literal["plateau", "constant", "cosine"],
-        "learning rate: lowered when the validation loss stops falling, constant, or cosine to 0",
-    ] = "cosine"
-    warmup_steps: Annotated[int, Range(0, 2**31 - 1), "steps of linear warm-up, for constant and cosine"] = 100
-    max_grad_norm: Annotated[
-        Annotated[float, Range(0, 1e9, above=True)] | None, "clip the gradient's norm to this; null does not clip"
-    ] = 1.0
+    batch_size: BatchSize = 64
+    optimizer: Optimizer = "adamw"
+    learning_rate: LearningRate = 5e-4
+    adam_betas: AdamBetas = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: WeightDecay = 0.05
+    schedule: Schedule = "cosine"
+    warmup_steps: WarmupSteps = 100
+    max_grad_norm: MaxGradNorm = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from hq_tokenizers.processes import is_main_process
+from hq_tokenizers.processes import is_main_process, main_process_finds
 
 LOCK = ".in-use.lock"
 HOLDER = ".in-use.json"
@@ -46,7 +45,7 @@ def lock_folder(option: str, folder: str | Path) -> Iterator[None]:
     if is_main_process():
         problem = _acquire(lock, option, root)
     # Processes that went on without the main one would wait for it for ever.
-    problem = broadcast_object_list([problem])[0]
+    problem = main_process_finds(problem)
     if problem is not None:
         raise problem
     try:

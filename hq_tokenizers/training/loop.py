@@ -9,11 +9,10 @@ from __future__ import annotations
 import signal
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, set_seed
+from accelerate.utils import broadcast, set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
@@ -23,6 +22,7 @@ from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.processes import main_process_finds
 from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
@@ -34,7 +34,6 @@ from .optimization import MovingAverage, Schedule, build_optimizer
 from .stage import Stage
 
 BEST_WEIGHTS = "best.safetensors"
-T = TypeVar("T")
 
 
 class TrainingLoop:
@@ -227,7 +226,7 @@ class TrainingLoop:
     def _evaluation_missed(self) -> bool:
         """Whether an earlier attempt ended between a checkpoint and the evaluation of the same step."""
         done = [record["step"] for record in read_history(self.output_dir) if record["split"] == "evaluation"]
-        return self._main_process_finds(self.step > 0 and self._evaluation_due() and self.step not in done)
+        return main_process_finds(self.step > 0 and self._evaluation_due() and self.step not in done)
 
     def _evaluate(self, tracker: Tracker) -> None:
         with self._window.leaving_out():
@@ -266,7 +265,7 @@ class TrainingLoop:
 
     def _resume(self) -> list[str]:
         """Goes back to the newest checkpoint that is not damaged; returns what there is to warn of."""
-        checkpoint, problems = self._main_process_finds(newest_checkpoint(self.output_dir))
+        checkpoint, problems = main_process_finds(newest_checkpoint(self.output_dir))
         if checkpoint is None:
             if problems:
                 raise ValueError(
@@ -290,15 +289,11 @@ class TrainingLoop:
         """Forgets a best loss whose weights are lost; returns what there is to warn of."""
         if not self.config.keep_best or self.best_loss == float("inf"):
             return []
-        problem = self._main_process_finds(weights_damage(self.output_dir / BEST_WEIGHTS))
+        problem = main_process_finds(weights_damage(self.output_dir / BEST_WEIGHTS))
         if problem is None:
             return []
         self.best_loss = float("inf")
         return [f"{problem}. The run ends with the best weights of later validations; without any, with the last ones."]
-
-    def _main_process_finds(self, found: T) -> T:
-        """What the main process has found on the disk: others may see its files later."""
-        return broadcast_object_list([found])[0]
 
     def _model_to_keep(self) -> PreTrainedModel:
         """The model to validate and save, with the same buffers in every process."""

@@ -179,6 +179,14 @@ def test_damaged_codes_are_refused(tmp_path):
         EncodedImages.load(tmp_path)
 
 
+def test_a_truncated_description_is_named(tmp_path):
+    _encoded((7, 9)).save(tmp_path)
+    description = tmp_path / "codes.json"
+    description.write_text(description.read_text()[:50])
+    with pytest.raises(ValueError, match=r"codes\.json is damaged, .*: encode the images again"):
+        EncodedImages.load(tmp_path)
+
+
 def test_many_parts_are_put_together(tmp_path, monkeypatch):
     monkeypatch.setattr("hq_tokenizers.data.encoded._ROWS_AT_A_TIME", 2)
     encoded = _with_soft_codes(_encoded((7, 40000)))
