@@ -417,12 +417,12 @@ class HQGenerationPipeline(Pipeline):
         batch_size = self._resolve_batch_size(batch_size)
         total = len(inputs) * num_images if isinstance(inputs, list) else None
         if total is None:
-            seeds, shown = stream_seeds(seed), bool(progress)
+            seeds = stream_seeds(seed)
         else:
             check_samples_memory(total, self.model.code_layout.num_codes)
             seeds = iter(image_seeds(seed, total))
-            # None is shown on a terminal only.
-            shown = (None if total > batch_size else False) if progress is None else progress
+        # None is shown on a terminal only.
+        shown = (None if total is not None and total > batch_size else False) if progress is None else progress
         # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and
         # it takes an empty one, unlike an empty list.
         requests = ((given, next(seeds)) for given in inputs for _ in range(num_images))

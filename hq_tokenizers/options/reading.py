@@ -148,9 +148,8 @@ def _hint_of(cls: type, path: Sequence[str]) -> Any:
 class _NameLoader(yaml.SafeLoader):
     """YAML in which no, null, 0010 and 1e3 are names, as they may be of classes; only plain integers are numbers."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
 
-
+_NameLoader.yaml_implicit_resolvers = {}
 _NameLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"-?(0|[1-9]\d*)$"), list("-0123456789"))
 _NULLS = ("null", "~", "")
 
