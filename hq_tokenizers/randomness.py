@@ -77,12 +77,15 @@ def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device 
     return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, *shape, device=device)
 
 
-def gumbel_noise(like: torch.Tensor) -> torch.Tensor:
-    """Gumbel(0, 1) noise of the shape of `like` from torch's global generator: −log(−log U) with U uniform.
+def gumbel_noise(like: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Gumbel(0, 1) noise of the shape of `like`: −log(−log U) with U uniform in (0, 1).
 
-    U = 0 gives −∞, a code that is not chosen. (On a CPU, drawing exponential noise takes eight times as long.)
+    Drawn from torch's global generator by default. (On a CPU, drawing exponential noise takes eight times as long.)
     """
-    return torch.rand_like(like).log_().neg_().log_().neg_()
+    # A uniform number of 0 becomes the smallest one above it; no other changes.
+    smallest = torch.finfo(like.dtype).tiny
+    uniform = torch.empty_like(like).uniform_(smallest, 1, generator=generator)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def sample_gumbel(
@@ -111,6 +114,18 @@ def load_noise_state(state: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "accelerator" in state and torch.accelerator.is_available():
         torch.get_device_module().set_rng_state(state["accelerator"])
+
+
+def global_generator_state(device: torch.device) -> torch.Tensor:
+    """The state of the generator from which noise on `device` is drawn by default."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+def generator_from_state(state: torch.Tensor, device: torch.device) -> torch.Generator:
+    """A new generator that draws what the one with this state draws, and leaves that one alone."""
+    generator = torch.Generator(device)
+    generator.set_state(state)
+    return generator
 
 
 @contextmanager

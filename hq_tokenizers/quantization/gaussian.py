@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
-from hq_tokenizers.quantization.functional import gaussian_logits, straight_through
+from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
@@ -94,7 +94,7 @@ class GaussianQuantizer(nn.Module):
         straight_through: bool = False,
     ):
         super().__init__()
-        self.codebook = StochasticCodebook(num_codes, code_dim, gaussian_logits, max_elements, averages)
+        self.codebook = StochasticCodebook(num_codes, code_dim, gaussian_factors, max_elements, averages)
         self.variance = variance
         self.dequantization_noise = dequantization_noise
         self.straight_through = straight_through

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, learned_prior_kl, mahalanobis
-from hq_tokenizers.quantization.functional import gaussian_logits, straight_through
+from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
@@ -59,7 +59,7 @@ class ResidualGaussianQuantizer(nn.Module):
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            StochasticCodebook(size, code_dim, gaussian_logits, max_elements, averages_for(size))
+            StochasticCodebook(size, code_dim, gaussian_factors, max_elements, averages_for(size))
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
         self.residual_variance = residual_variance

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hq_tokenizers.quantization.functional import entropy_of, in_chunks, relaxed_quantize
+from hq_tokenizers.quantization.functional import Factors, entropy_of, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
+from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
 from hq_tokenizers.randomness import sample_exponential
 
-LogitsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+FactorsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Factors]
 
 
 class StochasticCodebook(nn.Module):
@@ -24,7 +25,8 @@ class StochasticCodebook(nn.Module):
     Args:
         num_codes: Codebook size K.
         code_dim: Code width d.
-        logits: Maps latents (M, d), codebook (K, d) and the precision to the logits of P̂ (M, K).
+        factors: Maps latents (M, d), codebook (K, d) and the precision to the factors (M, r) and (K, r) of the logits
+            of P̂ (M, K).
         max_elements: Bound on the size of the latents × codes matrix held at once; beyond it, it is computed in
             slices.
         averages: The moving averages of the latents at their most probable codes, which the code vectors follow; None
@@ -37,12 +39,12 @@ class StochasticCodebook(nn.Module):
         self,
         num_codes: int,
         code_dim: int,
-        logits: LogitsFunction,
+        factors: FactorsFunction,
         max_elements: int,
         averages: MovingAverages | None = None,
     ):
         super().__init__()
-        self.logits = logits
+        self.factors = factors
         self.max_elements = max_elements
         self.averages = averages
         if averages is None:
@@ -80,32 +82,51 @@ class StochasticCodebook(nn.Module):
         """
         batch, height, width, dim = latents.shape
         codes = self.codes
+        if temperature is None:
+            quantized, indices, entropy = self._hard(latents, precision, codes, generators)
+        else:
+            flat = latents.reshape(-1, dim)
+            query, key = self.factors(flat, codes, _flat_precision(precision, latents))
+            quantized, entropy, indices = relaxed_quantize(
+                query, key, codes, temperature, max_elements=self.max_elements
+            )
+            if self.averages is not None:
+                self.averages.observe(flat.detach(), indices)
+        grid = (batch, height, width)
+        return quantized.reshape(*grid, dim), indices.reshape(grid), entropy.reshape(grid)
+
+    def _hard(
+        self,
+        latents: torch.Tensor,
+        precision: torch.Tensor,
+        codes: torch.Tensor,
+        generators: Sequence[torch.Generator] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The vectors (M, d), indices (M,) and entropies (M,) of the most probable or of sampled codes."""
+        batch, height, width, dim = latents.shape
         num_images = max(1, self.max_elements // (height * width * len(codes)))
         if generators is not None and num_images < batch:
-            return self._sample_in_parts(latents, precision, generators, num_images)
+            return self._sample_in_parts(latents, precision, codes, generators, num_images)
         noise = None
         if generators is not None:
             noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
 
         def quantize(z: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            logits = self.logits(z, codes, w)
-            if temperature is not None:
-                quantized, entropy = relaxed_quantize(logits, codes, temperature)
-                return quantized, logits.argmax(dim=-1), entropy
+            logits = self._logits(z, codes, w)
             indices = (logits if noise is None else logits - noise.log()).argmax(dim=-1)
             return F.embedding(indices, codes), indices, entropy_of(logits)
 
-        quantized, indices, entropy = in_chunks(
+        return in_chunks(
             quantize,
             latents.reshape(-1, dim),
             _flat_precision(precision, latents),
             num_codes=len(codes),
             max_elements=self.max_elements if noise is None else max(self.max_elements, noise.numel()),
         )
-        if temperature is not None and self.averages is not None:
-            self.averages.observe(latents.detach().reshape(-1, dim), indices)
-        grid = (batch, height, width)
-        return quantized.reshape(*grid, dim), indices.reshape(grid), entropy.reshape(grid)
+
+    def _logits(self, latents: torch.Tensor, codes: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+        query, key = self.factors(latents, codes, precision)
+        return query @ key.T
 
     def end_of_part(self) -> None:
         """After every training forward, when all levels have been quantised: follows the moving averages."""
@@ -115,14 +136,19 @@ class StochasticCodebook(nn.Module):
                 self.weight.copy_(moved)
 
     def _sample_in_parts(
-        self, latents: torch.Tensor, precision: torch.Tensor, generators: Sequence[torch.Generator], num_images: int
+        self,
+        latents: torch.Tensor,
+        precision: torch.Tensor,
+        codes: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        num_images: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`forward` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
+        """`_hard` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
         parts = []
         for start in range(0, len(latents), num_images):
             part = slice(start, start + num_images)
             own_precision = precision[part] if len(precision) > 1 else precision
-            parts.append(self(latents[part], own_precision, None, generators[part]))
+            parts.append(self._hard(latents[part], own_precision, codes, generators[part]))
         quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return quantized, indices, entropy
 
@@ -145,8 +171,8 @@ class StochasticCodebook(nn.Module):
         def compute(
             z: torch.Tensor, prior: torch.Tensor, w: torch.Tensor, prior_w: torch.Tensor
         ) -> tuple[torch.Tensor]:
-            probabilities = torch.softmax(self.logits(z, self.codes, w), dim=-1)
-            prior_log_probabilities = F.log_softmax(self.logits(prior, self.codes, prior_w), dim=-1)
+            probabilities = torch.softmax(self._logits(z, self.codes, w), dim=-1)
+            prior_log_probabilities = F.log_softmax(self._logits(prior, self.codes, prior_w), dim=-1)
             return (-torch.linalg.vecdot(probabilities, prior_log_probabilities),)
 
         (result,) = in_chunks(
@@ -162,7 +188,7 @@ class StochasticCodebook(nn.Module):
 
     def log_probabilities(self, latents: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         """Log P̂(z_q = b_k | z): latents (B, h, w, d) → (B, h, w, K)."""
-        logits = self.logits(latents.flatten(0, 2), self.codes, _flat_precision(precision, latents))
+        logits = self._logits(latents.flatten(0, 2), self.codes, _flat_precision(precision, latents))
         return F.log_softmax(logits, dim=-1).unflatten(0, latents.shape[:3])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hq_tokenizers.quantization.functional import gaussian_logits, in_chunks
+from hq_tokenizers.quantization.functional import gaussian_factors, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 
 
@@ -51,7 +51,8 @@ class VectorCodebook(nn.Module):
         unit = latents.new_ones(1, 1)
 
         def search(z: torch.Tensor) -> tuple[torch.Tensor]:
-            return (gaussian_logits(z, codes, unit).argmax(dim=-1),)
+            query, key = gaussian_factors(z, codes, unit)
+            return ((query @ key.T).argmax(dim=-1),)
 
         return in_chunks(search, latents, num_codes=len(codes), max_elements=self.max_elements)[0]
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, vmf_distance
-from hq_tokenizers.quantization.functional import straight_through, vmf_logits
+from hq_tokenizers.quantization.functional import straight_through, vmf_factors
 from hq_tokenizers.quantization.gaussian import MINIMUM_VARIANCE
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
@@ -46,7 +46,7 @@ class VonMisesFisherQuantizer(nn.Module):
         straight_through: bool = False,
     ):
         super().__init__()
-        self.codebook = UnitCodebook(num_codes, code_dim, vmf_logits, max_elements, averages)
+        self.codebook = UnitCodebook(num_codes, code_dim, vmf_factors, max_elements, averages)
         self.residual_variance = residual_variance
         self.straight_through = straight_through
         self.log_concentration = nn.Parameter(torch.empty(())) if residual_variance is None else None

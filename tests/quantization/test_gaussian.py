@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hq_tokenizers.quantization.functional import gaussian_logits
+from hq_tokenizers.quantization.functional import gaussian_factors
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
@@ -266,7 +266,7 @@ class TestDequantizationNoise:
         module = GaussianQuantizer(1, D, variance_module("IV"), True, 10**6)
         torch.nn.init.zeros_(module.codebook.weight)
         seen: list[torch.Tensor] = []
-        module.codebook.logits = lambda z, b, w: seen.append(z) or gaussian_logits(z, b, w)  # type: ignore[func-returns-value]
+        module.codebook.factors = lambda z, b, w: seen.append(z) or gaussian_factors(z, b, w)  # type: ignore[func-returns-value]
         module(latents()[:1].expand(8000, H, W, D), torch.tensor(1.0), variance_map()[:1].expand(8000, H, W, D))
         noise = (seen[0].reshape(8000, H, W, D) - latents()[0]).double()
         expected = variance_by_hand(variance_map().double(), S, "IV", "released", 0.0)[0]

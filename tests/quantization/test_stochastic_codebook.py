@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 
 from hq_tokenizers.quantization import stochastic_codebook
-from hq_tokenizers.quantization.functional import gaussian_logits
+from hq_tokenizers.quantization.functional import gaussian_factors
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 from hq_tokenizers.randomness import sample_exponential
 
@@ -17,7 +17,7 @@ D, K = 3, 5
 
 
 def codebook(max_elements: int = 10**6) -> StochasticCodebook:
-    module = StochasticCodebook(K, D, gaussian_logits, max_elements)
+    module = StochasticCodebook(K, D, gaussian_factors, max_elements)
     torch.nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(3))
     return module
 
@@ -88,7 +88,7 @@ def test_cross_entropy(shape: tuple[int, ...], max_elements: int) -> None:
 
 
 def test_unit_codebook_has_unit_vectors() -> None:
-    module = UnitCodebook(K, D, gaussian_logits, 10**6)
+    module = UnitCodebook(K, D, gaussian_factors, 10**6)
     torch.nn.init.normal_(module.weight, std=5)
     torch.testing.assert_close(module.codes.norm(dim=-1), torch.ones(K))
     cosine = torch.nn.functional.cosine_similarity(module.codes, module.weight)

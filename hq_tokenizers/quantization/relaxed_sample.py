@@ -1,0 +1,155 @@
+"""Relaxed samples of P̂ by the Gumbel-softmax, with the entropies and the most probable codes, in few passes.
+
+Shape legend: M latent vectors (any leading shape, flattened here), r width of the factors, d code width, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from hq_tokenizers.randomness import generator_from_state, global_generator_state, gumbel_noise
+
+LN2, LOG2E = math.log(2), math.log2(math.e)
+KEPT_ELEMENTS = 2**22
+"""Up to this size (M · K) two matrices are kept for the backward pass; beyond it, it computes them again."""
+CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**23
+"""Elements of a slice: what caches hold; what keeps an accelerator busy."""
+SMALLEST_ROWS = 32
+"""With fewer vectors per slice, matrix products spend their time on reading the codebook."""
+
+
+class _RelaxedSample(torch.autograd.Function):
+    """`relaxed_quantize` in slices of the M vectors.
+
+    With a_k = ⟨query, key_k⟩ log₂e, whose exponentials in base 2 are those of the logits in base e (and take a third of
+    the time on a CPU), s_k = a_k − max a, and g the noise,
+
+        p = 2^s / Z,   H = ln 2 (log₂ Z − Σ_k p_k s_k),   y = 2^((s + g log₂e) / τ) / Y,   z_q = Σ_k y_k b_k
+
+    Both parts of H are ≥ 0: nothing cancels. With G and γ the gradients with respect to z_q and H, those with respect
+    to the logits q_k = ⟨query, key_k⟩ and to what they are made of are
+
+        ∂q_k = y_k (⟨G, b_k⟩ − ⟨G, z_q⟩) / τ − γ ln 2 · p_k (s_k − Σ_j p_j s_j)
+        ∂query = Σ_k ∂q_k key_k,   ∂key_k = Σ_i ∂q_ik query_i,   ∂b_k = Σ_i y_ik G_i
+
+    The code leaves p and y undivided and gives Z and Y, (M, 1), to the other factor.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        codebook: torch.Tensor,
+        temperature: torch.Tensor,
+        rows: int,
+        keep: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.rows, ctx.keep = rows, keep
+        # The compiler, under which all is kept, knows no generators.
+        ctx.noise_state = None if keep else global_generator_state(query.device)
+        results, kept = [], []
+        for part in _slices(len(query), rows):
+            logits = (query[part] * LOG2E) @ key.T
+            peak, indices = logits.max(dim=-1, keepdim=True)
+            shifted = logits.sub_(peak)
+            noisy = torch.add(shifted, gumbel_noise(shifted), alpha=LOG2E)
+            noisy_peak = noisy.amax(dim=-1, keepdim=True)
+            assignment = noisy.sub_(noisy_peak).div_(temperature).exp2_()
+            noisy_total = assignment.sum(dim=-1, keepdim=True)
+            probabilities = torch.exp2(shifted)
+            total = probabilities.sum(dim=-1, keepdim=True)
+            mean = torch.linalg.vecdot(probabilities, shifted).unsqueeze(-1) / total
+            entropy = (total.log2() - mean).squeeze(-1) * LN2
+            quantized = (assignment @ codebook) / noisy_total
+            results.append((quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean))
+            if keep:
+                kept += [shifted, assignment]
+        quantized, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
+        ctx.save_for_backward(query, key, codebook, temperature, *statistics, *kept)
+        ctx.mark_non_differentiable(indices)
+        # An output without gradient saves its passes.
+        ctx.set_materialize_grads(False)
+        return quantized, entropy, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_quantized, grad_entropy, _):  # type: ignore[no-untyped-def]
+        query, key, codebook, temperature, peak, noisy_peak, noisy_total, total, mean, *kept = ctx.saved_tensors
+        generator = None if ctx.keep else generator_from_state(ctx.noise_state, query.device)
+        grad_query = torch.zeros_like(query)
+        # Transposed: a wide matrix's transpose on the left makes a slow product. Moving averages want no gradient.
+        grad_key = key.new_zeros(*key.T.shape) if ctx.needs_input_grad[1] else None
+        grad_codebook = codebook.new_zeros(*codebook.T.shape) if ctx.needs_input_grad[2] else None
+        for number, part in enumerate(_slices(len(query), ctx.rows)):
+            if ctx.keep:
+                shifted, assignment = kept[2 * number : 2 * number + 2]
+            else:
+                shifted = ((query[part] * LOG2E) @ key.T).sub_(peak[part])
+                assignment = torch.add(shifted, gumbel_noise(shifted, generator), alpha=LOG2E)
+                assignment = assignment.sub_(noisy_peak[part]).div_(temperature).exp2_()
+            grad_logits = None
+            if grad_quantized is not None:
+                weighted = grad_quantized[part] / noisy_total[part]
+                if grad_codebook is not None:
+                    grad_codebook.addmm_(weighted.T, assignment)
+                along = (weighted / temperature) @ codebook.T
+                # ⟨G, z_q⟩ as Σ_k y_k ⟨G, b_k⟩: zero to the bit with one code alone, which a small variance magnifies.
+                mean_along = torch.linalg.vecdot(along, assignment).unsqueeze(-1) / noisy_total[part]
+                grad_logits = along.sub_(mean_along).mul_(assignment)
+            if grad_entropy is not None:
+                centred = (shifted - mean[part]).mul_(grad_entropy[part].unsqueeze(-1) * (-LN2 / total[part]))
+                probabilities = torch.exp2(shifted)
+                grad_logits = (
+                    centred.mul_(probabilities) if grad_logits is None else grad_logits.addcmul_(centred, probabilities)
+                )
+            if grad_logits is not None:
+                grad_query[part].addmm_(grad_logits, key)
+                if grad_key is not None:
+                    grad_key.addmm_(query[part].T, grad_logits)
+        transposed = (None if gradient is None else gradient.T for gradient in (grad_key, grad_codebook))
+        return grad_query, *transposed, None, None, None
+
+
+def relaxed_quantize(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    codebook: torch.Tensor,
+    temperature: torch.Tensor,
+    max_elements: int = 2**27,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A relaxed sample of P̂ = softmax(query keyᵀ) by the Gumbel-softmax, the entropy of P̂ and its most probable code.
+
+    z̃_q = Σ_k y_k b_k with y = softmax((query keyᵀ + g) / τ), soft: no straight-through and no stop-gradient. The
+    Gumbel noise g comes from torch's global generator. Beyond `KEPT_ELEMENTS` no matrix of M × K exists, only slices
+    of it, and the backward pass computes them again with the same noise. The backward pass cannot be differentiated.
+
+    Args:
+        query: (M, r).
+        key: (K, r); with `query` the factors of the unnormalised log-probabilities.
+        codebook: (K, d).
+        temperature: τ > 0, a scalar tensor; not differentiated.
+        max_elements: Largest number of elements of a slice; a row is the least.
+
+    Returns:
+        The relaxed samples (M, d), the entropies H(P̂) in nats (M,) and the most probable codes (M,).
+    """
+    num_elements = len(query) * len(key)
+    if torch.compiler.is_compiling() and num_elements <= max_elements:
+        return _RelaxedSample.apply(query, key, codebook, temperature, len(query), True)
+    preferred = CPU_SLICE if query.device.type == "cpu" else ACCELERATOR_SLICE
+    rows = max(1, min(max(preferred // len(key), SMALLEST_ROWS), max_elements // len(key)))
+    keep = num_elements <= min(KEPT_ELEMENTS, max_elements)
+    return _outside_graphs(query, key, codebook, temperature, rows, keep)
+
+
+@torch.compiler.disable
+def _outside_graphs(*arguments: torch.Tensor | int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _RelaxedSample.apply(*arguments)
+
+
+def _slices(number: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, number, size)]
