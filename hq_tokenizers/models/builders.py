@@ -157,7 +157,9 @@ def _build_averages(config: ImageTokenizerConfig, num_codes: int) -> MovingAvera
 
 def _build_residual_variance(config: ImageTokenizerConfig, num_levels: int) -> ResidualVariance | None:
     """The variances where they are tied to what the levels leave over; None where they are trained."""
-    return ResidualVariance(num_levels, config.variance_factor) if config.variance_update == "residual" else None
+    if config.variance_update == "trained":
+        return None
+    return ResidualVariance(num_levels, config.variance_factor, config.variance_share)
 
 
 def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:

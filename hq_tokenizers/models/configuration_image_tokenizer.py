@@ -54,11 +54,14 @@ class ImageTokenizerConfig(PreTrainedConfig):
         gumbel_temperature: Gumbel-softmax temperature τ₀ at step 0.
         gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
         gumbel_min_temperature: Smallest temperature.
-        bottleneck_gradient: What the encoder gets of the decoder's gradient: "pathwise", through the relaxed sample as
-            in the papers, or "straight_through", as it is; the other terms of the loss keep their own gradients.
-        variance_update: "trained" variances minimise the loss as in the papers; "residual" ones are `variance_factor`
-            times the moving average of the energy per value that a level leaves over.
-        variance_factor: See `variance_update`; 1 is sharp, 3 soft.
+        bottleneck_gradient: What the encoder gets of the decoder's gradient: "pathwise", through relaxed samples as in
+            the papers, or "straight_through", as it is, while codes are drawn exactly; the other terms of the loss keep
+            their own gradients.
+        variance_update: "trained" variances minimise the loss as in the papers; "residual" ones follow the moving
+            average of the energy per value that a level leaves over.
+        variance_factor: With "residual": variance per remaining energy; 1 is sharp, 3 soft.
+        variance_share: With "residual": smallest variance of a level, per variance of the latents that it quantises;
+            keeps latents from freezing at their codes.
         commitment_weight: VQ only: β of the commitment term.
         data_variance: VQ only: variance of the pixel values by which the mean squared error is divided, by default that
             of CIFAR-10; MNIST has 0.09.
@@ -102,7 +105,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
     gumbel_min_temperature: NotNegative = 0.0
     bottleneck_gradient: Literal["pathwise", "straight_through"] = "pathwise"
     variance_update: Literal["trained", "residual"] = "trained"
-    variance_factor: Positive = 3.0
+    variance_factor: Positive = 1.0
+    variance_share: NotNegative = 0.25
     commitment_weight: NotNegative = 0.25
     data_variance: Positive = 0.06
     codebook_update: Literal["gradient", "ema"] = "gradient"
@@ -177,13 +181,14 @@ class ImageTokenizerConfig(PreTrainedConfig):
         vq, stochastic = self.is_deterministic, self.is_stochastic
         averages = self.has_codes and self.codebook_update == "ema"
         residual = stochastic and self.variance_update == "residual"
+        relaxed = stochastic and self.bottleneck_gradient == "pathwise"
         gaussian_images = not vq and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"
         return {
             **dict.fromkeys(("commitment_weight", "data_variance"), (vq, "quantizer='vq'")),
             "codebook_update": (self.has_codes, "models with codes"),
             **dict.fromkeys(("bottleneck_gradient", "variance_update"), (stochastic, "stochastic quantizers")),
-            "variance_factor": (residual, "variance_update='residual'"),
+            **dict.fromkeys(("variance_factor", "variance_share"), (residual, "variance_update='residual'")),
             **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
             **dict.fromkeys(("ema_decay", "restart_threshold"), (averages, "codebook_update='ema'")),
             "reservoir_size": (vq and self.reestimation_epochs > 0, "quantizer='vq' with reestimation_epochs"),
@@ -191,8 +196,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
                 (vq or stochastic) and not averages,
                 "codebooks learned by gradient, not by moving averages",
             ),
-            **dict.fromkeys(("gumbel_temperature", "gumbel_decay"), (stochastic, "stochastic quantizers")),
-            "gumbel_min_temperature": (stochastic, "stochastic quantizers"),
+            **dict.fromkeys(
+                ("gumbel_temperature", "gumbel_decay", "gumbel_min_temperature"),
+                (relaxed, "stochastic quantizers with bottleneck_gradient='pathwise'"),
+            ),
             "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
             "kl_weight": (not vq, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),

@@ -143,6 +143,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
                 init.copy_(module.averages.total, count * module.weight)
         elif isinstance(module, ResidualVariance):
             init.constant_(module.energy, self._initial_variance() / module.factor)
+            init.zeros_(module.spread)
             init.zeros_(module.step)
         elif isinstance(module, Reservoir):
             init.zeros_(module.vectors)
@@ -157,7 +158,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     def _initial_variance(self) -> float:
         """The quantisation variance that training starts from."""
         if self.config.quantizer == "vmf":
-            return 1 / (1 + math.exp(self.config.initial_log_concentration))
+            dim = self.config.codebook_dim
+            return (dim - 1) / dim / (1 + math.exp(self.config.initial_log_concentration))
         return math.exp(self.config.initial_log_variance)
 
     def get_input_embeddings(self) -> None:

@@ -71,9 +71,10 @@ Recipe = Literal["tuned", "paper"]
 TUNED: dict[str, Any] = {
     "bottleneck_gradient": "straight_through",
     "codebook_update": "ema",
+    "ema_decay": 0.95,
     "restart_threshold": 0.5,
     "variance_update": "residual",
-    "kl_weight": 0.25,
+    "kl_weight": 0.05,
 }
 """What the stochastic systems have by default; docs/results/stochastic_training.md has the study that found it."""
 
@@ -109,7 +110,7 @@ def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     fields = dict(TUNED)
     if overrides.get("codebook_update", "ema") != "ema":
-        del fields["restart_threshold"]
+        del fields["restart_threshold"], fields["ema_decay"]
     # A network predicts the variances of these types.
     if overrides.get("variance_type", "I") != "I":
         del fields["variance_update"]

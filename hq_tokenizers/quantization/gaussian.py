@@ -15,7 +15,7 @@ from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
 from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.residual_variance import ResidualVariance
+from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 MINIMUM_VARIANCE = 1e-10
@@ -79,8 +79,8 @@ class GaussianQuantizer(nn.Module):
             term then loses the noise's own energy Nd/2. The authors leave the noise out, for stability.
         max_elements: See `StochasticCodebook`.
         averages: See `StochasticCodebook`.
-        straight_through: Whether the encoder gets the decoder's gradient as it is, instead of through the relaxed
-            sample; the two terms keep their own gradients.
+        straight_through: Whether training draws codes exactly and gives the encoder the decoder's gradient as it is,
+            instead of through a relaxed sample; the two terms keep their own gradients.
     """
 
     def __init__(
@@ -94,7 +94,9 @@ class GaussianQuantizer(nn.Module):
         straight_through: bool = False,
     ):
         super().__init__()
-        self.codebook = StochasticCodebook(num_codes, code_dim, gaussian_factors, max_elements, averages)
+        self.codebook = StochasticCodebook(
+            num_codes, code_dim, gaussian_factors, max_elements, averages, exact_samples=straight_through
+        )
         self.variance = variance
         self.dequantization_noise = dequantization_noise
         self.straight_through = straight_through
@@ -135,7 +137,7 @@ class GaussianQuantizer(nn.Module):
         """What follows the training batch by itself, without a gradient."""
         self.codebook.end_of_part()
         if isinstance(self.variance, ResidualVariance):
-            self.variance.observe((latents - quantized).detach().square().mean().reshape(1))
+            self.variance.observe(level_moments(latents, latents - quantized).unsqueeze(0))
 
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level: one."""

@@ -1,4 +1,4 @@
-"""Relaxed samples of P̂ by the Gumbel-softmax, with the entropies and the most probable codes, in few passes.
+"""Samples of P̂, relaxed by the Gumbel-softmax or exact, with entropies and most probable codes, in few passes.
 
 Shape legend: M latent vectors (any leading shape, flattened here), r width of the factors, d code width, K codes.
 """
@@ -53,17 +53,12 @@ class _RelaxedSample(torch.autograd.Function):
         ctx.noise_state = None if keep else global_generator_state(query.device)
         results, kept = [], []
         for part in _slices(len(query), rows):
-            logits = (query[part] * LOG2E) @ key.T
-            peak, indices = logits.max(dim=-1, keepdim=True)
-            shifted = logits.sub_(peak)
+            shifted, peak, indices = _shifted_logits(query[part], key)
             noisy = torch.add(shifted, gumbel_noise(shifted), alpha=LOG2E)
             noisy_peak = noisy.amax(dim=-1, keepdim=True)
             assignment = noisy.sub_(noisy_peak).div_(temperature).exp2_()
             noisy_total = assignment.sum(dim=-1, keepdim=True)
-            probabilities = torch.exp2(shifted)
-            total = probabilities.sum(dim=-1, keepdim=True)
-            mean = torch.linalg.vecdot(probabilities, shifted).unsqueeze(-1) / total
-            entropy = (total.log2() - mean).squeeze(-1) * LN2
+            entropy, total, mean = _entropy(shifted)
             quantized = (assignment @ codebook) / noisy_total
             results.append((quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean))
             if keep:
@@ -101,17 +96,73 @@ class _RelaxedSample(torch.autograd.Function):
                 mean_along = torch.linalg.vecdot(along, assignment).unsqueeze(-1) / noisy_total[part]
                 grad_logits = along.sub_(mean_along).mul_(assignment)
             if grad_entropy is not None:
-                centred = (shifted - mean[part]).mul_(grad_entropy[part].unsqueeze(-1) * (-LN2 / total[part]))
-                probabilities = torch.exp2(shifted)
-                grad_logits = (
-                    centred.mul_(probabilities) if grad_logits is None else grad_logits.addcmul_(centred, probabilities)
-                )
+                of_entropy = _entropy_gradient(shifted, total[part], mean[part], grad_entropy[part])
+                grad_logits = of_entropy if grad_logits is None else grad_logits.add_(of_entropy)
             if grad_logits is not None:
                 grad_query[part].addmm_(grad_logits, key)
                 if grad_key is not None:
                     grad_key.addmm_(query[part].T, grad_logits)
         transposed = (None if gradient is None else gradient.T for gradient in (grad_key, grad_codebook))
         return grad_query, *transposed, None, None, None
+
+
+class _ExactSample(torch.autograd.Function):
+    """`sample_codes` in slices of the M vectors; the entropy and its gradient are those of `_RelaxedSample`."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, query: torch.Tensor, key: torch.Tensor, rows: int, keep: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ctx.rows, ctx.keep = rows, keep
+        results, kept = [], []
+        for part in _slices(len(query), rows):
+            shifted, peak, indices = _shifted_logits(query[part], key)
+            entropy, total, mean = _entropy(shifted)
+            # Gumbel-max: the largest of log-probabilities with noise is a sample.
+            samples = torch.add(shifted, gumbel_noise(shifted), alpha=LOG2E).argmax(dim=-1)
+            results.append((samples, entropy, indices.squeeze(-1), peak, total, mean))
+            if keep:
+                kept.append(shifted)
+        samples, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
+        ctx.save_for_backward(query, key, *statistics, *kept)
+        ctx.mark_non_differentiable(samples, indices)
+        return samples, entropy, indices
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _samples, grad_entropy, _indices):  # type: ignore[no-untyped-def]
+        query, key, peak, total, mean, *kept = ctx.saved_tensors
+        grad_query = torch.zeros_like(query)
+        grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+        for number, part in enumerate(_slices(len(query), ctx.rows)):
+            shifted = kept[number] if ctx.keep else ((query[part] * LOG2E) @ key.T).sub_(peak[part])
+            grad_logits = _entropy_gradient(shifted, total[part], mean[part], grad_entropy[part])
+            grad_query[part].addmm_(grad_logits, key)
+            if grad_key is not None:
+                grad_key.addmm_(grad_logits.T, query[part])
+        return grad_query, grad_key, None, None
+
+
+def _shifted_logits(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The exponents s (M, K), max a and its place (M, 1)."""
+    logits = (query * LOG2E) @ key.T
+    peak, indices = logits.max(dim=-1, keepdim=True)
+    return logits.sub_(peak), peak, indices
+
+
+def _entropy(shifted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """H (M,), Z and Σ_k p_k s_k (M, 1)."""
+    probabilities = torch.exp2(shifted)
+    total = probabilities.sum(dim=-1, keepdim=True)
+    mean = torch.linalg.vecdot(probabilities, shifted).unsqueeze(-1) / total
+    return (total.log2() - mean).squeeze(-1) * LN2, total, mean
+
+
+def _entropy_gradient(
+    shifted: torch.Tensor, total: torch.Tensor, mean: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """−γ ln 2 · p_k (s_k − Σ_j p_j s_j), (M, K)."""
+    return (shifted - mean).mul_(gradient.unsqueeze(-1) * (-LN2 / total)).mul_(torch.exp2(shifted))
 
 
 def relaxed_quantize(
@@ -137,18 +188,46 @@ def relaxed_quantize(
     Returns:
         The relaxed samples (M, d), the entropies H(P̂) in nats (M,) and the most probable codes (M,).
     """
-    num_elements = len(query) * len(key)
+    return _outside_graphs(_RelaxedSample, (query, key, codebook, temperature), max_elements)
+
+
+def sample_codes(
+    query: torch.Tensor, key: torch.Tensor, max_elements: int = 2**27
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Samples of P̂ = softmax(query keyᵀ) by the Gumbel-max trick, the entropies of P̂ and its most probable codes.
+
+    The noise comes from torch's global generator. Samples have no gradient, entropies have theirs.
+
+    Args:
+        query: (M, r).
+        key: (K, r); with `query` the factors of the unnormalised log-probabilities.
+        max_elements: Largest number of elements of a slice; a row is the least.
+
+    Returns:
+        Sampled codes (M,), the entropies H(P̂) in nats (M,) and the most probable codes (M,).
+    """
+    return _outside_graphs(_ExactSample, (query, key), max_elements)
+
+
+def _outside_graphs(
+    function: type[torch.autograd.Function], tensors: tuple[torch.Tensor, ...], max_elements: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Applies a function of query, key, … in slices; the compiler sees it whole, where it is small, or not at all."""
+    num_vectors, num_codes = len(tensors[0]), len(tensors[1])
+    num_elements = num_vectors * num_codes
     if torch.compiler.is_compiling() and num_elements <= max_elements:
-        return _RelaxedSample.apply(query, key, codebook, temperature, len(query), True)
-    preferred = CPU_SLICE if query.device.type == "cpu" else ACCELERATOR_SLICE
-    rows = max(1, min(max(preferred // len(key), SMALLEST_ROWS), max_elements // len(key)))
+        return function.apply(*tensors, num_vectors, True)
+    preferred = CPU_SLICE if tensors[0].device.type == "cpu" else ACCELERATOR_SLICE
+    rows = max(1, min(max(preferred // num_codes, SMALLEST_ROWS), max_elements // num_codes))
     keep = num_elements <= min(KEPT_ELEMENTS, max_elements)
-    return _outside_graphs(query, key, codebook, temperature, rows, keep)
+    return _apply(function, *tensors, rows, keep)
 
 
 @torch.compiler.disable
-def _outside_graphs(*arguments: torch.Tensor | int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _RelaxedSample.apply(*arguments)
+def _apply(
+    function: type[torch.autograd.Function], *arguments: torch.Tensor | int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return function.apply(*arguments)
 
 
 def _slices(number: int, size: int) -> list[slice]:

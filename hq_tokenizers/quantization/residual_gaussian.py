@@ -17,7 +17,7 @@ from hq_tokenizers.losses.elbo import categorical_kl, learned_prior_kl, mahalano
 from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.residual_variance import ResidualVariance
+from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 
@@ -39,8 +39,8 @@ class ResidualGaussianQuantizer(nn.Module):
         max_elements: See `StochasticCodebook`.
         averages_for: Gives the moving averages that a codebook of K codes follows; None for codes learned by gradient.
         residual_variance: The variances when they are tied to what the levels leave over; None trains them.
-        straight_through: Whether the encoder gets the decoder's gradient as it is, instead of through the relaxed
-            samples; the terms keep their own gradients.
+        straight_through: Whether training draws codes exactly and gives the encoder the decoder's gradient as it is,
+            instead of through relaxed samples; the terms keep their own gradients.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class ResidualGaussianQuantizer(nn.Module):
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            StochasticCodebook(size, code_dim, gaussian_factors, max_elements, averages_for(size))
+            StochasticCodebook(
+                size, code_dim, gaussian_factors, max_elements, averages_for(size), exact_samples=straight_through
+            )
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
         self.residual_variance = residual_variance
@@ -114,34 +116,34 @@ class ResidualGaussianQuantizer(nn.Module):
             prior_residual = None if prior_mean is None else prior_mean.float()
             total = torch.zeros_like(residual)
             variances = self.variances()
-            sums, indices, entropies, discrete, energies = [], [], [], [], []
+            sums, indices, entropies, discrete, moments = [], [], [], [], []
             for level, codebook in enumerate(self.level_codebooks()):
                 precision = variances[level].reciprocal().reshape(1, 1, 1, 1)
                 quantized, index, entropy = codebook(residual, precision, temperature, generators)
                 discrete.append(self._discrete(level, codebook, residual, precision, prior_residual, entropy))
-                residual = residual - quantized
+                latents_of_level, residual = residual, residual - quantized
                 total = total + quantized
                 if prior_residual is not None:
                     prior_residual = prior_residual - quantized
                 sums.append(total)
                 indices.append(index)
-                energies.append(residual.detach().square().mean())
+                moments.append(level_moments(latents_of_level, residual))
                 entropies.append(entropy.mean())
             terms = {
                 "continuous": mahalanobis(residual, variances.sum().reciprocal()),
                 "discrete": torch.stack(discrete).sum(),
             }
             if temperature is not None:
-                self._learn(torch.stack(energies))
+                self._learn(torch.stack(moments))
                 sums = [straight_through(latents.float(), total) for total in sums] if self.straight_through else sums
             return QuantizerOutput(tuple(sums), torch.stack(indices, -1), terms, torch.stack(entropies), variances)
 
-    def _learn(self, energies: torch.Tensor) -> None:
-        """What follows the training batch by itself, without a gradient; energies (D,) that the levels left over."""
+    def _learn(self, moments: torch.Tensor) -> None:
+        """What follows the training batch by itself, without a gradient; moments (D, d + 2) of the levels."""
         for codebook in cast(Sequence[StochasticCodebook], self.codebooks):
             codebook.end_of_part()
         if self.residual_variance is not None:
-            self.residual_variance.observe(energies)
+            self.residual_variance.observe(moments)
 
     def _discrete(
         self,

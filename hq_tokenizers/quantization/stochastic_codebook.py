@@ -13,7 +13,7 @@ from torch import nn
 
 from hq_tokenizers.quantization.functional import Factors, entropy_of, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
-from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
+from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
 from hq_tokenizers.randomness import sample_exponential
 
 FactorsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Factors]
@@ -31,6 +31,8 @@ class StochasticCodebook(nn.Module):
             slices.
         averages: The moving averages of the latents at their most probable codes, which the code vectors follow; None
             makes them a parameter, learned by gradient.
+        exact_samples: Whether training draws codes as they are, without a gradient to the latents, instead of relaxed
+            samples.
     """
 
     weight: torch.Tensor
@@ -42,8 +44,10 @@ class StochasticCodebook(nn.Module):
         factors: FactorsFunction,
         max_elements: int,
         averages: MovingAverages | None = None,
+        exact_samples: bool = False,
     ):
         super().__init__()
+        self.exact_samples = exact_samples
         self.factors = factors
         self.max_elements = max_elements
         self.averages = averages
@@ -67,14 +71,14 @@ class StochasticCodebook(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantises a grid.
 
-        With a temperature the code vectors are relaxed samples, for training. Without, they are those of the most
-        probable codes, or of a categorical sample when `generators` are given.
+        With a temperature the code vectors are samples for training, relaxed or exact. Without, they are those of the
+        most probable codes, or of a categorical sample when `generators` are given.
 
         Args:
             latents: (B, h, w, d), float32.
             precision: Diagonal of Σ⁻¹, four dimensions that broadcast to the latents'; all leading ones must be those
                 of the latents unless every one is 1.
-            temperature: Gumbel temperature τ, a scalar tensor; None for hard codes.
+            temperature: Gumbel temperature τ of relaxed samples, a scalar tensor; None outside of training.
             generators: One per image, for sampled hard codes.
 
         Returns:
@@ -87,9 +91,11 @@ class StochasticCodebook(nn.Module):
         else:
             flat = latents.reshape(-1, dim)
             query, key = self.factors(flat, codes, _flat_precision(precision, latents))
-            quantized, entropy, indices = relaxed_quantize(
-                query, key, codes, temperature, max_elements=self.max_elements
-            )
+            if self.exact_samples:
+                samples, entropy, indices = sample_codes(query, key, self.max_elements)
+                quantized = F.embedding(samples, codes)
+            else:
+                quantized, entropy, indices = relaxed_quantize(query, key, codes, temperature, self.max_elements)
             if self.averages is not None:
                 self.averages.observe(flat.detach(), indices)
         grid = (batch, height, width)

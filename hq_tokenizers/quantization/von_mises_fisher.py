@@ -16,7 +16,7 @@ from hq_tokenizers.quantization.functional import straight_through, vmf_factors
 from hq_tokenizers.quantization.gaussian import MINIMUM_VARIANCE
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.residual_variance import ResidualVariance
+from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 
 
@@ -31,8 +31,8 @@ class VonMisesFisherQuantizer(nn.Module):
         code_dim: Code width, one more than the dimension of the sphere.
         max_elements: See `StochasticCodebook`.
         averages: See `StochasticCodebook`.
-        residual_variance: 1/κ_φ when it is tied to what the codes leave over, ‖z − z̃‖² / (d − 1), the variance of a
-            von Mises–Fisher distribution per dimension of the sphere; None trains κ_φ.
+        residual_variance: 1/κ_φ · (d − 1)/d when it is tied to what the codes leave over, ‖z − z_q‖² / (d − 1), the
+            variance of a von Mises–Fisher distribution per dimension of the sphere; None trains κ_φ.
         straight_through: See `GaussianQuantizer`.
     """
 
@@ -46,7 +46,9 @@ class VonMisesFisherQuantizer(nn.Module):
         straight_through: bool = False,
     ):
         super().__init__()
-        self.codebook = UnitCodebook(num_codes, code_dim, vmf_factors, max_elements, averages)
+        self.codebook = UnitCodebook(
+            num_codes, code_dim, vmf_factors, max_elements, averages, exact_samples=straight_through
+        )
         self.residual_variance = residual_variance
         self.straight_through = straight_through
         self.log_concentration = nn.Parameter(torch.empty(())) if residual_variance is None else None
@@ -54,7 +56,9 @@ class VonMisesFisherQuantizer(nn.Module):
     def concentration(self) -> torch.Tensor:
         """κ_φ, four dimensions of size 1."""
         if self.residual_variance is not None:
-            return self.residual_variance().clamp_min(MINIMUM_VARIANCE).reciprocal().reshape(1, 1, 1, 1)
+            dim = self.codebook.weight.shape[1]
+            variance = self.residual_variance() * (dim / (dim - 1))
+            return variance.clamp_min(MINIMUM_VARIANCE).reciprocal().reshape(1, 1, 1, 1)
         assert self.log_concentration is not None
         return (1 + self.log_concentration.float().exp()).reshape(1, 1, 1, 1)
 
@@ -83,8 +87,7 @@ class VonMisesFisherQuantizer(nn.Module):
         """What follows the training batch by itself, without a gradient."""
         self.codebook.end_of_part()
         if self.residual_variance is not None:
-            remaining = (latents - quantized).detach().square().sum(-1).mean() / (latents.shape[-1] - 1)
-            self.residual_variance.observe(remaining.reshape(1))
+            self.residual_variance.observe(level_moments(latents, latents - quantized).unsqueeze(0))
 
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level: one."""

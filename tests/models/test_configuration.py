@@ -199,7 +199,7 @@ def test_fields_of_transformers_itself_pass() -> None:
         ),
         (SQVAEConfig, {"quantizer": "vq", "bottleneck_gradient": "straight_through"}, "is for stochastic quantizers"),
         (HQVAEConfig, {"quantizer": "vq", "variance_update": "residual"}, "is for stochastic quantizers"),
-        (HQVAEConfig, {"variance_factor": 1.0}, "variance_factor is for variance_update='residual'"),
+        (HQVAEConfig, {"variance_factor": 2.0}, "variance_factor is for variance_update='residual'"),
         (HQVAEConfig, {"variance_update": "residual", "train_variance": False}, "with variance_update='trained'"),
         (SQVAEConfig, {"variance_update": "residual", "variance_type": "II"}, "variance_type 'II' has a network"),
         (SQVAEConfig, {"data_variance": 2.0}, "data_variance is for quantizer='vq'"),

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hq_tokenizers.quantization import relaxed_sample
 from hq_tokenizers.quantization.functional import gaussian_factors, vmf_factors
-from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
+from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
 from hq_tokenizers.randomness import gumbel_noise
 
 M, K, D = 6, 5, 3
@@ -165,6 +165,40 @@ def test_extreme_logits_stay_finite() -> None:
     assert entropy.tolist() == [0.0]
     assert indices.tolist() == [2]
     assert gradient.isfinite().all()
+
+
+class TestExactSamples:
+    @pytest.mark.parametrize("max_elements", [2**27, 2 * K, 1], ids=["kept", "slices", "rows"])
+    def test_entropies_and_their_gradients_are_those_of_autograd(self, max_elements: int) -> None:
+        inputs = [double(M, 4).requires_grad_(), double(K, 4, seed=1).requires_grad_()]
+        weights = double(M, seed=5)
+        torch.manual_seed(SEED)
+        samples, entropy, indices = sample_codes(*inputs, max_elements)
+        logits = inputs[0] @ inputs[1].T
+        assert torch.equal(samples, (logits + noise(M, K, torch.float64)).argmax(-1))
+        assert torch.equal(indices, logits.argmax(-1))
+        expected = torch.distributions.Categorical(logits=logits).entropy()
+        torch.testing.assert_close(entropy, expected)
+        gradients = torch.autograd.grad((entropy.square() * weights).sum(), inputs)
+        for mine, theirs in zip(
+            gradients, torch.autograd.grad((expected.square() * weights).sum(), inputs), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs)
+
+    @pytest.mark.parametrize("kept_elements", [0, 2**22], ids=["computed again", "kept"])
+    def test_nothing_kept_changes_nothing(self, kept_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(relaxed_sample, "KEPT_ELEMENTS", kept_elements)
+        monkeypatch.setattr(relaxed_sample, "CPU_SLICE", 2 * K)
+        monkeypatch.setattr(relaxed_sample, "SMALLEST_ROWS", 1)
+        inputs = [double(M, 4).requires_grad_(), double(K, 4, seed=1).requires_grad_()]
+        assert torch.autograd.gradcheck(lambda *factors: sample_codes(*factors)[1], inputs)
+
+    def test_codes_come_as_often_as_they_are_probable(self) -> None:
+        torch.manual_seed(0)
+        query, key = double(1, 4).float(), double(K, 4, seed=1).float()
+        samples, *_ = sample_codes(query.expand(20_000, 4), key)
+        expected = 20_000 * torch.softmax(query @ key.T, dim=-1).squeeze(0).double()
+        assert stats.chisquare(torch.bincount(samples, minlength=K), expected).pvalue > 1e-3
 
 
 class TestGumbelNoise:

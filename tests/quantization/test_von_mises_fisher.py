@@ -115,7 +115,7 @@ def test_concentration_and_directions_that_follow_the_batches() -> None:
     averages.start(codes)
     z = latents().requires_grad_()
     output = module(z, torch.tensor(0.7))
-    torch.testing.assert_close(output.variance, torch.ones(1))
+    torch.testing.assert_close(output.variance, torch.full((1,), D / (D - 1)))
 
     unit, directions = (F.normalize(x.detach().double().reshape(-1, D), dim=-1) for x in (z, codes))
     members = F.one_hot((unit @ directions.T).argmax(-1), K).double()
@@ -123,7 +123,9 @@ def test_concentration_and_directions_that_follow_the_batches() -> None:
     moved = F.normalize(module.codebook.weight.double(), dim=-1)
     torch.testing.assert_close(moved, F.normalize(sums, dim=-1), rtol=1e-4, atol=1e-4)
     left = (unit - output.quantized.detach().double().flatten(0, 2)).square().sum(-1).mean() / (D - 1)
-    torch.testing.assert_close(module.concentration().double().flatten(), (0.1 + 0.9 * left).reciprocal()[None])
+    torch.testing.assert_close(
+        module.concentration().double().flatten(), (0.1 * D / (D - 1) + 0.9 * left).reciprocal()[None]
+    )
     # A sphere's direction, then the identity: the gradient of the decoder through the normalisation only.
     (gradient,) = torch.autograd.grad(output.quantized.sin().sum(), z)
     other = z.detach().clone().requires_grad_()
