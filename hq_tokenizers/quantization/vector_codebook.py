@@ -57,7 +57,9 @@ class VectorCodebook(nn.Module):
         """The code vectors (K, d) in float32."""
         if self.projection is None:
             return self.weight.float()
-        return F.linear(self.weight.float(), self.projection.weight.float(), self.projection.bias.float())
+        # Also where codes are decoded under autocast: the decoder is to see the vectors that it was trained on.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return F.linear(self.weight.float(), self.projection.weight.float(), self.projection.bias.float())
 
     @torch.no_grad()
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
