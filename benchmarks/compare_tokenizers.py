@@ -218,7 +218,7 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
 
 def _settings(model: dict[str, Any]) -> dict[str, Any]:
     """All fields of a tokenizer but those that the data decide: what a preset stands for today."""
-    config = build_tokenizer_config(model, {})
+    config = build_tokenizer_config(TokenizerTrainingConfig(model=model).model, {})
     names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
     return json.loads(json.dumps({name: getattr(config, name) for name in names}))
 

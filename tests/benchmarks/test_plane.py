@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from transformers import AutoModel
 
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.metrics.pretrained.feature_networks import FeatureNetwork
+from hq_tokenizers.options.reading import load_options
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 SMALL = {"network": "digits", "hidden_size": 8}
 SYSTEMS = {
@@ -58,6 +62,17 @@ def compare(script, run_script, tmp_path):
 
 def record(tmp_path, name):
     return json.loads((tmp_path / "report" / "small" / f"{name}-seed0.json").read_text())
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*_plane.yaml")), ids=lambda path: path.stem)
+def test_the_published_comparisons_are_valid(script, path):
+    config = load_options(script.Comparison, path, ["--data.path", "somewhere"])
+    assert (config.name, config.epochs, config.seeds, len(config.systems)) == (path.stem, 5, [0, 1], 15)
+    script._check_judges(config, rows=None)
+    single = [script._settings(model)["codebook_size"] for model in list(config.systems.values())[:6]]
+    assert single == [512] * 6
+    for model in config.systems.values():
+        assert script._settings(model)
 
 
 @pytest.mark.slow
