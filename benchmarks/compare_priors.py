@@ -18,7 +18,7 @@ another one, as above; the last line prints the published table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,24 +27,21 @@ from typing import Annotated, Any
 import torch
 from records import Record, check_names, data_description, read_record, slug, write_record
 from sample_accuracy import Classifier, real_accuracy, train_classifier
+from second_stage import SampleComparison, encoded_once, prior_sampler
 from transformers import AutoModel, PreTrainedModel
 
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.evaluation.generator import compare_samples
-from hq_tokenizers.evaluation.image_sets import SetComparison
 from hq_tokenizers.evaluation.references import evaluated_split
 from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction
-from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
+from hq_tokenizers.options.evaluation import FeatureConfig
 from hq_tokenizers.options.reading import options_from_dict
-from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig
+from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.figures import image_grid, save_png
-from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.prior import train_prior_and_save_generator
 
 UNIGRAM = "unigram"
@@ -104,31 +101,17 @@ class Judge:
     def __init__(self, config: Comparison) -> None:
         self.config = config
         self.accelerator = create_accelerator()
-        self._kept: SetComparison | None = None
+        self._compare = SampleComparison(config.data, config.metrics, config.num_samples, self.accelerator)
 
     def __call__(self, sample: SampleFunction, num_classes: int, tokenizer: PreTrainedModel) -> Record:
         """Figures of the samples that `sample` draws, whose images the tokenizer decodes."""
-        number = self.config.num_samples
-        batches = NumberedSamples(sample, num_classes, self.config.seed).share(number, 100, self.accelerator)
+        batches = self._compare.batches(sample, num_classes, self.config.seed)
         hits: list[torch.Tensor] = []
         if self.config.classifier_epochs and num_classes:
             batches = self._read(batches, num_classes, hits)
-        found = self._comparison(tokenizer).compare(batches)
+        found = self._compare(batches, tokenizer)
         accuracy = {"class_accuracy": torch.cat(hits).float().mean().item()} if hits else {}
         return {**found, **accuracy}
-
-    def _comparison(self, tokenizer: PreTrainedModel) -> SetComparison:
-        """The comparison with the held-out images; its reference is read by the first use."""
-        if self._kept is None:
-            options = EvaluateConfig(
-                generator="benchmark",
-                data=self.config.data,
-                metrics=MetricConfig(**asdict(self.config.metrics)),
-                num_images=self.config.num_samples,
-                batch_size=100,
-            )
-            self._kept = compare_samples(options, tokenizer, self.accelerator)
-        return self._kept
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -164,7 +147,7 @@ def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: 
     print(f"== {prior_name} on {tokenizer_name}", flush=True)
     source = Path(config.tokenizer_dir) / config.tokenizers[tokenizer_name]
     folder = Path(config.output_dir) / slug(tokenizer_name)
-    encoded = _codes(config, source, folder / "codes")
+    encoded = encoded_once(source, folder / "codes", config.data)
     record: Record = {"prior": prior_name, **_description(config, tokenizer_name, prior_name)}
     record["tokenizer_sha256"] = encoded.tokenizer_sha256
     if prior_name == UNIGRAM:
@@ -191,19 +174,6 @@ def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: 
     write_record(path, record)
 
 
-def _codes(config: Comparison, tokenizer: Path, folder: Path) -> EncodedImages:
-    """The codes of a tokenizer, encoded unless they are there.
-
-    Raises:
-        SystemExit: If those that are there are of another tokenizer or of other data.
-    """
-    now = {"tokenizer_sha256": weights_sha256(AutoModel.from_pretrained(tokenizer)), **data_description(config.data)}
-    if read_record(folder / "made_from.json", now) is None:
-        encode_images(EncodeConfig(tokenizer=str(tokenizer), output_dir=str(folder), data=config.data))
-        write_record(folder / "made_from.json", now)
-    return EncodedImages.load(str(folder))
-
-
 def _train(config: Comparison, prior_name: str, folder: Path) -> Record:
     return train_prior_and_save_generator(
         _training_config(
@@ -217,15 +187,6 @@ def _train(config: Comparison, prior_name: str, folder: Path) -> Record:
 
 def _training_config(config: Comparison, **options: Any) -> PriorTrainingConfig:
     return options_from_dict(PriorTrainingConfig, {**options, "seed": config.seed, **config.training}, "training.")
-
-
-def prior_sampler(generator: PreTrainedModel, settings: Mapping[str, Any]) -> SampleFunction:
-    """Draws images of a generator."""
-
-    def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-        return generator.generate(labels, generator=generators, batch_size=len(labels), **settings).images
-
-    return sample
 
 
 def unigram_sampler(encoded: EncodedImages, tokenizer: PreTrainedModel) -> SampleFunction:

@@ -10,33 +10,57 @@ Every system and seed trains in its own folder below `output_dir` and ends as a 
 that a comparison of many hours can be made in pieces, in several processes (`--only`), or on several machines. The
 table and the plots are made from whatever records there are; the table shows the error of each seed.
 
+With a section `prior`, which holds options of train-prior, every tokenizer's codes are encoded and the same prior is
+trained on them: the page then leads with the plane that a two-stage model lives on, errors over bits under that prior.
+With `metrics.features` samples of both stages are compared with held-out images, with `metrics.lpips` reconstructions.
+
+    python benchmarks/compare_tokenizers.py benchmarks/cifar10_plane.yaml --data.path FOLDER
+
 The records of the published runs lie in docs/results, the default `report_dir`: to repeat a run, or to have its trained
 tokenizer, give another one, as in the last line.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Literal
 
 import torch
-from records import check_names, data_description, read_record, slug, write_record
+from plane import CAPTION, plane_table, plot_plane
+from plots import colors, log_scale, new_figure
+from records import (
+    Record,
+    check_names,
+    data_description,
+    is_deterministic,
+    level_means,
+    level_usage,
+    read_record,
+    slug,
+    write_record,
+)
+from second_stage import SampleComparison, prior_config, two_stage_figures
 from transformers import AutoModel
 
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.networks import as_rgb, build_feature_network, build_lpips, finish
+from hq_tokenizers.evaluation.references import data_identity, evaluated_split
+from hq_tokenizers.metrics.lpips import LPIPS
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
+from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import read_history
+from hq_tokenizers.training.model_options import FROM_DATA, build_tokenizer_config, config_fields, describe_model
 from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
 
-Run = dict[str, Any]
+Run = Record
 _FIGURES = ("num_parameters", "code_layout", "codebook_sizes", "bits_per_image", "steps", "images_per_second", "test")
 
 
@@ -57,6 +81,13 @@ class Comparison:
     learning_rate: Annotated[float, "Adam's learning rate"] = 1e-3
     ema_decay: Annotated[float | None, "moving average of the weights that is judged; null judges the last ones"] = None
     seeds: Annotated[list[int], "every system is trained once with each"] = field(default_factory=lambda: [0, 1])
+    prior: Annotated[
+        dict[str, Any],
+        "options of train-prior for the codes of every tokenizer, as {max_steps: 1000, model: {hidden_size: 128}}; {} "
+        "trains no prior",
+    ] = field(default_factory=dict)
+    metrics: MetricConfig = field(default_factory=lambda: MetricConfig(features=None, lpips=None))
+    num_samples: Annotated[int, "samples to compare with held-out images, with metrics.features"] = 5000
     output_dir: Annotated[str, "where the runs go"] = "runs/compare"
     report_dir: Annotated[str, "where the table and the plots go"] = "docs/results"
     name: Annotated[str, "name of the table and the plots"] = "comparison"
@@ -78,8 +109,11 @@ def main() -> None:
     if not config.report_only:
         runs = [(name, seed) for seed in config.seeds for name in chosen]
         check_systems(config, runs)
+        compare = None
+        if config.metrics.features is not None:
+            compare = SampleComparison(config.data, config.metrics, config.num_samples, create_accelerator())
         for name, seed in runs:
-            run_system(config, name, seed)
+            run_system(config, name, seed, compare)
     write_results(config)
 
 
@@ -95,14 +129,30 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
         try:
             training = _training_config(config, name, seed)
             if index == 0:
-                train, _, _ = load_splits(training)
+                train, _, test = load_splits(training)
             check_model(training, train)
         except (ValueError, TypeError, OSError) as error:
             raise SystemExit(f"error: system {name!r}: {error}") from error
+    if missing:
+        try:
+            _check_judges(config, test)
+        except (ValueError, OSError) as error:
+            raise SystemExit(f"error: {error}") from error
 
 
-def run_system(config: Comparison, name: str, seed: int) -> None:
-    """Trains one system with one seed, unless there is a record of it, and writes its record.
+def _check_judges(config: Comparison, rows: ImageRows) -> None:
+    """Refuses what would be found wrong only after the first tokenizer: the options of the prior, and the networks."""
+    if config.prior:
+        describe_model(prior_config(config.prior).model, "prior")
+    elif config.metrics.features is not None:
+        raise ValueError("metrics.features judges samples of a prior: set prior, or leave it out.")
+    if config.metrics.features is not None:
+        build_feature_network(config.metrics)
+    _build_lpips(config, rows)
+
+
+def run_system(config: Comparison, name: str, seed: int, compare: SampleComparison | None) -> None:
+    """Trains one system with one seed, and a prior, unless there is a record of it, and writes its record.
 
     Raises:
         SystemExit: If the record is of another model, budget or data than the configuration's, or its folder holds a
@@ -122,9 +172,12 @@ def run_system(config: Comparison, name: str, seed: int) -> None:
         "seed": seed,
         **_description(config, name),
         **{figure: report[figure] for figure in _FIGURES},
-        "partial_mse": partial_mse(folder, rows),
+        **judge_reconstructions(config, folder, rows),
+        "settings": _settings(config.systems[name]),
         "history": history,
     }
+    if config.prior and run["codebook_sizes"]:
+        run |= two_stage_figures(folder, config.data, config.prior, seed, compare)
     write_record(record_path(config, name, seed), run)
 
 
@@ -140,7 +193,34 @@ def _training_config(config: Comparison, name: str, seed: int) -> TokenizerTrain
 
 
 def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
-    return read_record(record_path(config, name, seed), _description(config, name))
+    """The record of a run, or None.
+
+    Raises:
+        SystemExit: If it is of something else, or of a preset that has since changed.
+    """
+    path = record_path(config, name, seed)
+    record = read_record(path, _description(config, name))
+    if record is None or "settings" not in record:
+        return record
+    now = _settings(config.systems[name])
+    changed = {
+        field: f"{value} (now {now[field]})"
+        for field, value in record["settings"].items()
+        if now.get(field, value) != value
+    }
+    if changed:
+        raise SystemExit(
+            f"error: {path} is of a run of {name!r} before its preset changed: {changed}. Delete the record and the "
+            "run's folder to train anew."
+        )
+    return record
+
+
+def _settings(model: dict[str, Any]) -> dict[str, Any]:
+    """All fields of a tokenizer but those that the data decide: what a preset stands for today."""
+    config = build_tokenizer_config(TokenizerTrainingConfig(model=model).model, {})
+    names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
+    return json.loads(json.dumps({name: getattr(config, name) for name in names}))
 
 
 def record_path(config: Comparison, name: str, seed: int) -> Path:
@@ -149,7 +229,15 @@ def record_path(config: Comparison, name: str, seed: int) -> Path:
 
 def _description(config: Comparison, name: str) -> dict[str, Any]:
     """What makes two runs comparable."""
-    return {"model": config.systems[name], "budget": _budget(config), "data": data_description(config.data)}
+    described = {"model": config.systems[name], "budget": _budget(config), "data": data_description(config.data)}
+    if config.prior:
+        described["prior"] = config.prior
+    judges = {key: value for key, value in asdict(config.metrics).items() if value and not key.endswith("_weights")}
+    if judges:
+        described["metrics"] = judges
+    if config.metrics.features is not None:
+        described["num_samples"] = config.num_samples
+    return described
 
 
 def _budget(config: Comparison) -> dict[str, Any]:
@@ -158,19 +246,36 @@ def _budget(config: Comparison) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def partial_mse(folder: Path, rows: ImageRows) -> list[float]:
-    """Mean squared error per pixel of the decodes from the first 1, …, L levels."""
+def judge_reconstructions(config: Comparison, folder: Path, rows: ImageRows) -> Record:
+    """Figures of reconstructions that the report of the training lacks.
+
+    Returns:
+        "partial_mse", the mean squared error per pixel of the decodes from the first 1, …, L levels; of tokenizers with
+        codes, where there is a network, also "lpips", of all levels.
+    """
     model = AutoModel.from_pretrained(folder).eval()
     if not model.config.has_codes:
-        return []
+        return {"partial_mse": []}
+    lpips = _build_lpips(config, rows)
     num_levels = model.code_layout().num_levels
     sums = [0.0] * num_levels
     for batch in rows.batches(torch.arange(len(rows)).split(500), model.device):
         pixel_values = batch["pixel_values"]
         codes = model.encode(pixel_values)
         for level in range(num_levels):
-            sums[level] += (model.decode(codes, level + 1) - pixel_values).square().flatten(1).mean(1).sum().item()
-    return [total / len(rows) for total in sums]
+            decoded = model.decode(codes, level + 1)
+            sums[level] += (decoded - pixel_values).square().flatten(1).mean(1).sum().item()
+        if lpips is not None:
+            lpips.add_batch(predictions=as_rgb(decoded), references=as_rgb(pixel_values))
+    figures: Record = {"partial_mse": [total / len(rows) for total in sums]}
+    return figures if lpips is None else {**figures, "lpips": finish(lpips)["lpips"]}
+
+
+def _build_lpips(config: Comparison, rows: ImageRows) -> LPIPS | None:
+    if config.metrics.lpips is None:
+        return None
+    size = rows.image_format.height, rows.image_format.width
+    return build_lpips(config.metrics, size, data_identity(config.data, evaluated_split(config.data)))
 
 
 def run_folder(config: Comparison, name: str, seed: int) -> Path:
@@ -187,6 +292,11 @@ def write_results(config: Comparison) -> None:
     folder = Path(config.report_dir)
     folder.mkdir(parents=True, exist_ok=True)
     table = markdown_table(finished)
+    on_plane = {name: runs for name, runs in finished.items() if all("under_prior" in run for run in runs)}
+    if on_plane:
+        plot = f"{config.name}_plane.png"
+        plot_plane(on_plane, folder / plot)
+        table = f"{CAPTION}\n\n{plane_table(on_plane)}\n\n![Error over bits under the prior]({plot})\n\n{table}"
     (folder / f"{config.name}.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     plot_rate_distortion(finished, folder / f"{config.name}_rate_distortion.png")
@@ -221,7 +331,7 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
             name,
             f"{runs[0]['num_parameters']:,}",
             "–" if bits is None else f"{bits:.0f}",
-            "–" if _deterministic(runs) else f"{_charged_bits(runs):.0f}",
+            "–" if is_deterministic(runs) else f"{_charged_bits(runs):.0f}",
             f"{mean(errors):.2f} ({', '.join(f'{error:.2f}' for error in errors)})",
             f"{mean(test['psnr'] for test in tests):.2f}",
             " / ".join(f"{value:.0f}" for value in perplexities) or "–",
@@ -233,33 +343,28 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
     return "\n".join(lines)
 
 
-def level_means(rows: list[list[float]]) -> list[float]:
-    return [mean(column) for column in zip(*rows, strict=True)]
-
-
 def plot_rate_distortion(finished: dict[str, list[Run]], path: Path) -> None:
     """Error over the bits of a uniform prior; hollow, and joined to it, over those that the bound charges."""
-    figure, axis = _figure(len(finished))
-    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
+    figure, axis = new_figure(len(finished))
+    for (name, runs), color in zip(finished.items(), colors(), strict=False):
         error, bits = 1e3 * mean(run["test"]["mse"] for run in runs), runs[0]["bits_per_image"]
-        if not _deterministic(runs):
+        if not is_deterministic(runs):
             charged = _charged_bits(runs)
             axis.plot([charged, charged if bits is None else bits], [error, error], ":", color=color, linewidth=1)
             axis.plot(charged, error, "o", color=color, fillstyle="none", label=name if bits is None else None)
         if bits is not None:
-            axis.plot(bits, error, "s" if _deterministic(runs) else "o", color=color, label=name)
+            axis.plot(bits, error, "s" if is_deterministic(runs) else "o", color=color, label=name)
     axis.set(xlabel="bits per image (hollow: KL, squares: deterministic codes)", ylabel="MSE × 10³")
-    _log_scale(axis)
+    log_scale(axis)
     axis.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 
 def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
-    figure, axis = _figure(len(finished))
+    figure, axis = new_figure(len(finished))
     position, ticks, labels = 0.0, [], []
-    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
-        perplexities = level_means([run["test"].get("perplexity", []) for run in runs])
-        usage = [value / size for value, size in zip(perplexities, runs[0]["codebook_sizes"], strict=True)]
+    for (name, runs), color in zip(finished.items(), colors(), strict=False):
+        usage = level_means(list(map(level_usage, runs)))
         if not usage:
             continue
         axis.bar([position + level for level in range(len(usage))], usage, width=0.9, color=color)
@@ -273,17 +378,17 @@ def plot_usage(finished: dict[str, list[Run]], path: Path) -> None:
 
 def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
     """Validation error, and the mean entropy of P̂ in nats, over the epochs of the first finished seed."""
-    figure, axes = _figure(len(finished), columns=2)
-    for (name, runs), color in zip(finished.items(), _colors(), strict=False):
+    figure, axes = new_figure(len(finished), columns=2)
+    for (name, runs), color in zip(finished.items(), colors(), strict=False):
         records = runs[0]["history"]
         epochs = [record["epoch"] for record in records]
         errors = [1e3 * record["mse"] for record in records]
-        line = "s--" if _deterministic(runs) else "o-"
+        line = "s--" if is_deterministic(runs) else "o-"
         axes[0].plot(epochs, errors, line, color=color, markersize=3, label=name)
         if "discrete" in runs[0]["test"]:
             axes[1].plot(epochs, [mean(record["entropy"]) for record in records], line, color=color, markersize=3)
     axes[0].set(xlabel="epoch of the first seed", ylabel="validation MSE × 10³ (dashed: deterministic codes)")
-    _log_scale(axes[0])
+    log_scale(axes[0])
     axes[1].set(xlabel="epoch of the first seed", ylabel="entropy of P̂, mean over levels (nats)")
     figure.legend(fontsize="x-small", loc="outside right upper")
     figure.savefig(path, dpi=110)
@@ -292,37 +397,6 @@ def plot_histories(finished: dict[str, list[Run]], path: Path) -> None:
 def _charged_bits(runs: list[Run]) -> float:
     """KL divergence per image that the bound charges for codes, or of a VAE for latents."""
     return mean(run["test"].get("discrete", run["test"].get("kl")) for run in runs) / math.log(2)
-
-
-def _colors() -> Iterator[Any]:
-    """A colour per system, the same in every plot: more than the ten of the default, then again from the first."""
-    from matplotlib import colormaps
-
-    return itertools.cycle([*colormaps["tab20"](range(20)), *colormaps["Dark2"](range(8))])
-
-
-def _deterministic(runs: list[Run]) -> bool:
-    return not {"discrete", "kl"} & set(runs[0]["test"])
-
-
-def _log_scale(axis: Any) -> None:
-    """A logarithmic vertical axis with plain numbers that do not overlap."""
-    from matplotlib.ticker import LogLocator
-
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("")
-
-
-def _figure(num_names: int, columns: int = 1) -> tuple[Any, Any]:
-    """Axes in a row, high enough for a legend of all names."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5 * columns + 3.5, max(4.5, 0.19 * num_names)), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
 
 
 if __name__ == "__main__":

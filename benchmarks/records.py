@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from hq_tokenizers.options.data import DataConfig
@@ -71,3 +72,19 @@ def read_record(path: Path, description: Mapping[str, Any]) -> Record | None:
                 "record and the run's folder to train anew, or give the comparison another name and output_dir."
             )
     return record
+
+
+def is_deterministic(runs: Sequence[Record]) -> bool:
+    """Whether tokenizers have neither a posterior over codes nor one over continuous latents."""
+    return not {"discrete", "kl"} & set(runs[0]["test"])
+
+
+def level_usage(run: Record) -> list[float]:
+    """Perplexity / K of every level of a tokenizer; none for a VAE."""
+    sizes = run["codebook_sizes"]
+    return [value / size for value, size in zip(run["test"].get("perplexity", []), sizes, strict=True)]
+
+
+def level_means(rows: Sequence[Sequence[float]]) -> list[float]:
+    """Level by level the mean over runs."""
+    return [mean(column) for column in zip(*rows, strict=True)]

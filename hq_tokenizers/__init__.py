@@ -44,10 +44,12 @@ if TYPE_CHECKING or not _is_the_command():
     from hq_tokenizers.models.modeling_outputs import ImageTokenizerOutput
     from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
     from hq_tokenizers.models.presets import (
+        fsq_vae,
         hybrid_vae,
         robust_vq_vae,
         rq_vae,
         rsq_vae,
+        sim_vq_vae,
         sq_vae,
         sq_vae_2,
         vae,
@@ -83,10 +85,12 @@ __all__ = [
     "SQVAEConfig",
     "SQVAEModel",
     "__version__",
+    "fsq_vae",
     "hybrid_vae",
     "robust_vq_vae",
     "rq_vae",
     "rsq_vae",
+    "sim_vq_vae",
     "sq_vae",
     "sq_vae_2",
     "vae",

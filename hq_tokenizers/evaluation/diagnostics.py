@@ -111,6 +111,9 @@ def _unused(
         if any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in others):
             cause = "levels share one codebook, and this one needs few of its codes, which others use"
             return Finding(level, symptom, measured, cause, "shared_codebook: false, or nothing: the codes are trained")
+        if config.quantizer == "fsq":
+            cause = "the codes are the points of a fixed grid, which the latents do not fill"
+            return Finding(level, symptom, measured, cause, "training longer, or smaller fsq_levels")
         cause = "codes that are never nearest to a latent vector are never trained"
         return Finding(level, symptom, measured, cause, _vector_remedy(config))
     if isinstance(config, HQVAEConfig) and level < len(codebook_sizes) - len(config.groups[-1].codebook_sizes):

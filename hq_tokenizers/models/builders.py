@@ -8,6 +8,7 @@ from torch import nn
 
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, SquaredErrorImages, VonMisesFisherLabels
 from hq_tokenizers.quantization.continuous import GaussianBottleneck
+from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.reestimation import CodebookReestimation
@@ -80,6 +81,8 @@ def build_single_quantizer(config: SQVAEConfig) -> nn.Module:
         return GaussianBottleneck()
     if config.quantizer == "vq":
         return _vector_quantizer(config, (config.codebook_size,), shared=False)
+    if config.quantizer == "fsq":
+        return FiniteScalarQuantizer(config.fsq_levels)
     if config.quantizer == "vmf":
         return VonMisesFisherQuantizer(
             config.codebook_size,
@@ -143,6 +146,7 @@ def _vector_quantizer(
         shared_codebook=shared,
         commitment_weight=config.commitment_weight,
         averages_for=lambda size: _build_averages(config, size),
+        linear=config.codebook_update == "linear",
         reestimation=reestimation,
         max_elements=config.max_quantizer_elements,
     )
@@ -150,7 +154,7 @@ def _vector_quantizer(
 
 def _build_averages(config: ImageTokenizerConfig, num_codes: int) -> MovingAverages | None:
     """What a codebook of K codes follows; None where its codes are learned by gradient."""
-    if config.codebook_update == "gradient":
+    if config.codebook_update != "ema":
         return None
     return MovingAverages(num_codes, config.codebook_dim, config.ema_decay, config.restart_threshold)
 

@@ -15,7 +15,7 @@ from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
 _FIELDS_OF_SINGLE_LAYER = (
     *("num_downsampling", "variance_type", "variance_parametrization", "variance_floor", "dequantization_noise"),
-    *("likelihood", "num_classes", "initial_log_concentration", "initial_label_concentration"),
+    *("likelihood", "num_classes", "initial_log_concentration", "initial_label_concentration", "fsq_levels"),
 )
 
 
@@ -77,6 +77,11 @@ class HQVAEConfig(ImageTokenizerConfig):
         single = [name for name in _FIELDS_OF_SINGLE_LAYER if name in kwargs]
         if single:
             raise ValueError(f"{', '.join(single)}: of SQVAEConfig only, a hierarchy has no such field.")
+        if self.quantizer == "fsq":
+            raise ValueError(
+                "quantizer='fsq' has one code per position, and a hierarchy several: use SQVAEConfig (model_type "
+                "sq_vae, preset fsq_vae), or quantizer 'gaussian' or 'vq'."
+            )
         super().__post_init__(**kwargs)
 
     def _check_relations(self) -> None:

@@ -63,10 +63,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
         variance_share: With "residual": smallest variance of a level, per variance of the latents that it quantises;
             keeps latents from freezing at their codes.
         commitment_weight: VQ only: β of the commitment term.
-        data_variance: VQ only: variance of the pixel values by which the mean squared error is divided, by default that
-            of CIFAR-10; MNIST has 0.09.
-        codebook_update: Code vectors learned by "gradient", or by moving averages of the latents nearest to them (or,
-            of stochastic quantisers, at their most probable codes), "ema".
+        data_variance: VQ and FSQ only: variance of the pixel values by which the mean squared error is divided, by
+            default that of CIFAR-10; MNIST has 0.09.
+        codebook_update: Code vectors learned by "gradient"; by moving averages of the latents nearest to them (or, of
+            stochastic quantisers, at their most probable codes), "ema"; or, VQ only, "linear": random vectors that
+            stay as they are, times one learned linear layer (SimVQ).
         ema_decay: With "ema": decay of the moving averages per optimiser step.
         restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this is replaced
             by a random vector of the batch; 0 switches it off.
@@ -83,7 +84,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     stride_field: ClassVar[str]
     """The field that decides the stride."""
 
-    quantizer: Literal["gaussian", "vmf", "vq", "none"] = "gaussian"
+    quantizer: Literal["gaussian", "vmf", "vq", "fsq", "none"] = "gaussian"
     image_size: ImageSize = 32
     num_channels: Width = 3
     hidden_size: Annotated[int, Range(2, 65_536)] = 64
@@ -109,7 +110,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     variance_share: NotNegative = 0.25
     commitment_weight: NotNegative = 0.25
     data_variance: Positive = 0.06
-    codebook_update: Literal["gradient", "ema"] = "gradient"
+    codebook_update: Literal["gradient", "ema", "linear"] = "gradient"
     ema_decay: Annotated[Number, Range(0, 1, below=True)] = 0.99
     restart_threshold: NotNegative = 0.0
     warmup_epochs: Epochs = 0
@@ -129,7 +130,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether every latent vector has one code, the nearest (VQ)."""
+        """Whether every latent vector has one code, the nearest (VQ, FSQ)."""
         return self.has_codes and not self.is_stochastic
 
     @property
@@ -156,6 +157,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
             )
         if self.restart_threshold and self.codebook_update != "ema":
             raise ValueError("restart_threshold needs the counts of codebook_update='ema'; set it to 0 otherwise.")
+        if self.codebook_update == "linear" and self.is_stochastic:
+            raise ValueError(
+                f"codebook_update='linear' is for quantizer='vq': with {self.quantizer!r} choose 'gradient' or 'ema'."
+            )
+        if self.codebook_update == "linear" and self.reestimation_epochs:
+            raise ValueError(
+                "reestimation_epochs replaces code vectors one by one, which codebook_update='linear' cannot: leave "
+                "one of them out."
+            )
         if self.warmup_epochs and not self.reestimation_epochs:
             raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
         if self.reestimation_epochs and not self.warmup_epochs:
@@ -171,22 +181,31 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def _check_unused(self) -> None:
         """Refuses fields that were set and would have no effect."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._implied()
         for name, (used, purpose) in self._purposes().items():
-            if not used and getattr(self, name) != defaults[name]:
+            if not used and _as_json(getattr(self, name)) != _as_json(defaults[name]):
                 raise ValueError(f"{name} is for {purpose}, else it has no effect: leave it at {defaults[name]!r}.")
+
+    def _implied(self) -> dict[str, Any]:
+        """Fields of which others leave no choice, with their values."""
+        return {}
 
     def _purposes(self) -> dict[str, tuple[bool, str]]:
         """Of fields that not every system has a use for: whether this one has, and what they are for."""
-        vq, stochastic = self.is_deterministic, self.is_stochastic
-        averages = self.has_codes and self.codebook_update == "ema"
+        vq, fsq, stochastic = self.quantizer == "vq", self.quantizer == "fsq", self.is_stochastic
+        averages = (vq or stochastic) and self.codebook_update == "ema"
         residual = stochastic and self.variance_update == "residual"
         relaxed = stochastic and self.bottleneck_gradient == "pathwise"
-        gaussian_images = not vq and not self.for_label_maps
+        gaussian_images = not self.is_deterministic and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"
         return {
-            **dict.fromkeys(("commitment_weight", "data_variance"), (vq, "quantizer='vq'")),
-            "codebook_update": (self.has_codes, "models with codes"),
+            "commitment_weight": (vq, "quantizer='vq'"),
+            "data_variance": (self.is_deterministic, "quantizer='vq' or 'fsq'"),
+            "codebook_update": (self.has_codes and not fsq, "models with codes that are learned"),
+            **dict.fromkeys(
+                ("codebook_dim", "codebook_size", "codebook_init_std", "max_quantizer_elements"),
+                (not fsq, "codebooks that are not given by fsq_levels"),
+            ),
             **dict.fromkeys(("bottleneck_gradient", "variance_update"), (stochastic, "stochastic quantizers")),
             **dict.fromkeys(("variance_factor", "variance_share"), (residual, "variance_update='residual'")),
             **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
@@ -201,7 +220,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
                 (relaxed, "stochastic quantizers with bottleneck_gradient='pathwise'"),
             ),
             "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
-            "kl_weight": (not vq, "stochastic or continuous models"),
+            "kl_weight": (not self.is_deterministic, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
             "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),
         }
@@ -210,3 +229,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     def stride(self) -> int:
         """Pixels per position of the coarsest grid: both sides of an image are multiples of it."""
         raise AttributeError(f"{type(self).__name__} has no grid: use SQVAEConfig or HQVAEConfig.")
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,13 +1,16 @@
-"""Configuration of the single-layer image tokenizers: SQ-VAE and, on the same networks, VQ-VAE and VAE."""
+"""Configuration of the single-layer image tokenizers: SQ-VAE and, on the same networks, VQ-VAE, FSQ and VAE."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from hq_tokenizers.checks import CodebookSize, NotNegative, Positive, Range
+from hq_tokenizers.checks import CodebookSize, Length, NotNegative, Positive, Range, check_value
 
 from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
+
+FSQLevel = Annotated[int, Range(2, 2**24)]
 
 
 class SQVAEConfig(ImageTokenizerConfig):
@@ -15,12 +18,13 @@ class SQVAEConfig(ImageTokenizerConfig):
 
     Args:
         num_downsampling: Halvings of the resolution; the stride is 2 to this power.
-        quantizer: "gaussian" or "vmf" (von Mises–Fisher, unit vectors) for SQ-VAE, "vq" for VQ-VAE, "none" for the VAE
-            with continuous latents.
+        quantizer: "gaussian" or "vmf" (von Mises–Fisher, unit vectors) for SQ-VAE, "vq" for VQ-VAE, "fsq" for finite
+            scalar quantisation, "none" for the VAE with continuous latents.
         likelihood: What is modelled: "gaussian" images; label maps by a "categorical" or a von Mises–Fisher ("vmf")
             distribution at every pixel.
         num_classes: Classes of a label map; 0 for images. `num_channels` is then not used.
-        codebook_size: Number of codes K.
+        codebook_size: Number of codes K; with "fsq" the product of `fsq_levels`.
+        fsq_levels: With "fsq": values of every channel of the latents, whose width `codebook_dim` is their number.
         variance_type: Σ_φ of the Gaussian quantiser: "I" one scalar, "II" one per image, "III" one per position, "IV"
             one per position and channel.
         variance_parametrization: "released" adds exp(s) to the network's variance as the authors' code does; "plain"
@@ -43,6 +47,7 @@ class SQVAEConfig(ImageTokenizerConfig):
     likelihood: Literal["gaussian", "categorical", "vmf"] = "gaussian"
     num_classes: Annotated[int, Range(0, 65_536)] = 0
     codebook_size: CodebookSize = 512
+    fsq_levels: Annotated[list[FSQLevel] | tuple[FSQLevel, ...], Length(1, 24)] = (8, 5, 5, 5)
     variance_type: Literal["I", "II", "III", "IV"] = "I"
     variance_parametrization: Literal["released", "plain"] = "released"
     variance_floor: NotNegative = 0.0
@@ -54,6 +59,7 @@ class SQVAEConfig(ImageTokenizerConfig):
 
     def _check_relations(self) -> None:
         super()._check_relations()
+        self._apply_fsq_levels()
         if self.variance_update == "residual" and self.variance_type != "I":
             raise ValueError(
                 f"variance_update='residual' ties one variance to what the codes leave over; variance_type "
@@ -67,7 +73,21 @@ class SQVAEConfig(ImageTokenizerConfig):
         if not self.for_label_maps and self.num_classes:
             raise ValueError("num_classes is for label maps: set likelihood to 'categorical' or 'vmf'.")
         if self.for_label_maps and self.is_deterministic:
-            raise ValueError("quantizer='vq' has no objective for label maps; use 'gaussian' or 'vmf'.")
+            raise ValueError(f"quantizer={self.quantizer!r} has no objective for label maps; use 'gaussian' or 'vmf'.")
+
+    def _apply_fsq_levels(self) -> None:
+        if self.quantizer != "fsq":
+            return
+        check_value("The product of fsq_levels, which is the codebook size,", math.prod(self.fsq_levels), CodebookSize)
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, value in self._implied().items():
+            if getattr(self, name) == usual[name]:
+                setattr(self, name, value)
+
+    def _implied(self) -> dict[str, Any]:
+        if self.quantizer != "fsq":
+            return super()._implied()
+        return {"codebook_dim": len(self.fsq_levels), "codebook_size": math.prod(self.fsq_levels)}
 
     @property
     def stride(self) -> int:
@@ -90,6 +110,7 @@ class SQVAEConfig(ImageTokenizerConfig):
             **super()._purposes(),
             **dict.fromkeys(("variance_type", "variance_parametrization", "variance_floor"), gaussian),
             "dequantization_noise": gaussian,
+            "fsq_levels": (self.quantizer == "fsq", "quantizer='fsq'"),
             "initial_log_concentration": (self.quantizer == "vmf", "quantizer='vmf'"),
             **dict.fromkeys(
                 ("initial_label_concentration", "decoder_softplus"), (self.likelihood == "vmf", "likelihood='vmf'")

@@ -141,6 +141,10 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
                 count = max(1.0, FRESH * module.averages.restart_threshold)
                 init.constant_(module.averages.count, count)
                 init.copy_(module.averages.total, count * module.weight)
+            if isinstance(module, VectorCodebook) and module.projection is not None:
+                bound = module.projection.in_features**-0.5
+                init.uniform_(module.projection.weight, -bound, bound)
+                init.uniform_(module.projection.bias, -bound, bound)
         elif isinstance(module, ResidualVariance):
             init.constant_(module.energy, self._initial_variance() / module.factor)
             init.zeros_(module.spread)
@@ -204,7 +208,9 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         if not self.config.has_codes:
             raise ValueError("A VAE (quantizer='none') has continuous latents and no codebook.")
         quantizers: Any = self.quantizer if isinstance(self.quantizer, nn.ModuleList) else [self.quantizer]
-        return tuple(book.codes.detach() for quantizer in quantizers for book in quantizer.level_codebooks())
+        return tuple(
+            book.codes.detach().to(self.device) for quantizer in quantizers for book in quantizer.level_codebooks()
+        )
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """Optimizer parameter groups: the codebooks at `codebook_learning_rate_factor` times the rate, the rest at it.

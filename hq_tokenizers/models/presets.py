@@ -81,6 +81,8 @@ TUNED: dict[str, Any] = {
 PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
 
+_FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 512: (8, 8, 8)}
+"""Values per channel by the number of codes of a network, which their product is next to."""
 
 _NUM_LEVELS = 4
 _FIELDS = {field.name for config in (SQVAEConfig, HQVAEConfig) for field in dataclasses.fields(config)}
@@ -106,7 +108,7 @@ def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
     check_choice("recipe", recipe, get_args(Recipe))
     if recipe == "paper":
         return PAPER
-    if overrides.get("quantizer") in ("vq", "none"):
+    if overrides.get("quantizer") in ("vq", "fsq", "none"):
         return {}
     fields = dict(TUNED)
     if overrides.get("codebook_update", "ema") != "ema":
@@ -193,6 +195,27 @@ def robust_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAECo
         "reestimation_epochs": 2,
     }
     return SQVAEConfig(**network(network_name, {**remedies, **overrides}))
+
+
+def sim_vq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAEConfig:
+    """SimVQ (Zhu et al., 2024): a VQ-VAE whose codes are frozen random vectors times one learned linear layer."""
+    dim = network(network_name, overrides).get("codebook_dim", 64)
+    check_value("codebook_dim", dim, Width)
+    system = {"quantizer": "vq", "codebook_update": "linear", "codebook_init_std": dim**-0.5}
+    return SQVAEConfig(**network(network_name, {**system, **overrides}))
+
+
+def fsq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAEConfig:
+    """FSQ (Mentzer et al., 2023): every channel rounded to a few values, about as many codes as the network has.
+
+    Args:
+        network_name: A key of `NETWORKS`.
+        **overrides: Fields of the configuration; `fsq_levels` decides the number of codes and their width.
+    """
+    fields = network(network_name, {"quantizer": "fsq", **overrides})
+    levels = _FSQ_LEVELS[_codebook_size(network_name, None)]
+    given_by_levels = {"codebook_size", "codebook_dim"} - set(overrides)
+    return SQVAEConfig(**{"fsq_levels": levels, **{k: v for k, v in fields.items() if k not in given_by_levels}})
 
 
 def rsq_vae(
@@ -301,6 +324,18 @@ def hybrid_vae(
 
 PRESETS: dict[str, Callable[..., SQVAEConfig | HQVAEConfig]] = {
     preset.__name__: preset
-    for preset in (sq_vae, vae, vq_vae, robust_vq_vae, rsq_vae, rq_vae, sq_vae_2, vq_vae_2, hybrid_vae)
+    for preset in (
+        sq_vae,
+        vae,
+        vq_vae,
+        robust_vq_vae,
+        sim_vq_vae,
+        fsq_vae,
+        rsq_vae,
+        rq_vae,
+        sq_vae_2,
+        vq_vae_2,
+        hybrid_vae,
+    )
 }
 """The named constructors by name, for configuration files: `preset: sq_vae`."""

@@ -26,7 +26,7 @@ class ResidualVectorQuantizer(nn.Module):
     latents, and one straight-through estimator stands on the sum. Terms, as means over all latent values:
 
         commitment = β · mean_l ‖z − sg(Σ_{l' ≤ l} b_{l'})‖²
-        codebook   = mean_l ‖sg(z) − Σ_{l' ≤ l} b_{l'}‖²        (only for codebooks learned by gradient)
+        codebook   = mean_l ‖sg(z) − Σ_{l' ≤ l} b_{l'}‖²        (not for codebooks that follow moving averages)
 
     Args:
         codebook_sizes: K_l of each level.
@@ -34,6 +34,7 @@ class ResidualVectorQuantizer(nn.Module):
         shared_codebook: Whether all levels use one codebook; their sizes must then be equal.
         commitment_weight: β.
         averages_for: Gives the moving averages for a codebook of K codes; None for codes learned by gradient.
+        linear: See `VectorCodebook`.
         reestimation: Data-dependent re-estimation of the codebooks, or None.
         max_elements: See `VectorCodebook`.
     """
@@ -46,12 +47,13 @@ class ResidualVectorQuantizer(nn.Module):
         shared_codebook: bool,
         commitment_weight: float,
         averages_for: Callable[[int], MovingAverages | None],
+        linear: bool,
         reestimation: CodebookReestimation | None,
         max_elements: int,
     ):
         super().__init__()
         self.codebooks = nn.ModuleList(
-            VectorCodebook(size, code_dim, averages_for(size), max_elements)
+            VectorCodebook(size, code_dim, averages_for(size), max_elements, linear)
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
         self.num_levels = len(codebook_sizes)

@@ -107,14 +107,14 @@ def test_rows_of_the_table(script):
 @pytest.fixture
 def axes(script, monkeypatch):
     """The axes of the plots that are made, in their order."""
-    made, create = [], script._figure
+    made, create = [], script.new_figure
 
     def remember(*arguments, **options):
         figure, axes = create(*arguments, **options)
         made.extend(figure.axes)
         return figure, axes
 
-    monkeypatch.setattr(script, "_figure", remember)
+    monkeypatch.setattr(script, "new_figure", remember)
     return made
 
 

@@ -41,6 +41,10 @@ def test_unused_codes_of_a_vq_vae_are_named_with_a_remedy_it_does_not_have_yet(p
     for finding in found:
         assert "restart_threshold" in finding.remedy
         assert f"{active:.0f} active of 512" in str(finding)
+    assert (
+        "smaller fsq_levels"
+        in diagnose(SQVAEConfig(quantizer="fsq"), [1000], figures([9], [9], [0.0], [0.0]))[0].remedy
+    )
     restarting = SQVAEConfig(quantizer="vq", codebook_update="ema", restart_threshold=1.0)
     for finding in diagnose(restarting, [512], figures([perplexity], [active], [0.0], [0.0])):
         assert "restart_threshold" not in finding.remedy

@@ -77,7 +77,7 @@ class TestErrors:
         ("fields", "message"),
         [
             ({"decoder_variance": "fixed"}, "decoder_variance must be one of 'batch', 'learned', got 'fixed'"),
-            ({"codebook_update": "sgd"}, "codebook_update must be one of 'gradient', 'ema', got 'sgd'"),
+            ({"codebook_update": "sgd"}, "codebook_update must be one of 'gradient', 'ema', 'linear', got 'sgd'"),
             ({"quantizer": "lfq"}, "quantizer must be one of 'gaussian', .*'vq'.*, got 'lfq'"),
             ({"hidden_size": 1}, "hidden_size must be an integer from 2 to 65,536, got 1"),
             ({"codebook_dim": 0}, "codebook_dim must be an integer from 1 to 65,536, got 0"),
@@ -88,6 +88,11 @@ class TestErrors:
             ({"kl_weight": math.inf}, "kl_weight must be a number above 0 .*, got inf"),
             ({"initial_log_variance": -math.inf}, "initial_log_variance must "),
             ({"ema_decay": 1.0}, "ema_decay must be a number of at least 0 and below 1, got 1.0"),
+            ({"codebook_update": "linear"}, "codebook_update='linear' is for quantizer='vq'"),
+            (
+                {"quantizer": "vq", "codebook_update": "linear", "warmup_epochs": 1, "reestimation_epochs": 1},
+                "reestimation_epochs replaces code vectors one by one",
+            ),
             ({"restart_threshold": 1.0}, "restart_threshold needs the counts of codebook_update='ema'"),
             ({"warmup_epochs": 2}, "reestimation_epochs, which is 0"),
             ({"image_size": 33}, "instead of 33, use 32 or"),
@@ -117,6 +122,18 @@ class TestErrors:
             ({"num_classes": 3}, "num_classes is for label maps"),
             ({"num_downsampling": 0}, "num_downsampling must be an integer from 1 to 16, got 0"),
             ({"codebook_size": 0}, "codebook_size must be an integer from 1 to 16,777,216, got 0"),
+            ({"quantizer": "fsq", "fsq_levels": [1, 8]}, "fsq_levels must be a list \\(an integer from 2 to"),
+            ({"quantizer": "fsq", "fsq_levels": [4096] * 3}, "The product of fsq_levels, .* got 68719476736"),
+            ({"quantizer": "fsq", "codebook_size": 64}, "codebook_size is for codebooks .* by fsq_levels, .* at 1000"),
+            ({"quantizer": "fsq", "codebook_dim": 8}, "codebook_dim is for codebooks .* by fsq_levels, .* at 4"),
+            ({"quantizer": "fsq", "codebook_update": "ema"}, "models with codes that are learned"),
+            ({"quantizer": "fsq", "commitment_weight": 1.0}, "commitment_weight is for quantizer='vq'"),
+            ({"quantizer": "fsq", "kl_weight": 0.5}, "kl_weight is for stochastic or continuous models"),
+            ({"fsq_levels": [8, 8]}, "fsq_levels is for quantizer='fsq'"),
+            (
+                {"quantizer": "fsq", "likelihood": "categorical", "num_classes": 3},
+                "quantizer='fsq' has no objective for label maps",
+            ),
             ({"variance_floor": -1.0}, "variance_floor must be a number from 0 to .*, got -1.0"),
         ],
     )
@@ -135,6 +152,11 @@ class TestErrors:
                 {"code_groups": ["stride 4: 8, 9"], "shared_codebook": True},
                 "shared_codebook needs equal codebook sizes",
             ),
+            (
+                {"quantizer": "fsq"},
+                "quantizer='fsq' has one code per position, and a hierarchy several: use SQVAEConfig",
+            ),
+            ({"fsq_levels": [8, 8]}, "fsq_levels: of SQVAEConfig only"),
             ({"quantizer": "vq", "learned_prior": True}, "learned_prior needs quantizer='gaussian'"),
             ({"log_variance_range": [3.0, 3.0]}, r"log_variance_range must be \[smallest, largest\]"),
             ({"initial_log_variance": 9.0}, r"initial_log_variance must lie in log_variance_range"),
@@ -156,6 +178,7 @@ class TestErrors:
     "config",
     [
         SQVAEConfig(image_size=[32, 48], variance_type="III", codebook_size=77, initial_log_variance=-1.5),
+        SQVAEConfig(quantizer="fsq", fsq_levels=[3, 7]),
         HQVAEConfig(code_groups=["stride 8: 5 x 2", "stride 2: 7"], progressive=True, log_variance_range=[-3.0, 5.0]),
     ],
 )
@@ -164,6 +187,12 @@ def test_round_trip_through_a_file(config: SQVAEConfig | HQVAEConfig, tmp_path: 
     again = type(config).from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
     assert again.stride == config.stride == (4 if config.model_type == "sq_vae" else 8)
+
+
+def test_fsq_levels_decide_the_codebook() -> None:
+    config = SQVAEConfig(quantizer="fsq", fsq_levels=[7, 5, 2])
+    assert (config.codebook_size, config.codebook_dim) == (70, 3)
+    assert SQVAEConfig(quantizer="fsq", codebook_size=1000, codebook_dim=4).fsq_levels == (8, 5, 5, 5)
 
 
 def test_stride_is_that_of_the_coarsest_grid() -> None:
@@ -195,7 +224,7 @@ def test_fields_of_transformers_itself_pass() -> None:
         (
             SQVAEConfig,
             {"quantizer": "none", "codebook_update": "ema"},
-            "codebook_update is for models with codes, else",
+            "codebook_update is for models with codes that are learned, else",
         ),
         (SQVAEConfig, {"quantizer": "vq", "bottleneck_gradient": "straight_through"}, "is for stochastic quantizers"),
         (HQVAEConfig, {"quantizer": "vq", "variance_update": "residual"}, "is for stochastic quantizers"),

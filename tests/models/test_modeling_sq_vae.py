@@ -42,6 +42,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "vq gradient": {"quantizer": "vq"},
     "vq ema": {"quantizer": "vq", "codebook_update": "ema", "restart_threshold": 1.0},
     "robust vq": {"quantizer": "vq", "bottleneck_batch_norm": True, "warmup_epochs": 1, "reestimation_epochs": 1},
+    "sim vq": {"quantizer": "vq", "codebook_update": "linear"},
+    "fsq": {"quantizer": "fsq", "fsq_levels": [8, 2], "codebook_dim": 2},
     "categorical labels": {**LABELS, "likelihood": "categorical"},
     "vmf labels": {**LABELS, "likelihood": "vmf", "quantizer": "vmf"},
 }
@@ -95,8 +97,9 @@ class TestForward:
             "vq": {
                 "reconstruction",
                 "commitment",
-                *(["codebook"] if model.config.codebook_update == "gradient" else []),
+                *(["codebook"] if model.config.codebook_update != "ema" else []),
             },
+            "fsq": {"reconstruction"},
         }.get(model.config.quantizer, {"reconstruction", "continuous", "discrete"})
         assert model(data(model.config, 3), return_loss=False).loss is None
 
@@ -129,7 +132,7 @@ class TestForward:
         assert float(output.diagnostics["perplexity"]) == pytest.approx(math.exp(stats.entropy(counts)), rel=1e-4)
         assert float(output.diagnostics["active_codes"]) == (counts > 0).sum()
         assert all(value.shape == (1,) and not value.requires_grad for value in output.diagnostics.values())
-        if model.config.quantizer != "vq":
+        if model.config.is_stochastic:
             (log_p,) = model.posterior(data(model.config, 6))
             entropy = -(log_p.double().exp() * log_p.double()).sum(-1).mean()
             assert float(output.diagnostics["entropy"]) == pytest.approx(float(entropy), rel=1e-4, abs=1e-5)

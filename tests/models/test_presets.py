@@ -16,17 +16,24 @@ from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 from hq_tokenizers.models.presets import (
     NETWORKS,
     PRESETS,
+    fsq_vae,
     hybrid_vae,
     robust_vq_vae,
     rq_vae,
     rsq_vae,
+    sim_vq_vae,
     sq_vae,
     sq_vae_2,
     vq_vae,
 )
 
-SMALL = {"hidden_size": 8, "codebook_dim": 6}
+SMALL: dict[str, Any] = {"hidden_size": 8, "codebook_dim": 6}
 IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask"]
+
+
+def small(preset: str, **fields: Any) -> dict[str, Any]:
+    """Fields of a small model of a preset; the width of FSQ's codes is the number of its levels."""
+    return {name: value for name, value in (SMALL | fields).items() if (preset, name) != ("fsq_vae", "codebook_dim")}
 
 
 def build(config: SQVAEConfig | HQVAEConfig) -> SQVAEModel | HQVAEModel:
@@ -59,7 +66,7 @@ def test_rsq_vae_of_one_level_has_the_network_of_sq_vae(network: str) -> None:
 @pytest.mark.parametrize("network", IMAGE_NETWORKS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_network_of_every_preset_builds(preset: str, network: str) -> None:
-    config = PRESETS[preset](network, **SMALL)
+    config = PRESETS[preset](network, **small(preset))
     model = build(config).eval()
     height, width = (config.image_size,) * 2
     output = model(torch.rand(1, config.num_channels, height, width))
@@ -76,7 +83,7 @@ def test_every_network_of_every_preset_builds(preset: str, network: str) -> None
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_parameter_receives_a_gradient(preset: str) -> None:
-    model = build(PRESETS[preset]("digits", **SMALL)).train()
+    model = build(PRESETS[preset]("digits", **small(preset))).train()
     model.start_epoch(10)
     model(torch.rand(4, 1, 8, 8)).loss.backward()
     for name, parameter in model.named_parameters():
@@ -110,7 +117,7 @@ def test_nothing_is_left_uninitialised(preset: str) -> None:
         states = []
         for _ in range(2):
             torch.manual_seed(0)
-            states.append(build(PRESETS[preset]("digits", **SMALL, **options)).state_dict())
+            states.append(build(PRESETS[preset]("digits", **small(preset), **options)).state_dict())
         for name, value in states[0].items():
             assert value.isfinite().all(), name
             assert torch.equal(value, states[1][name]), name
@@ -241,6 +248,11 @@ def test_systems_are_what_they_are_called() -> None:
     assert PRESETS["vae"]().quantizer == "none"
     robust = robust_vq_vae()
     assert (robust.quantizer, robust.bottleneck_batch_norm, robust.codebook_learning_rate_factor) == ("vq", True, 10)
+    simple = sim_vq_vae("mnist", codebook_dim=16)
+    assert (simple.quantizer, simple.codebook_update, simple.codebook_init_std) == ("vq", "linear", 0.25)
+    for network, size in {"digits": 64, "mnist": 125, "cifar10": 512, "celeba": 512}.items():
+        assert (fsq_vae(network).quantizer, fsq_vae(network).codebook_size) == ("fsq", size)
+    assert fsq_vae("mnist", fsq_levels=[8, 5, 5, 5]).codebook_size == 1000
     assert rq_vae().shared_codebook
     assert rq_vae().restart_threshold == 1.0
     for name, groups in {"rsq_vae": 1, "rq_vae": 1, "sq_vae_2": 2, "vq_vae_2": 2, "hybrid_vae": 2}.items():
@@ -257,7 +269,8 @@ def test_unknown_network_names_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["vq_vae", "robust_vq_vae", "rsq_vae", "rq_vae", "sq_vae_2", "vq_vae_2", "hybrid_vae"]
+    "preset",
+    ["vq_vae", "robust_vq_vae", "sim_vq_vae", "fsq_vae", "rsq_vae", "rq_vae", "sq_vae_2", "vq_vae_2", "hybrid_vae"],
 )
 def test_systems_without_label_maps_refuse_their_network(preset: str) -> None:
     with pytest.raises(ValueError, match=r"label maps|network must be one of 'digits'"):
@@ -287,7 +300,7 @@ def test_groups_are_described_once(preset: Any, arguments: dict[str, int]) -> No
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "vae"])
 def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
-    config = PRESETS[preset]("digits", hidden_size=8, codebook_dim=4)
+    config = PRESETS[preset]("digits", **small(preset))
     model = (SQVAEModel if config.model_type == "sq_vae" else HQVAEModel)(config).eval()
     codes = model.encode(torch.rand(2, 1, 8, 8))
     books = model.codebooks()

@@ -27,6 +27,7 @@ def quantizer(
         shared_codebook=shared,
         commitment_weight=BETA,
         averages_for=lambda size: MovingAverages(size, D, 0.9, 0.0) if update == "ema" else None,
+        linear=update == "linear",
         reestimation=reestimation,
         max_elements=10**6,
     )
@@ -85,6 +86,34 @@ def test_terms_and_their_gradients(num_levels: int, update: str) -> None:
         )
     )
     assert torch.autograd.grad(module(z, None).terms["codebook"], z, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("num_levels", [1, 3])
+def test_codes_of_a_linear_layer(num_levels: int) -> None:
+    """The terms of the published SimVQ (its `legacy: false`), and their gradients, which only the layer gets."""
+    module, z = quantizer("linear", num_levels), latents().requires_grad_()
+    frozen = [book.weight.double() for book in module.codebooks]
+    assert {name.split(".")[-2] for name, _ in module.named_parameters()} == {"projection"}
+    output = module(z, TRAINING)
+    layers = [
+        (book.projection.weight.detach().double(), book.projection.bias.detach().double()) for book in module.codebooks
+    ]
+    learned = [tensor.requires_grad_() for layer in layers for tensor in layer]
+    books = [c @ weight.T + bias for c, (weight, bias) in zip(frozen, layers, strict=True)]
+    z64 = z.detach().double().flatten(0, 2)
+    sums, indices = partial_sums(z64, books)
+    assert torch.equal(output.indices.flatten(0, 2), torch.stack(indices, -1))
+    torch.testing.assert_close(output.quantized.double().flatten(0, 2), sums[-1], rtol=1e-5, atol=1e-6)
+    loss = torch.stack([(z64 - total).square().mean() for total in sums]).mean()
+    expected = torch.autograd.grad(loss, learned)
+    assert float(output.terms["codebook"].detach()) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(output.terms["commitment"].detach()) == pytest.approx(BETA * float(loss.detach()), rel=1e-5)
+    actual = torch.autograd.grad(
+        sum(output.terms.values()), [p for book in module.codebooks for p in book.parameters()]
+    )
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(c, book.weight.double()) for c, book in zip(frozen, module.codebooks, strict=True))
 
 
 @pytest.mark.parametrize("num_levels", [1, 3])
