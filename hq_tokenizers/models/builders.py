@@ -63,11 +63,14 @@ def build_decoder(config: ImageTokenizerConfig, in_channels: int, out_channels: 
 
 
 def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
-    """BN over the encoder's channels and a 1×1 projection to the quantiser (robust VQ training), or nothing."""
-    if not config.bottleneck_batch_norm:
-        return nn.Identity()
-    width = latent_width(config)
-    return nn.Sequential(nn.BatchNorm2d(width), Projection(width, config.codebook_dim))
+    """What stands between encoder and quantiser: BN and a 1×1 projection (robust VQ training), a normalisation."""
+    layers: list[nn.Module] = []
+    if config.bottleneck_batch_norm:
+        width = latent_width(config)
+        layers += [nn.BatchNorm2d(width), Projection(width, config.codebook_dim)]
+    if config.normalize_latents:
+        layers.append(nn.BatchNorm2d(config.codebook_dim, affine=False))
+    return nn.Sequential(*layers)
 
 
 def latent_width(config: ImageTokenizerConfig) -> int:

@@ -41,6 +41,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
         bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
+        normalize_latents: Whether the channels of what the quantiser is given have mean 0 and variance 1, over the batch
+            in training: a scale that nothing else holds runs away in long runs with variance_update "residual".
         convolution_bias: Initial biases of the convolutions: "zero", or "uniform", PyTorch's own ±1/√(inputs), which
             the authors' code keeps.
         codebook_dim: Width d of a code vector.
@@ -93,6 +95,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     bottleneck_convolution: bool = True
     bottleneck_norm: bool = True
     bottleneck_batch_norm: bool = False
+    normalize_latents: bool = False
     convolution_bias: Literal["zero", "uniform"] = "zero"
     codebook_dim: Width = 64
     codebook_init_std: NotNegative = 1.0

@@ -130,8 +130,9 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             else:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.normal_(module.weight, mean=1.0, std=0.02)
-            init.zeros_(module.bias)
+            if module.affine:
+                init.normal_(module.weight, mean=1.0, std=0.02)
+                init.zeros_(module.bias)
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)

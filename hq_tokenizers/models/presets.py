@@ -69,6 +69,7 @@ Levels = Annotated[int, Range(1, 256)]
 Recipe = Literal["tuned", "paper"]
 
 TUNED: dict[str, Any] = {
+    "normalize_latents": True,
     "bottleneck_gradient": "straight_through",
     "codebook_update": "ema",
     "ema_decay": 0.95,
