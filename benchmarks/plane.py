@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from plots import colors, log_scale, new_figure
+from plots import log_scale, new_figure
 from records import Record, is_deterministic, level_means, level_usage
 
 MOST_CURVES = 8
@@ -143,16 +143,16 @@ def plot_plane(finished: dict[str, Runs], path: Path) -> None:
     """Error over bits under the prior: a curve per family through the means, small points for the seeds."""
     curves = list(families(finished).items())
     panels = math.ceil(len(curves) / MOST_CURVES)
-    figure, axes = new_figure(len(curves), columns=panels, squeeze=False, sharex=True, sharey=True)
+    figure, axes = new_figure(len(curves), columns=panels, squeeze=False)
     share = math.ceil(len(curves) / panels)
     for panel, axis in enumerate(axes[0]):
         part = curves[panel * share : (panel + 1) * share]
-        for (family, systems), color in zip(part, colors(), strict=False):
-            _plot_curve(axis, family, systems, color)
+        for index, (family, systems) in enumerate(part):
+            _plot_curve(axis, family, systems, f"C{index}")
+        log_scale(axis)
         axis.set(xlabel="bits per image under the prior")
         axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
     axes[0][0].set(ylabel="MSE × 10³ (squares: deterministic codes)")
-    log_scale(axes[0][0])
     figure.savefig(path, dpi=110)
 
 

@@ -201,4 +201,3 @@ def test_curves_and_panels_of_the_plot(load_script, tmp_path, monkeypatch):
     assert last.get_label() == "RQ-VAE"
     np.testing.assert_allclose(last.get_xydata(), [[82, 3], [150, 1]])
     assert [text.get_text() for text in axes[1].texts][-2:] == ["L=2", "L=4"]
-    assert axes[0].get_xlim() == axes[1].get_xlim()
