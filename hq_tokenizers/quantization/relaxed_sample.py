@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from hq_tokenizers.randomness import generator_from_state, global_generator_state, gumbel_noise
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
-KEPT_ELEMENTS = 2**22
+KEPT_ELEMENTS = 2**24
 """Up to this size (M · K) two matrices are kept for the backward pass; beyond it, it computes them again."""
-CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**23
+CPU_SLICE, ACCELERATOR_SLICE = 2**20, 2**23
 """Elements of a slice: what caches hold; what keeps an accelerator busy."""
 SMALLEST_ROWS = 32
 """With fewer vectors per slice, matrix products spend their time on reading the codebook."""
