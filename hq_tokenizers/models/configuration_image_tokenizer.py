@@ -41,8 +41,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
         bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
-        normalize_latents: Whether the channels of what the quantiser is given have mean 0 and variance 1, over the batch
-            in training: a scale that nothing else holds runs away in long runs with variance_update "residual".
+        normalize_latents: Whether the channels of what the quantiser is given have mean 0 and variance 1, over the
+            batch in training: a scale that nothing else holds runs away in long runs with variance_update "residual".
         convolution_bias: Initial biases of the convolutions: "zero", or "uniform", PyTorch's own ±1/√(inputs), which
             the authors' code keeps.
         codebook_dim: Width d of a code vector.
@@ -110,7 +110,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     bottleneck_gradient: Literal["pathwise", "straight_through"] = "pathwise"
     variance_update: Literal["trained", "residual"] = "trained"
     variance_factor: Positive = 1.0
-    variance_share: NotNegative = 0.25
+    variance_share: NotNegative = 0.1
     commitment_weight: NotNegative = 0.25
     data_variance: Positive = 0.06
     codebook_update: Literal["gradient", "ema", "linear"] = "gradient"
