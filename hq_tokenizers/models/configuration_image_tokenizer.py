@@ -204,6 +204,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         return {
             "commitment_weight": (vq, "quantizer='vq'"),
             "data_variance": (self.is_deterministic, "quantizer='vq' or 'fsq'"),
+            "normalize_latents": (self.has_codes, "models with codes"),
             "codebook_update": (self.has_codes and not fsq, "models with codes that are learned"),
             **dict.fromkeys(
                 ("codebook_dim", "codebook_size", "codebook_init_std", "max_quantizer_elements"),
