@@ -1,157 +1,263 @@
-"""Codebook health: what is wrong with a level, why it usually is, and what helps.
+"""The collapse doctor: what is wrong with the levels of a tokenizer, why, and the setting that cures it.
 
 Works on the figures of a whole split, as `hq_tokenizers.evaluation.validation.evaluate_tokenizer` gives them, not on
-those of a batch: a batch of N positions cannot use more than N codes.
+those of a batch: a batch of N positions cannot use more than N codes. docs/troubleshooting.md has a section on every
+symptom; its thresholds are the constants here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 
+from . import remedies
+from .remedies import Settings
+
 COLLAPSED = 0.1
 """A level whose perplexity is below this share of its codebook has collapsed."""
 DEAD = 0.5
 """A level in which more than this share of the codes never occurs has dead codes."""
-UNINFORMATIVE = 0.98
-"""A level whose entropy of P̂ is above this share of log K carries nothing."""
+BLURRED = 0.8
+"""A level whose entropy of P̂ is above this share of log K tells its codes hardly apart."""
+TOO_WIDE = 5.0
+"""Variances tied to what a level leaves over are 1 to 3 times its energy; more than this is too wide."""
+INEFFECTIVE = 0.6
+"""A level that leaves over more than this share of what it is given has codes that do not fit."""
+STARVED = 0.95
+"""A level that leaves over more than this share of what it is given does nothing."""
+UNMOVED = 0.3
+"""Code vectors whose energy is within this share of their initial one have not gone anywhere."""
+SLOW = 10.0
+"""Below this factor of the learning rate a codebook learned by gradient is slow."""
+GAP = 1.5
+"""Codes whose error is above this multiple of that of relaxed samples are not what training decodes."""
+HARD = 0.5
+"""A Gumbel temperature below which relaxed samples are nearly codes."""
+
+SYMPTOMS = (
+    "variance too large",
+    "codebook left behind",
+    "kl too strong",
+    "starved",
+    "temperature gap",
+    "collapsed",
+    "dead codes",
+    "variance at its bound",
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with one level.
+    """One thing that is wrong.
 
     Args:
-        level: Index of the level, coarse to fine.
-        symptom: "collapsed", "dead codes", "inflated" or "variance at its bound".
+        levels: Indices of the levels it is wrong with, coarse to fine.
+        symptom: One of `SYMPTOMS`.
         measured: The figures that show it.
         cause: What usually causes it.
-        remedy: Configuration fields that help.
+        settings: Fields of the configuration that cure it, with the values they do not have yet; empty when there are
+            none left to set.
     """
 
-    level: int
+    levels: tuple[int, ...]
     symptom: str
     measured: str
     cause: str
-    remedy: str
+    settings: Settings
+
+    @property
+    def remedy(self) -> str:
+        """What to write after the command."""
+        return remedies.as_options(self.settings) or "longer training, or fewer codes"
 
     def __str__(self) -> str:
-        return f"Level {self.level}: {self.symptom} ({self.measured}). Likely cause: {self.cause}. Try: {self.remedy}."
+        where = f"Level{'s' * (len(self.levels) > 1)} {', '.join(map(str, self.levels))}"
+        return (
+            f"{where}: {self.symptom} ({self.measured}). Likely cause: {self.cause}.\n"
+            f'  Try: {self.remedy} (docs/troubleshooting.md, "{self.symptom.capitalize()}").'
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return asdict(self)
+        return {**asdict(self), "levels": list(self.levels), "remedy": self.remedy}
 
 
-def usage_table(codebook_sizes: Sequence[int], figures: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Per level: perplexity, perplexity / K, active codes, dead rate, entropy of P̂ and variance.
+@dataclass(frozen=True)
+class _Level:
+    """The figures of one level."""
 
-    Args:
-        codebook_sizes: K of every level.
-        figures: Figures of a split; lists with one value per level.
-    """
-    names = ("perplexity", "usage", "active_codes", "dead_rate", "entropy", "variance")
-    return [{name: figures[name][level] for name in names} for level in range(len(codebook_sizes))]
+    index: int
+    size: int
+    first_of_group: bool
+    usage: float
+    perplexity: float
+    active_codes: float
+    dead_rate: float
+    entropy: float
+    variance: float
+    given: float
+    """Energy per value of what the level quantises."""
+    residual_energy: float
+    codebook_energy: float
 
 
 def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figures: Mapping[str, Any]) -> list[Finding]:
-    """What is wrong with the levels of a tokenizer; an empty list when nothing is.
+    """What is wrong with a tokenizer; an empty list when nothing is.
 
     Args:
         config: The tokenizer's configuration.
         codebook_sizes: K of every level.
         figures: Figures of a split.
     """
-    findings: list[Finding] = []
     if "perplexity" not in figures:
-        return findings
-    table = usage_table(codebook_sizes, figures)
-    for level, row in enumerate(table):
-        size = codebook_sizes[level]
-        stochastic = config.is_stochastic
-        if stochastic and size > 1 and row["entropy"] > UNINFORMATIVE * math.log(size):
-            findings.append(_inflated(config, level, row, size))
-        elif row["usage"] < COLLAPSED:
-            findings.append(_unused(config, level, table, codebook_sizes, "collapsed"))
-        elif row["dead_rate"] > DEAD:
-            findings.append(_unused(config, level, table, codebook_sizes, "dead codes"))
-        if isinstance(config, HQVAEConfig) and stochastic:
-            findings += _at_bound(config, level, row["variance"])
-    return findings
-
-
-def _inflated(config: ImageTokenizerConfig, level: int, row: Mapping[str, float], size: int) -> Finding:
-    cause = "no reconstruction gradient reaches this level, and the uniform prior then rewards a growing variance"
-    start = "a larger initial_log_concentration" if config.quantizer == "vmf" else "a smaller initial_log_variance"
-    remedy = f"train longer if this is the first epoch; {start}"
-    if isinstance(config, HQVAEConfig):
-        remedy += ", a lower upper end of log_variance_range" + ("" if config.progressive else ", or progressive: true")
-    measured = f"entropy of P̂ {row['entropy']:.2f} of at most {math.log(size):.2f} nats, variance {row['variance']:.3g}"
-    return Finding(level, "inflated", measured, cause, remedy)
-
-
-def _unused(
-    config: ImageTokenizerConfig,
-    level: int,
-    table: Sequence[Mapping[str, float]],
-    codebook_sizes: Sequence[int],
-    symptom: str,
-) -> Finding:
-    row = table[level]
-    measured = (
-        f"perplexity {row['perplexity']:.1f} and {row['active_codes']:.0f} active of {codebook_sizes[level]} codes"
-    )
-    if config.is_deterministic:
-        others = [table[other] for other in _levels_with_the_same_codebook(config, level)]
-        if any(other["usage"] >= COLLAPSED and other["dead_rate"] <= DEAD for other in others):
-            cause = "levels share one codebook, and this one needs few of its codes, which others use"
-            return Finding(level, symptom, measured, cause, "shared_codebook: false, or nothing: the codes are trained")
-        if config.quantizer == "fsq":
-            cause = "the codes are the points of a fixed grid, which the latents do not fill"
-            return Finding(level, symptom, measured, cause, "training longer, or smaller fsq_levels")
-        cause = "codes that are never nearest to a latent vector are never trained"
-        return Finding(level, symptom, measured, cause, _vector_remedy(config))
-    if isinstance(config, HQVAEConfig) and level < len(codebook_sizes) - len(config.groups[-1].codebook_sizes):
-        cause = "the finer groups explain the image without this coarse level"
-        remedy = "fewer codes in the finer groups" + ("" if config.progressive else ", or progressive: true")
-        return Finding(level, symptom, measured, cause, remedy)
-    cause = "the training is young, or the data need fewer codes than there are"
-    return Finding(level, symptom, measured, cause, "training longer, or a smaller codebook")
-
-
-def _levels_with_the_same_codebook(config: ImageTokenizerConfig, level: int) -> range:
-    """The levels that share the codebook of a level, itself included."""
-    if isinstance(config, HQVAEConfig) and config.shared_codebook:
-        first = 0
-        for group in config.groups:
-            levels = range(first, first + len(group.codebook_sizes))
-            if level in levels:
-                return levels
-            first = levels.stop
-    return range(level, level + 1)
-
-
-def _vector_remedy(config: ImageTokenizerConfig) -> str:
-    remedies = []
-    if not config.restart_threshold:
-        remedies.append("codebook_update: ema with restart_threshold: 1.0")
-    if not config.reestimation_epochs:
-        remedies.append("warmup_epochs and reestimation_epochs, which re-estimate the codebook (preset robust_vq_vae)")
-    return ", or ".join([*remedies, "quantizer: gaussian"])
-
-
-def _at_bound(config: HQVAEConfig, level: int, variance: float) -> list[Finding]:
-    low, high = config.log_variance_range
-    log_variance = math.log(max(variance, 1e-30))
-    if low + 1e-3 < log_variance < high - 1e-3:
         return []
-    cause = (
-        "the level inflates without bound" if log_variance > (low + high) / 2 else "the level is deterministic already"
+    levels = list(_levels(config, codebook_sizes, figures))
+    findings: list[Finding] = []
+    for level in levels:
+        causes = list(_stochastic_findings(config, level)) if config.is_stochastic and level.size > 1 else []
+        findings += causes or _unused(config, level, levels)
+        if isinstance(config, HQVAEConfig) and config.is_stochastic and not causes:
+            findings += _at_bound(config, level)
+    # Codes that do not fit are decoded worse than their mixtures at every temperature: first things first.
+    if config.draws_relaxed_samples and not any(finding.symptom in SYMPTOMS[:2] for finding in findings):
+        findings += _temperature_gap(config, len(levels), figures)
+    return _merged(findings)
+
+
+def _levels(
+    config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figures: Mapping[str, Any]
+) -> Iterator[_Level]:
+    firsts = {levels.start for levels in remedies.levels_by_group(config)}
+    names = ("usage", "perplexity", "active_codes", "dead_rate", "entropy", "variance")
+    for index, size in enumerate(codebook_sizes):
+        first = index in firsts
+        yield _Level(
+            index,
+            size,
+            first,
+            **{name: figures[name][index] for name in names},
+            given=figures["latent_energy"][index] if first else figures["residual_energy"][index - 1],
+            residual_energy=figures["residual_energy"][index],
+            codebook_energy=figures["codebook_energy"][index],
+        )
+
+
+def _merged(findings: list[Finding]) -> list[Finding]:
+    """One finding for all levels that have the same symptom and remedy."""
+    merged: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        key = finding.symptom, finding.cause, finding.remedy
+        earlier = merged.get(key)
+        if earlier is not None:
+            levels, measured = earlier.levels + finding.levels, f"{earlier.measured}; {finding.measured}"
+            finding = replace(earlier, levels=levels, measured=measured)
+        merged[key] = finding
+    return list(merged.values())
+
+
+def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterator[Finding]:
+    left_over = f"{level.residual_energy:.3g} of {level.given:.3g} per value left over"
+    entropy = f"entropy of P̂ {level.entropy:.2f} of at most {math.log(level.size):.2f} nats"
+    blurred = level.entropy > BLURRED * math.log(level.size)
+    # A variance that is tied to what is left over is wide by its factor, or as wide as the latents need.
+    tied = config.variance_update == "residual" and config.variance_factor <= 1
+    wide = not tied and level.variance > TOO_WIDE * level.residual_energy
+    left_behind = _is_left_behind(config, level)
+    if blurred and wide:
+        yield Finding(
+            (level.index,),
+            "variance too large",
+            f"{entropy}, variance {level.variance:.3g} where {level.residual_energy:.3g} is left over",
+            "the uniform prior rewards a wide P̂, and nothing ties its variance to the task of the level",
+            remedies.for_variance(config),
+        )
+    if left_behind:
+        yield Finding(
+            (level.index,),
+            "codebook left behind",
+            f"perplexity {level.perplexity:.1f} of {level.size}, {left_over}, code vectors at "
+            f"{level.codebook_energy:.3g} where they began at {config.codebook_init_std**2:.3g}",
+            "the optimiser's steps do not grow with the scale of the latents, so that code vectors do not reach them",
+            remedies.for_codebook(config),
+        )
+    if left_behind or (blurred and wide):
+        return
+    if blurred and (settings := remedies.for_kl(config)):
+        measured = f"{entropy}, variance {level.variance:.3g}, kl_weight {config.kl_weight:.3g}"
+        cause = "the bound charges more for distinct codes than the reconstruction pays"
+        yield Finding((level.index,), "kl too strong", measured, cause, settings)
+    elif level.residual_energy > STARVED * level.given:
+        cause = "the level takes nothing away from what it is given, and no term of the loss asks it to"
+        yield Finding((level.index,), "starved", left_over, cause, remedies.for_starvation(config))
+
+
+def _is_left_behind(config: ImageTokenizerConfig, level: _Level) -> bool:
+    """Whether a codebook that learns by small steps is where it began, and not where the latents are."""
+    initial = config.codebook_init_std**2
+    slow = config.codebook_update == "gradient" and config.codebook_learning_rate_factor < SLOW
+    # Unit vectors have one energy, wherever they are.
+    unmoved = config.quantizer != "vmf" and abs(level.codebook_energy - initial) < UNMOVED * initial
+    return slow and unmoved and level.residual_energy > INEFFECTIVE * level.given
+
+
+def _temperature_gap(config: ImageTokenizerConfig, num_levels: int, figures: Mapping[str, Any]) -> Iterator[Finding]:
+    measure = "mse" if "mse_argmax" in figures else "pixel_accuracy"
+    hard, relaxed = (
+        figures[f"{measure}_{kind}"] if measure == "mse" else 1 - figures[f"{measure}_{kind}"]
+        for kind in ("argmax", "relaxed")
     )
-    remedy = "a wider log_variance_range, after looking at this level's perplexity"
-    return [Finding(level, "variance at its bound", f"log s² = {log_variance:.2f}", cause, remedy)]
+    if hard <= GAP * relaxed:
+        return
+    temperature = figures["temperature"]
+    yield Finding(
+        tuple(range(num_levels)),
+        "temperature gap",
+        f"error {relaxed:.3g} from relaxed samples, {hard:.3g} from codes, temperature {temperature:.2f}",
+        "the decoder learns from mixtures of codes that it does not get when it is used",
+        remedies.for_temperature(config, temperature, HARD),
+    )
+
+
+def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level]) -> Iterator[Finding]:
+    if level.usage < COLLAPSED:
+        symptom = "collapsed"
+    elif level.dead_rate > DEAD:
+        symptom = "dead codes"
+    else:
+        return
+    settings: Settings
+    measured = f"perplexity {level.perplexity:.1f} and {level.active_codes:.0f} active of {level.size} codes"
+    if config.is_deterministic:
+        group = next(group for group in remedies.levels_by_group(config) if level.index in group)
+        shared = isinstance(config, HQVAEConfig) and config.shared_codebook
+        if shared and any(levels[i].usage >= COLLAPSED and levels[i].dead_rate <= DEAD for i in group):
+            cause = "levels share one codebook, and this one needs few of its codes, which others use"
+            settings = {"shared_codebook": False}
+        elif config.quantizer == "fsq":
+            cause, settings = "the codes are the points of a fixed grid, which the latents do not fill", {}
+        else:
+            cause = "codes that are never nearest to a latent vector are never trained"
+            settings = remedies.for_vector_codebook(config)
+    elif level.index < remedies.levels_by_group(config)[-1].start:
+        cause = "the finer groups explain the image without this coarse level"
+        settings = remedies.for_coarse_levels(config)
+    else:
+        cause = "the training is young, or the data need fewer codes than there are"
+        settings = remedies.for_codebook(config)
+    yield Finding((level.index,), symptom, measured, cause, settings)
+
+
+def _at_bound(config: HQVAEConfig, level: _Level) -> Iterator[Finding]:
+    low, high = config.log_variance_range
+    log_variance = math.log(max(level.variance, 1e-30))
+    if low + 1e-3 < log_variance < high - 1e-3:
+        return
+    inflates = log_variance > (low + high) / 2
+    cause = "the level inflates without bound" if inflates else "the level is deterministic already"
+    settings = remedies.for_variance(config) if inflates else remedies.for_lower_bound(config)
+    yield Finding((level.index,), "variance at its bound", f"log s² = {log_variance:.2f}", cause, settings)

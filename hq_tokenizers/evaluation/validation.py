@@ -22,6 +22,9 @@ from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.reporting.tracking import Record
 
 _MAX_CLASSES = 256  # of a label map stored as bytes
+COMPARED_IMAGES = 512
+"""The kinds of codes are compared on at most this many images, the first of the split."""
+_NOISE_SEED = 0
 
 
 class RunningSums:
@@ -45,7 +48,10 @@ class RunningSums:
 
 @torch.no_grad()
 def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: int, accelerator: Accelerator) -> Record:
-    """Evaluates the deterministic reconstructions of a split.
+    """Evaluates a tokenizer by its reconstructions from the most probable codes, and what its codes are worth.
+
+    The noise of relaxed and sampled codes is that of an image's number in the split, so that figures depend neither on
+    the run nor on batches and processes.
 
     Args:
         model: An image tokenizer in evaluation mode.
@@ -59,8 +65,14 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         images' own PSNR. Of label maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
         level: "perplexity", exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity",
         the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K; "normalized_entropy",
-        H / log K; "dead_rate", the share of codes that do not occur; "entropy" of P̂, nats per position; "variance" of
-        the quantiser.
+        H / log K; "dead_rate", the share of codes that do not occur; energies per value: "latent_energy" of the group's
+        latents, "codebook_energy" of the code vectors, "residual_energy" of what the levels so far leave over of the
+        latents; "histogram_bits_by_level", N_l H_l / log 2, and their sum
+        "histogram_bits_per_image". Of stochastic systems also "entropy" of P̂, nats per position, and "variance" of the
+        quantiser, per level (zeros for others); "kl_bits_per_image", the discrete term / log 2; and over the first
+        `COMPARED_IMAGES` images "mse_argmax" and "mse_sampled" (or "pixel_accuracy_…"), from the most probable and
+        from sampled codes. Where training decodes relaxed samples also "mse_relaxed", from those, and their Gumbel
+        "temperature".
 
     Raises:
         ValueError: If there are fewer batches than processes.
@@ -72,9 +84,21 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
             "use a smaller batch_size."
         )
     sums = RunningSums()
-    for batch in data.batches(shares, accelerator.device):
-        _add_batch(sums, batch["pixel_values"], model(batch["pixel_values"]))
-    return _figures(sums.reduce(accelerator))
+    for indices, batch in zip(shares, data.batches(shares, accelerator.device), strict=True):
+        pixel_values = batch["pixel_values"]
+        compared = [torch.Generator().manual_seed(_NOISE_SEED + i) for i in indices.tolist() if i < COMPARED_IMAGES]
+        output, others = model.compare_codes(pixel_values, compared)
+        _add_batch(sums, pixel_values, output)
+        if model.config.is_stochastic:
+            assert output.reconstruction is not None
+            kinds = ["argmax", "sampled", *(["relaxed"] if model.config.draws_relaxed_samples else [])]
+            _add_comparison(sums, pixel_values[: len(compared)], kinds, {"argmax": output.reconstruction, **others})
+    figures = _figures(sums.reduce(accelerator))
+    if model.config.has_codes:
+        figures["codebook_energy"] = [codebook.square().mean().item() for codebook in model.codebooks()]
+    if model.config.draws_relaxed_samples:
+        figures["temperature"] = model.temperature().item()
+    return figures
 
 
 def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageTokenizerOutput) -> None:
@@ -93,12 +117,29 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
         sums.add(f"term_{name}", value * num_images)
     if output.codes is None or output.diagnostics is None:
         return
-    sums.add("entropy", output.diagnostics["entropy"] * num_images)
-    sums.add("variance", output.diagnostics["variance"] * num_images)
+    for name in ("entropy", "variance", "latent_energy", "residual_energy"):
+        sums.add(name, output.diagnostics[name] * num_images)
     sums.add("batch_perplexity", output.diagnostics["perplexity"])
     levels = zip(output.codes.levels(), output.codes.layout.codebook_sizes, strict=True)
     for level, (indices, size) in enumerate(levels):
         sums.add(f"counts_{level}", code_counts(indices, size))
+
+
+def _add_comparison(
+    sums: RunningSums, pixel_values: torch.Tensor, kinds: list[str], reconstructions: dict[str, torch.Tensor]
+) -> None:
+    """Adds the errors of each kind of codes; zeros where a process has none of the compared images."""
+    number = len(pixel_values)
+    sums.add("num_compared", number)
+    for kind in kinds:
+        sums.add(f"compared_{kind}", _quality(reconstructions[kind][:number], pixel_values).sum() if number else 0.0)
+
+
+def _quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Of every image its mean squared error; of a label map the share of pixels that are right."""
+    if not pixel_values.is_floating_point():
+        return (reconstruction == pixel_values).flatten(1).float().mean(1)
+    return (reconstruction - pixel_values).float().square().flatten(1).mean(1)
 
 
 def _add_errors(sums: RunningSums, pixel_values: torch.Tensor, reconstruction: torch.Tensor) -> None:
@@ -122,6 +163,12 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
         confusion = sums.pop("confusion")
         figures["pixel_accuracy"] = (confusion.trace() / confusion.sum()).item()
         figures["mean_iou"] = Confusion(confusion).intersection_over_union().nanmean().item()
+    if "num_compared" in sums:
+        number, measure = sums.pop("num_compared"), "mse" if "mse" in sums else "pixel_accuracy"
+        for name in [name for name in sums if name.startswith("compared_")]:
+            figures[f"{measure}_{name.removeprefix('compared_')}"] = (sums.pop(name) / number).item()
+    if "term_discrete" in sums:
+        figures["kl_bits_per_image"] = (sums["term_discrete"] / num_images / math.log(2)).item()
     for name, total in sums.items():
         mean = total / (num_batches if name == "batch_perplexity" else num_images)
         figures[name.removeprefix("term_")] = mean.tolist()
@@ -130,6 +177,9 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
         # The name "entropy" is that of P̂ here.
         figures |= {name: usage[name] for name in ("perplexity", "usage", "normalized_entropy", "dead_rate")}
         figures["active_codes"] = list(map(int, usage["active_codes"]))
+        codes_per_image = [(count.sum() / num_images).item() for count in counts]
+        bits = [n * entropy / math.log(2) for n, entropy in zip(codes_per_image, usage["entropy"], strict=True)]
+        figures |= {"histogram_bits_by_level": bits, "histogram_bits_per_image": sum(bits)}
     return figures
 
 

@@ -137,6 +137,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
         return self.has_codes and not self.is_stochastic
 
     @property
+    def draws_relaxed_samples(self) -> bool:
+        """Whether training decodes relaxed samples of the codes, instead of codes."""
+        return self.is_stochastic and self.bottleneck_gradient == "pathwise"
+
+    @property
     def for_label_maps(self) -> bool:
         """Whether the model's data are label maps, LongTensors (B, H, W), instead of images."""
         return False
@@ -184,10 +189,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     def _check_unused(self) -> None:
         """Refuses fields that were set and would have no effect."""
+        for name, default in self.unused_fields().items():
+            purpose = self._purposes()[name][1]
+            raise ValueError(f"{name} is for {purpose}, else it has no effect: leave it at {default!r}.")
+
+    def unused_fields(self) -> dict[str, Any]:
+        """The defaults of those fields that have another value and would have no effect."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | self._implied()
-        for name, (used, purpose) in self._purposes().items():
-            if not used and _as_json(getattr(self, name)) != _as_json(defaults[name]):
-                raise ValueError(f"{name} is for {purpose}, else it has no effect: leave it at {defaults[name]!r}.")
+        unused = [name for name, (used, _) in self._purposes().items() if not used]
+        return {name: defaults[name] for name in unused if _as_json(getattr(self, name)) != _as_json(defaults[name])}
 
     def _implied(self) -> dict[str, Any]:
         """Fields of which others leave no choice, with their values."""
@@ -198,7 +208,6 @@ class ImageTokenizerConfig(PreTrainedConfig):
         vq, fsq, stochastic = self.quantizer == "vq", self.quantizer == "fsq", self.is_stochastic
         averages = (vq or stochastic) and self.codebook_update == "ema"
         residual = stochastic and self.variance_update == "residual"
-        relaxed = stochastic and self.bottleneck_gradient == "pathwise"
         gaussian_images = not self.is_deterministic and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"
         return {
@@ -221,7 +230,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
             ),
             **dict.fromkeys(
                 ("gumbel_temperature", "gumbel_decay", "gumbel_min_temperature"),
-                (relaxed, "stochastic quantizers with bottleneck_gradient='pathwise'"),
+                (self.draws_relaxed_samples, "stochastic quantizers with bottleneck_gradient='pathwise'"),
             ),
             "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
             "kl_weight": (not self.is_deterministic, "stochastic or continuous models"),

@@ -114,24 +114,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             ValueError: For a wrong shape or an image size that the stride does not divide.
             TypeError: For integer pixels.
         """
-        partial = return_loss and self.config.progressive
-        quantized, states = self._top_down(pixel_values, relaxed=self.training, partial=partial)
-        *previews, decoded = self._decode_states(states)
-        codes = self._codes(quantized)
-        output = ImageTokenizerOutput(
-            reconstruction=self.likelihood.outputs(decoded),
-            codes=codes,
-            diagnostics=level_diagnostics(quantized, codes),
-        )
-        if return_loss:
-            output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values)}
-            if previews:
-                per_level = [self.likelihood.nll(preview, pixel_values, i) for i, preview in enumerate(previews)]
-                output.terms["progressive"] = torch.stack(per_level).sum()
-            for name in quantized[0].terms:
-                output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()
-            output.loss = self._objective(output.terms)
-        return output
+        temperature = self.temperature() if self.training else None
+        return self._decoded(self._encoded(pixel_values), temperature, targets=pixel_values if return_loss else None)
 
     @inference
     def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
@@ -149,7 +133,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 generators that is not the number of images, or `sample` with a deterministic quantiser.
         """
         generators = self._sampling_generators(sample, generator, pixel_values)
-        return self._codes(self._top_down(pixel_values, relaxed=False, generators=generators)[0])
+        return self._codes(self._top_down(self._encoded(pixel_values), generators=generators)[0])
 
     @inference
     def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
@@ -200,7 +184,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
         result: list[torch.Tensor] = []
         state = None
-        for index, features in enumerate(self._features(pixel_values)):
+        for index, features in enumerate(self._encoded(pixel_values)):
             latents, upsampled = self._latents(index, features, state)
             quantized = self.quantizer[index](latents, None)
             vectors = self.quantizer[index].embed(quantized.indices)
@@ -226,7 +210,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             tuple(CodeGroup(height * f, width * f, g.codebook_sizes) for f, g in zip(factors, groups, strict=True))
         )
 
-    def _features(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    def _encoded(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """The features of every resolution, coarse to fine."""
         self._check_pixel_values(pixel_values)
         return self.bottom_up(pixel_values.to(self.dtype))
 
@@ -239,19 +224,45 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         latents = self.latent_norms[index](block.latents(features, upsampled))
         return latents.permute(0, 2, 3, 1).contiguous(), upsampled
 
+    def _decoded(
+        self,
+        encoded: Sequence[torch.Tensor],
+        temperature: torch.Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        targets: torch.Tensor | None = None,
+    ) -> ImageTokenizerOutput:
+        """Everything after the bottom-up path; with targets also the loss."""
+        partial = targets is not None and self.config.progressive
+        quantized, states = self._top_down(encoded, temperature, generators, partial)
+        *previews, decoded = self._decode_states(states)
+        codes = self._codes(quantized)
+        output = ImageTokenizerOutput(
+            reconstruction=self.likelihood.outputs(decoded),
+            codes=codes,
+            diagnostics=level_diagnostics(quantized, codes),
+        )
+        if targets is not None:
+            output.terms = {"reconstruction": self.likelihood.nll(decoded, targets)}
+            if previews:
+                per_level = [self.likelihood.nll(preview, targets, i) for i, preview in enumerate(previews)]
+                output.terms["progressive"] = torch.stack(per_level).sum()
+            for name in quantized[0].terms:
+                output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()
+            output.loss = self._objective(output.terms)
+        return output
+
     def _top_down(
         self,
-        pixel_values: torch.Tensor,
-        relaxed: bool,
+        encoded: Sequence[torch.Tensor],
+        temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         partial: bool = False,
     ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
         """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
-        temperature = self.temperature() if relaxed else None
         quantized: list[QuantizerOutput] = []
         states: list[torch.Tensor] = []
         state = None
-        for index, features in enumerate(self._features(pixel_values)):
+        for index, features in enumerate(encoded):
             latents, upsampled = self._latents(index, features, state)
             arguments = [latents, temperature, generators]
             if self.config.learned_prior and index > 0:

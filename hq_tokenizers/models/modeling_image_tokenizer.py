@@ -28,6 +28,7 @@ from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .modeling_outputs import ImageTokenizerOutput
 from .networks import Projection
 
 P = ParamSpec("P")
@@ -89,6 +90,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     quantizer: nn.Module
     likelihood: nn.Module
+    _encoded: Callable[..., Sequence[torch.Tensor | None]]
+    _decoded: Callable[..., ImageTokenizerOutput]
 
     def __init__(self, config: ImageTokenizerConfig, *inputs: Any, **kwargs: Any) -> None:
         check_config_memory(type(self), config)
@@ -169,6 +172,38 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     def get_input_embeddings(self) -> None:
         """None: there is no table of input embeddings. Quantisers of weights ask for one to leave it as it is."""
+
+    @inference
+    def compare_codes(
+        self, pixel_values: torch.Tensor, generators: Sequence[torch.Generator] = ()
+    ) -> tuple[ImageTokenizerOutput, dict[str, torch.Tensor]]:
+        """What evaluation makes of images, and what it would make of them with two other kinds of codes.
+
+        The encoder runs once. Nothing is learned, neither by moving averages nor by variances.
+
+        Args:
+            pixel_values: As for `forward`.
+            generators: Noise for the first n images, one generator each; their results do not depend on the batch.
+
+        Returns:
+            The output of `forward` in evaluation mode, whose codes are the most probable ones, and reconstructions of
+            the first n images: "sampled", from codes drawn from P̂, and for models with the pathwise gradient "relaxed",
+            from relaxed samples at the current temperature, which are what training decodes there. None for systems
+            that are not stochastic, or without generators.
+        """
+        encoded = self._encoded(pixel_values)
+        output = self._decoded(encoded, targets=pixel_values)
+        number = len(generators)
+        if not (self.config.is_stochastic and number):
+            return output, {}
+        first = [None if part is None else part[:number] for part in encoded]
+        others: dict[str, torch.Tensor] = {}
+        relaxed = {"relaxed": self.temperature()} if self.config.draws_relaxed_samples else {}
+        for kind, temperature in {"sampled": None, **relaxed}.items():
+            reconstruction = self._decoded(first, temperature, generators).reconstruction
+            assert reconstruction is not None
+            others[kind] = reconstruction
+        return output, others
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""
@@ -331,5 +366,7 @@ def level_diagnostics(quantized: Sequence[QuantizerOutput], codes: Codes | None)
         "perplexity": code_entropy(counts).exp() if counts else empty,
         "active_codes": active_codes(counts) if counts else empty,
         "variance": torch.cat([group.variance for group in quantized]),
+        "latent_energy": torch.cat([group.latent_energy.expand_as(group.residual_energy) for group in quantized]),
+        "residual_energy": torch.cat([group.residual_energy for group in quantized]),
     }
     return {name: value.detach() for name, value in diagnostics.items()}

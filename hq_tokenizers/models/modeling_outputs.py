@@ -23,7 +23,8 @@ class ImageTokenizerOutput(ModelOutput):
         terms: Scalars that sum to `loss`, but for `kl_weight`: "reconstruction", "continuous", "discrete", and what a
             system adds.
         diagnostics: Per level, tensors of shape (num_levels,): "entropy" of P̂ (nats per position), "perplexity" and
-            "active_codes" of this batch's hard codes, "variance" of the quantiser.
+            "active_codes" of this batch's hard codes, "variance" of the quantiser; energies per value: "latent_energy"
+            of the group's latents, "residual_energy" of what the levels so far leave over of them.
     """
 
     loss: torch.Tensor | None = None

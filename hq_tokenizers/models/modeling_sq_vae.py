@@ -103,18 +103,8 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             ValueError: For a wrong shape or an image size that the stride does not divide.
             TypeError: For integer pixels.
         """
-        quantized = self._quantize(pixel_values, relaxed=self.training)
-        decoded = self._decode_vectors(quantized.quantized)
-        codes = None if quantized.indices is None else self._codes(quantized)
-        output = ImageTokenizerOutput(
-            reconstruction=self.likelihood.outputs(decoded),
-            codes=codes,
-            diagnostics=level_diagnostics([quantized], codes),
-        )
-        if return_loss:
-            output.terms = {"reconstruction": self.likelihood.nll(decoded, pixel_values), **quantized.terms}
-            output.loss = self._objective(output.terms)
-        return output
+        temperature = self.temperature() if self.training else None
+        return self._decoded(self._encoded(pixel_values), temperature, targets=pixel_values if return_loss else None)
 
     @inference
     def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
@@ -132,7 +122,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
                 generators that is not the number of images, or `sample` with a deterministic quantiser.
         """
         generators = self._sampling_generators(sample, generator, pixel_values)
-        return self._codes(self._quantize(pixel_values, relaxed=False, generators=generators))
+        return self._codes(self._quantize(self._encoded(pixel_values), generators=generators))
 
     @inference
     def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
@@ -169,7 +159,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         """
         if not self.config.is_stochastic:
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
-        latents, log_variance = self._latents(pixel_values)
+        latents, log_variance = self._encoded(pixel_values)
         return (self.quantizer.log_probabilities(latents, log_variance),)
 
     def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
@@ -185,7 +175,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     def _layout_of_grid(self, height: int, width: int) -> CodeLayout:
         return CodeLayout((CodeGroup(height, width, (self.config.codebook_size,)),))
 
-    def _latents(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encoded(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents and log-variance map, (B, h, w, d)."""
         if self.config.for_label_maps:
             self._check_label_map(pixel_values)
@@ -198,10 +188,34 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         )
 
     def _quantize(
-        self, pixel_values: torch.Tensor, relaxed: bool, generators: Sequence[torch.Generator] | None = None
+        self,
+        encoded: Sequence[torch.Tensor | None],
+        temperature: torch.Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> QuantizerOutput:
-        latents, log_variance = self._latents(pixel_values)
-        return self.quantizer(latents, self.temperature() if relaxed else None, log_variance, generators)
+        latents, log_variance = encoded
+        return self.quantizer(latents, temperature, log_variance, generators)
+
+    def _decoded(
+        self,
+        encoded: Sequence[torch.Tensor | None],
+        temperature: torch.Tensor | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        targets: torch.Tensor | None = None,
+    ) -> ImageTokenizerOutput:
+        """Everything after the encoder; with targets also the loss."""
+        quantized = self._quantize(encoded, temperature, generators)
+        decoded = self._decode_vectors(quantized.quantized)
+        codes = None if quantized.indices is None else self._codes(quantized)
+        output = ImageTokenizerOutput(
+            reconstruction=self.likelihood.outputs(decoded),
+            codes=codes,
+            diagnostics=level_diagnostics([quantized], codes),
+        )
+        if targets is not None:
+            output.terms = {"reconstruction": self.likelihood.nll(decoded, targets), **quantized.terms}
+            output.loss = self._objective(output.terms)
+        return output
 
     def _decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
         # One memory layout on every path: convolutions differ in the last bit between layouts.

@@ -31,4 +31,4 @@ class GaussianBottleneck(nn.Module):
         sample = mean + noise * (0.5 * log_variance).exp()
         kl = gaussian_kl(mean, log_variance)
         empty = mean.new_zeros(0)
-        return QuantizerOutput((sample,), None, {"kl": kl}, empty, empty)
+        return QuantizerOutput((sample,), None, {"kl": kl}, empty, empty, empty, empty)

@@ -57,9 +57,10 @@ class FiniteScalarQuantizer(nn.Module):
             bounded = [_bound(values, size) for values, size in channels]
             indices = self._indices([values.detach().round() for values in bounded])
             halves = [values / (size // 2) for values, size in zip(bounded, self.levels, strict=True)]
-            quantized = straight_through(torch.stack(halves, -1), self._vectors(indices))
+            latents = torch.stack(halves, -1)
+            quantized = straight_through(latents, self._vectors(indices))
             zero = quantized.new_zeros(1)
-            return QuantizerOutput.of_one_level(quantized, indices, {}, entropy=zero, variance=zero)
+            return QuantizerOutput.of_one_level(latents, quantized, indices, {}, entropy=zero, variance=zero)
 
     def _indices(self, rounded: Sequence[torch.Tensor]) -> torch.Tensor:
         """The codes of integers from −⌊L_i/2⌋ on, one tensor per channel."""

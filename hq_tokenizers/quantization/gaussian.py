@@ -16,6 +16,7 @@ from hq_tokenizers.quantization.functional import gaussian_factors, straight_thr
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
+from hq_tokenizers.quantization.seeded_relaxation import quantize_grid
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 MINIMUM_VARIANCE = 1e-10
@@ -114,24 +115,25 @@ class GaussianQuantizer(nn.Module):
         log_variance_map: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> QuantizerOutput:
-        """Quantises latents (B, h, w, d); see `QuantizerOutput`."""
+        """Quantises latents (B, h, w, d), see `QuantizerOutput`; which code vectors, see `quantize_grid`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             variance = self._variance(log_variance_map)
             precision = variance.reciprocal()
             noise_energy = 0.0
-            if temperature is not None and self.dequantization_noise:
+            learning = temperature is not None and generators is None
+            if learning and self.dequantization_noise:
                 latents = latents + torch.randn_like(latents) * variance.sqrt()
                 noise_energy = 0.5 * latents[0].numel()
-            quantized, indices, entropy = self.codebook(latents, precision, temperature, generators)
+            quantized, indices, entropy = quantize_grid(self.codebook, latents, precision, temperature, generators)
             terms = {
                 "continuous": mahalanobis(latents - quantized, precision) - noise_energy,
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
-            if temperature is not None:
+            if learning:
                 self._learn(latents, quantized)
                 quantized = straight_through(latents, quantized) if self.straight_through else quantized
-            return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, variance)
+            return QuantizerOutput.of_one_level(latents, quantized, indices, terms, entropy, variance)
 
     def _learn(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
         """What follows the training batch by itself, without a gradient."""

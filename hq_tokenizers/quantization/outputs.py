@@ -18,6 +18,8 @@ class QuantizerOutput:
         terms: The quantiser's contributions to the loss, scalars.
         entropy: Mean entropy of P̂ per position in nats, (D,); zeros for deterministic quantisers.
         variance: Mean quantisation variance (1/κ_φ for von Mises–Fisher), (D,); zeros for deterministic quantisers.
+        latent_energy: ‖ẑ‖² / d, mean over positions, a scalar; of no meaning for a continuous bottleneck.
+        residual_energy: ‖ẑ − Σ_{l' ≤ l} z_{l'}‖² / d, what the levels so far leave over, mean over positions: (D,).
     """
 
     partial_sums: tuple[torch.Tensor, ...]
@@ -25,10 +27,13 @@ class QuantizerOutput:
     terms: dict[str, torch.Tensor]
     entropy: torch.Tensor
     variance: torch.Tensor
+    latent_energy: torch.Tensor
+    residual_energy: torch.Tensor
 
     @classmethod
     def of_one_level(
         cls,
+        latents: torch.Tensor,
         quantized: torch.Tensor,
         indices: torch.Tensor,
         terms: dict[str, torch.Tensor],
@@ -38,13 +43,23 @@ class QuantizerOutput:
         """The output of a quantiser with one code per position.
 
         Args:
+            latents: (B, h, w, d).
             quantized: (B, h, w, d).
             indices: (B, h, w).
             terms: As above.
             entropy: Of every position, (B, h, w).
             variance: Of any shape; its mean is reported.
         """
-        return cls((quantized,), indices.unsqueeze(-1), terms, entropy.mean().reshape(1), variance.mean().reshape(1))
+        remaining = (latents - quantized).detach()
+        return cls(
+            (quantized,),
+            indices.unsqueeze(-1),
+            terms,
+            entropy.mean().reshape(1),
+            variance.mean().reshape(1),
+            latent_energy=latents.detach().square().mean(),
+            residual_energy=remaining.square().mean().reshape(1),
+        )
 
     @property
     def quantized(self) -> torch.Tensor:

@@ -18,6 +18,7 @@ from hq_tokenizers.quantization.functional import gaussian_factors, straight_thr
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
+from hq_tokenizers.quantization.seeded_relaxation import quantize_grid
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 
@@ -108,7 +109,7 @@ class ResidualGaussianQuantizer(nn.Module):
         Args:
             latents: (B, h, w, d).
             temperature: Gumbel temperature for relaxed samples, None for hard codes.
-            generators: One per image, for sampled hard codes.
+            generators: One per image, for sampled hard codes, or for relaxed samples from which nothing is learned.
             prior_mean: (B, h, w, d), replaces the uniform prior by P̂(· | prior_mean) with variances of its own.
         """
         with torch.autocast(latents.device.type, enabled=False):
@@ -119,7 +120,7 @@ class ResidualGaussianQuantizer(nn.Module):
             sums, indices, entropies, discrete, moments = [], [], [], [], []
             for level, codebook in enumerate(self.level_codebooks()):
                 precision = variances[level].reciprocal().reshape(1, 1, 1, 1)
-                quantized, index, entropy = codebook(residual, precision, temperature, generators)
+                quantized, index, entropy = quantize_grid(codebook, residual, precision, temperature, generators)
                 discrete.append(self._discrete(level, codebook, residual, precision, prior_residual, entropy))
                 latents_of_level, residual = residual, residual - quantized
                 total = total + quantized
@@ -133,10 +134,19 @@ class ResidualGaussianQuantizer(nn.Module):
                 "continuous": mahalanobis(residual, variances.sum().reciprocal()),
                 "discrete": torch.stack(discrete).sum(),
             }
-            if temperature is not None:
-                self._learn(torch.stack(moments))
+            level_stats = torch.stack(moments)
+            if temperature is not None and generators is None:
+                self._learn(level_stats)
                 sums = [straight_through(latents.float(), total) for total in sums] if self.straight_through else sums
-            return QuantizerOutput(tuple(sums), torch.stack(indices, -1), terms, torch.stack(entropies), variances)
+            return QuantizerOutput(
+                tuple(sums),
+                torch.stack(indices, -1),
+                terms,
+                torch.stack(entropies),
+                variances,
+                latent_energy=latents.detach().float().square().mean(),
+                residual_energy=level_stats[:, 0],
+            )
 
     def _learn(self, moments: torch.Tensor) -> None:
         """What follows the training batch by itself, without a gradient; moments (D, d + 2) of the levels."""

@@ -97,7 +97,16 @@ class ResidualVectorQuantizer(nn.Module):
                 for codebook in cast(Sequence[VectorCodebook], self.codebooks):
                     codebook.end_of_part()
             zeros = latents.new_zeros(self.num_levels)
-            return QuantizerOutput(tuple(partial_sums), torch.stack(indices, -1), terms, zeros, zeros)
+            remaining = torch.stack([F.mse_loss(total.detach(), latents.detach()) for total in sums])
+            return QuantizerOutput(
+                tuple(partial_sums),
+                torch.stack(indices, -1),
+                terms,
+                zeros,
+                zeros,
+                latent_energy=latents.detach().square().mean(),
+                residual_energy=remaining,
+            )
 
     def start_epoch(self, epoch: int, seed: int) -> bool:
         """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.

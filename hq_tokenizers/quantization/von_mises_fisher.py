@@ -17,6 +17,7 @@ from hq_tokenizers.quantization.gaussian import MINIMUM_VARIANCE
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
+from hq_tokenizers.quantization.seeded_relaxation import quantize_grid
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 
 
@@ -69,19 +70,19 @@ class VonMisesFisherQuantizer(nn.Module):
         log_variance_map: None = None,
         generators: Sequence[torch.Generator] | None = None,
     ) -> QuantizerOutput:
-        """Quantises latents (B, h, w, d), normalising them first; see `QuantizerOutput`."""
+        """Quantises latents (B, h, w, d), normalising them first; otherwise as `GaussianQuantizer`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = F.normalize(latents.float(), dim=-1)
             concentration = self.concentration()
-            quantized, indices, entropy = self.codebook(latents, concentration, temperature, generators)
+            quantized, indices, entropy = quantize_grid(self.codebook, latents, concentration, temperature, generators)
             terms = {
                 "continuous": vmf_distance(latents, quantized, concentration),
                 "discrete": categorical_kl(entropy, len(self.codebook.codes)),
             }
-            if temperature is not None:
+            if temperature is not None and generators is None:
                 self._learn(latents, quantized)
                 quantized = straight_through(latents, quantized) if self.straight_through else quantized
-            return QuantizerOutput.of_one_level(quantized, indices, terms, entropy, concentration.reciprocal())
+            return QuantizerOutput.of_one_level(latents, quantized, indices, terms, entropy, concentration.reciprocal())
 
     def _learn(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
         """What follows the training batch by itself, without a gradient."""

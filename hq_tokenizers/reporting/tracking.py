@@ -50,6 +50,8 @@ def summary(record: Record) -> str:
     """The figures of a record that matter most, on one line: what a person compares first, the objective last."""
     wanted = {
         "mse": "MSE {:.3g}",
+        "mse_relaxed": "relaxed {:.3g}",
+        "mse_sampled": "sampled {:.3g}",
         "psnr": "PSNR {:.2f} dB",
         "ssim": "SSIM {:.3f}",
         "lpips": "LPIPS {:.3g}",
@@ -60,6 +62,9 @@ def summary(record: Record) -> str:
         "perplexity": "perplexity {}",
         "batch_perplexity": "perplexity {}",
         "usage": "usage {} %",
+        "residual_energy": "left over {}",
+        "kl_bits_per_image": "KL {:.0f} bits",
+        "histogram_bits_per_image": "histogram {:.0f} bits",
         "bits_per_code": "{:.3f} bits/code",
         "loss": "loss {:.4g}",
         "images_per_second": "{:.0f} images/s",
@@ -69,9 +74,10 @@ def summary(record: Record) -> str:
         # The data set's perplexity, where it is known, is the headline; the batch's is its stand-in.
         if name in record and record[name] != [] and not (name == "batch_perplexity" and "perplexity" in record):
             value = record[name]
-            scale = 100 if name == "usage" else 1
-            levels = "/".join(f"{v * scale:.0f}" for v in value) if isinstance(value, list) else value
-            parts.append(text.format(levels))
+            if isinstance(value, list):
+                scale, digits = (100, ".0f") if name == "usage" else (1, ".2g" if name == "residual_energy" else ".0f")
+                value = "/".join(f"{v * scale:{digits}}" for v in value)
+            parts.append(text.format(value))
     return ", ".join(parts)
 
 

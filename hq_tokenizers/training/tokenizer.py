@@ -42,6 +42,8 @@ _PANELS = {
     "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
     "codebook terms": ["commitment", "codebook"],
     "MSE per pixel": ["mse"],
+    "MSE by kind of codes": ["mse_argmax", "mse_relaxed", "mse_sampled"],
+    "pixel accuracy by kind of codes": ["pixel_accuracy_argmax", "pixel_accuracy_relaxed", "pixel_accuracy_sampled"],
     "LPIPS": ["lpips", "lpips_by_levels"],
     "rFID": ["rfid"],
     "Fréchet distance (not FID)": ["frechet_distance"],
@@ -54,6 +56,10 @@ _PANELS = {
     "share of dead codes": ["dead_rate"],
     "entropy of P̂ (nats)": ["entropy"],
     "variance": ["variance"],
+    "energy per value, left over": ["residual_energy"],
+    "energy per value, latents and codes": ["latent_energy", "codebook_energy"],
+    "rate (bits per image)": ["kl_bits_per_image", "histogram_bits_per_image"],
+    "Gumbel temperature": ["temperature"],
 }
 
 
@@ -311,12 +317,12 @@ class _Warner:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self._reported: set[tuple[int, str]] = set()
+        self._reported: set[tuple[tuple[int, ...], str]] = set()
 
     def warn(self, tracker: Tracker, figures: Record) -> None:
         """Looks at the figures of a validation."""
         findings = {
-            (finding.level, finding.symptom): finding
+            (finding.levels, finding.symptom): finding
             for finding in diagnose(self.model.config, codebook_sizes(self.model), figures)
         }
         for key, finding in findings.items():

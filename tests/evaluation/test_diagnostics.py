@@ -1,18 +1,32 @@
 from __future__ import annotations
 
 import math
+import shlex
+from pathlib import Path
 
 import pytest
-import torch
 
-from hq_tokenizers.evaluation.diagnostics import diagnose, usage_table
+from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.presets import TUNED
+from hq_tokenizers.options.reading import load_options
+from hq_tokenizers.options.training import TokenizerTrainingConfig
+
+PAPER = {
+    "bottleneck_gradient": "pathwise",
+    "codebook_update": "gradient",
+    "codebook_learning_rate_factor": 1.0,
+    "variance_update": "trained",
+    "initial_log_variance": math.log(60),
+    "kl_weight": 1.0,
+}
 
 
-def figures(perplexity, active, entropy, variance, sizes=(512,) * 4):
-    """Figures of a split with these codebook sizes."""
+def figures(perplexity, active, entropy, variance, sizes=(512,) * 4, **others):
+    """Figures of a split with these codebook sizes; levels halve the energy, codes are where they are needed."""
     levels = list(zip(perplexity, active, sizes, strict=False))
+    given = [2.0**-level for level in range(len(levels))]
     return {
         "perplexity": perplexity,
         "usage": [exp_entropy / size for exp_entropy, _, size in levels],
@@ -20,63 +34,248 @@ def figures(perplexity, active, entropy, variance, sizes=(512,) * 4):
         "dead_rate": [1 - used / size for _, used, size in levels],
         "entropy": entropy,
         "variance": variance,
+        "latent_energy": [1.0] * len(levels),
+        "residual_energy": [energy / 2 for energy in given],
+        "codebook_energy": [energy / 2 for energy in given],
+        "mse_argmax": 0.01,
+        "mse_relaxed": 0.009,
+        "mse_sampled": 0.011,
+        "temperature": 0.9,
+        **others,
     }
 
 
+def symptoms(found):
+    return [(finding.levels, finding.symptom) for finding in found]
+
+
+def applied(config, finding):
+    """The configuration after what the finding says, read as the command line reads it."""
+    options = load_options(TokenizerTrainingConfig, None, shlex.split(finding.remedy)).model
+    return type(config)(**{**config.to_dict(), **options})
+
+
 def test_a_healthy_tokenizer_has_no_findings():
-    healthy = figures([400.0], [510], [2.0], [0.5])
-    assert diagnose(SQVAEConfig(), [512], healthy) == []
+    healthy = figures([400.0, 300.0], [510, 500], [2.0, 3.0], [0.5, 0.6])
+    for config in (PAPER, TUNED, {"quantizer": "vq"}):
+        assert diagnose(HQVAEConfig(code_groups=["stride 4: 512 x 2"], **config), [512, 512], healthy) == []
 
 
 def test_a_vae_has_nothing_to_diagnose():
     assert diagnose(SQVAEConfig(quantizer="none"), [], {"loss": 1.0}) == []
 
 
+NEWCOMER = {
+    "perplexity": [14.64, 26.23],
+    "active": [54, 90],
+    "entropy": [4.398, 4.501],
+    "variance": [44.78, 44.33],
+    "sizes": (128, 128),
+    "latent_energy": [8.036, 8.036],
+    "residual_energy": [5.849, 4.498],
+    "codebook_energy": [1.095, 1.089],
+    "mse_argmax": 0.03979,
+    "mse_relaxed": 0.006567,
+    "mse_sampled": 0.01655,
+    "temperature": 0.997,
+}
+"""Measured: two levels of 128 codes with the paper's settings after 300 steps on photographs of 64×64 pixels."""
+
+
+def test_the_newcomer_is_told_of_variance_and_codebook_and_of_nothing_else():
+    config = HQVAEConfig(code_groups=["stride 4: 128 x 2"], **PAPER)
+    wide, behind = diagnose(config, [128, 128], figures(**NEWCOMER))
+    assert symptoms([wide, behind]) == [((0, 1), "variance too large"), ((0, 1), "codebook left behind")]
+    assert wide.remedy == "--model.initial_log_variance 1.61"
+    assert behind.remedy == "--model.codebook_learning_rate_factor 30"
+    assert "variance 44.8 where 5.85 is left over" in str(wide)
+    assert "perplexity 14.6 of 128, 5.85 of 8.04 per value left over, code vectors at 1.09" in str(behind)
+    assert str(behind).count("\n") == 1
+
+
+def test_what_is_set_already_is_not_advised():
+    config = HQVAEConfig(code_groups=["stride 4: 128 x 2"], **{**PAPER, **TUNED})
+    (finding,) = diagnose(config, [128, 128], figures(**NEWCOMER))
+    assert (finding.symptom, finding.settings) == ("dead codes", {})
+    (finding,) = diagnose(HQVAEConfig(**{**config.to_dict(), "kl_weight": 1.0}), [128, 128], figures(**NEWCOMER))
+    assert finding.settings == {"kl_weight": TUNED["kl_weight"]}
+
+
+def test_a_quick_codebook_is_not_called_left_behind():
+    """Measured: only the variance and the codebook rate are other than the newcomer's."""
+    measured = figures(
+        *([100.7, 95.15], [128, 128], [3.392, 4.2], [5.895, 4.501], (128, 128)),
+        latent_energy=[1.023] * 2,
+        residual_energy=[0.4641, 0.7377],
+        codebook_energy=[1.087, 0.79],
+        mse_argmax=0.004261,
+        mse_relaxed=0.003856,
+    )
+    knobs = {**PAPER, "initial_log_variance": 1.6, "codebook_learning_rate_factor": 30.0}
+    (finding,) = diagnose(HQVAEConfig(code_groups=["stride 4: 128 x 2"], **knobs), [128, 128], measured)
+    assert symptoms([finding]) == [((1,), "variance too large")]
+
+
+def test_a_codebook_at_its_initial_scale_with_a_fitting_variance_is_left_behind():
+    """Measured: the newcomer's run from a variance of exp 1.6."""
+    measured = figures(
+        *([45.21, 84.6], [107, 123], [3.56, 3.517], [5.292, 4.626], (128, 128)),
+        latent_energy=[0.7881] * 2,
+        residual_energy=[0.9854, 1.253],
+        codebook_energy=[0.9606, 0.9554],
+        mse_argmax=0.006667,
+        mse_relaxed=0.005163,
+    )
+    config = HQVAEConfig(code_groups=["stride 4: 128 x 2"], **{**PAPER, "initial_log_variance": 1.6})
+    assert symptoms(diagnose(config, [128, 128], measured)) == [((0, 1), "codebook left behind")]
+    moved = {**measured, "codebook_energy": [0.5, 0.5]}
+    assert [symptom for _, symptom in symptoms(diagnose(config, [128, 128], moved))] == ["starved"]
+
+
+def together(variance_update):
+    """The settings of the presets, in full."""
+    return (
+        "--model.bottleneck_gradient straight_through --model.codebook_update ema --model.ema_decay 0.95 "
+        f"--model.restart_threshold 0.5{variance_update} --model.kl_weight 0.05"
+    )
+
+
+TIED, NETWORK = together(" --model.variance_update residual"), together("")
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (SQVAEConfig(), "--model.initial_log_variance 1.61"),
+        (SQVAEConfig(variance_type="III", codebook_init_std=0.1), "--model.initial_log_variance -3"),
+        (SQVAEConfig(initial_log_variance=1.0), TIED),
+        (SQVAEConfig(initial_log_variance=1.0, variance_type="III"), NETWORK),
+        (
+            SQVAEConfig(initial_log_variance=1.0, train_variance=False, codebook_learning_rate_factor=30.0),
+            f"{TIED} --model.codebook_learning_rate_factor 1 --model.train_variance true",
+        ),
+        (SQVAEConfig(quantizer="vmf", codebook_dim=65), TIED),
+        (SQVAEConfig(variance_update="residual", variance_factor=7.0), "--model.variance_factor 1"),
+    ],
+)
+def test_a_variance_that_is_too_large(config, remedy):
+    (finding,) = diagnose(config, [512], figures([20.0], [30], [6.0], [9.0]))
+    assert (finding.symptom, finding.remedy) == ("variance too large", remedy)
+    assert diagnose(applied(config, finding), [512], figures([400.0], [500], [4.0], [1.5])) == []
+
+
+def test_kl_too_strong_is_an_entropy_that_the_variance_does_not_explain():
+    config, measured = SQVAEConfig(**{**TUNED, "kl_weight": 1.0}), figures([300.0], [400], [5.6], [1.5])
+    (finding,) = diagnose(config, [512], measured)
+    assert (finding.symptom, finding.remedy) == ("kl too strong", "--model.kl_weight 0.05")
+    assert diagnose(SQVAEConfig(**TUNED), [512], measured) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        ({"variance_update": "trained"}, "--model.variance_update residual"),
+        ({}, "--model.progressive true"),
+        ({"kl_weight": 1.0}, "--model.kl_weight 0.05"),
+        ({"progressive": True, "restart_threshold": 0.0}, "--model.restart_threshold 0.5"),
+        ({"progressive": True}, "longer training, or fewer codes"),
+    ],
+)
+def test_deep_levels_that_take_nothing_away_are_starved(config, remedy):
+    measured = figures([300.0] * 4, [400] * 4, [4.0] * 4, [0.6] * 4)
+    measured |= {"latent_energy": [1.67] * 4, "residual_energy": [0.51, 0.5, 0.51, 0.45]}
+    (finding,) = diagnose(HQVAEConfig(code_groups=["stride 4: 512 x 4"], **{**TUNED, **config}), [512] * 4, measured)
+    assert symptoms([finding]) == [((1, 2), "starved")]
+    assert finding.remedy == remedy
+    assert "0.5 of 0.51 per value left over" in finding.measured
+
+
+def test_the_first_level_of_every_group_is_given_the_groups_own_latents():
+    config = HQVAEConfig(code_groups=["stride 8: 512", "stride 4: 512"], **TUNED)
+    measured = figures([300.0] * 2, [400] * 2, [4.0] * 2, [0.6] * 2)
+    measured |= {"latent_energy": [1.0, 9.0], "residual_energy": [0.4, 3.0]}
+    assert diagnose(config, [512] * 2, measured) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "temperature", "expected"),
+    [
+        ({"gumbel_decay": 1e-5}, math.exp(-0.003), {"gumbel_decay": 0.0023}),  # after 300 steps: exp(−300 · 0.0023) = ½
+        ({"gumbel_decay": 1e-5}, 1.0, {"gumbel_decay": 1e-3}),
+        ({"gumbel_decay": 0.0}, 1.0, {"gumbel_decay": 1e-3}),
+        ({"gumbel_min_temperature": 0.8}, 0.8, {"gumbel_min_temperature": 0.0}),
+        ({}, 0.4, {"bottleneck_gradient": "straight_through"}),
+    ],
+)
+def test_temperature_gap(fields, temperature, expected):
+    config = SQVAEConfig(**{**TUNED, "bottleneck_gradient": "pathwise", **fields})
+    measured = figures([300.0], [400], [3.0], [0.6], mse_relaxed=0.005, temperature=temperature)
+    (finding,) = diagnose(config, [512], measured)
+    assert (finding.symptom, finding.settings) == ("temperature gap", expected)
+    assert "0.005 from relaxed samples, 0.01 from codes" in finding.measured
+
+
+def test_where_training_decodes_codes_there_is_no_gap():
+    measured = figures([300.0], [400], [3.0], [0.6])
+    without = {name: value for name, value in measured.items() if name not in ("mse_relaxed", "temperature")}
+    assert diagnose(SQVAEConfig(**TUNED), [512], without) == []
+
+
+def test_a_fixed_grid_that_is_not_filled():
+    (finding,) = diagnose(SQVAEConfig(quantizer="fsq"), [1000], figures([9.0], [9], [0.0], [0.0], (1000,)))
+    assert (finding.symptom, finding.settings) == ("collapsed", {})
+    assert "the latents do not fill" in finding.cause
+
+
+def test_the_gap_of_label_maps_is_one_of_wrong_pixels():
+    config = SQVAEConfig(likelihood="categorical", num_classes=5, **{**TUNED, "bottleneck_gradient": "pathwise"})
+    measured = figures([300.0], [400], [3.0], [0.6])
+    del measured["mse_argmax"]
+    accuracies = {"pixel_accuracy_argmax": 0.9, "pixel_accuracy_sampled": 0.9}
+    assert diagnose(config, [512], measured | accuracies | {"pixel_accuracy_relaxed": 0.92}) == []
+    (finding,) = diagnose(config, [512], measured | accuracies | {"pixel_accuracy_relaxed": 0.95})
+    assert finding.symptom == "temperature gap"
+
+
 @pytest.mark.parametrize(
     ("perplexity", "active", "symptom"), [(20.0, 30, "collapsed"), (200.0, 210, "dead codes"), (400.0, 480, None)]
 )
-def test_unused_codes_of_a_vq_vae_are_named_with_a_remedy_it_does_not_have_yet(perplexity, active, symptom):
-    found = diagnose(SQVAEConfig(quantizer="vq"), [512], figures([perplexity], [active], [0.0], [0.0]))
-    assert [finding.symptom for finding in found] == ([symptom] if symptom else [])
-    for finding in found:
-        assert "restart_threshold" in finding.remedy
+def test_a_vq_vae_is_told_one_remedy_after_the_other(perplexity, active, symptom):
+    config = SQVAEConfig(quantizer="vq", codebook_learning_rate_factor=10.0)
+    remedies = []
+    for _ in range(4 if symptom else 0):
+        (finding,) = diagnose(config, [512], figures([perplexity], [active], [0.0], [0.0]))
+        assert finding.symptom == symptom
         assert f"{active:.0f} active of 512" in str(finding)
-    assert (
-        "smaller fsq_levels"
-        in diagnose(SQVAEConfig(quantizer="fsq"), [1000], figures([9], [9], [0.0], [0.0]))[0].remedy
+        remedies += [finding.settings]
+        config = applied(config, finding)
+    assert [next(iter(settings)) for settings in remedies] == (
+        ["codebook_update", "bottleneck_batch_norm", "warmup_epochs", "quantizer"] if symptom else []
     )
-    restarting = SQVAEConfig(quantizer="vq", codebook_update="ema", restart_threshold=1.0)
-    for finding in diagnose(restarting, [512], figures([perplexity], [active], [0.0], [0.0])):
-        assert "restart_threshold" not in finding.remedy
-
-
-def test_the_inflated_level_of_a_hierarchy_is_named_and_not_called_collapsed():
-    config = HQVAEConfig(code_groups=["stride 4: 512 x 2"])
-    found = diagnose(config, [512, 512], figures([300.0, 20.0], [512, 30], [1.0, math.log(512)], [0.1, 90.0]))
-    assert [(finding.level, finding.symptom) for finding in found] == [(1, "inflated")]
-    assert "progressive: true" in found[0].remedy
+    if symptom:
+        assert config.is_stochastic
+    else:
+        assert diagnose(config, [512], figures([perplexity], [active], [0.0], [0.0])) == []
 
 
 def test_only_levels_of_coarser_groups_are_blamed_on_finer_ones():
     config = HQVAEConfig(code_groups=["stride 8: 512 x 2", "stride 4: 512"])
-    found = diagnose(config, [512] * 3, figures([5.0] * 3, [9] * 3, [0.5] * 3, [0.1] * 3))
-    assert ["finer groups" in finding.cause for finding in found] == [True, True, False]
-
-
-def test_a_variance_at_the_end_of_its_range_is_reported():
-    config = HQVAEConfig(code_groups=["stride 4: 512"], log_variance_range=[-2.0, 3.0], initial_log_variance=1.0)
-    found = diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(3.0)]))
-    assert [finding.symptom for finding in found] == ["variance at its bound"]
-    assert diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(2.9)])) == []
+    measured = figures([5.0] * 3, [9] * 3, [0.5] * 3, [0.1] * 3, residual_energy=[0.5, 0.25, 0.5])
+    coarse, fine = diagnose(config, [512] * 3, measured)
+    assert (coarse.levels, coarse.remedy) == ((0, 1), "--model.progressive true")
+    assert "finer groups" in coarse.cause
+    assert (fine.levels, fine.remedy) == ((2,), "--model.codebook_learning_rate_factor 30")
 
 
 @pytest.mark.parametrize(("low", "high"), [(-14.0, 8.0), (-6.0, 6.0), (-13.0, 1.0)])
 def test_the_two_ends_of_the_range_have_different_causes(low, high):
     config = HQVAEConfig(code_groups=["stride 4: 512"], log_variance_range=[low, high], initial_log_variance=0.0)
     for end, cause in ((low, "deterministic"), (high, "inflates")):
-        variance = torch.tensor(end).exp().item()
-        (finding,) = diagnose(config, [512], figures([300.0], [512], [2.0], [variance]))
+        (finding,) = diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(end)]))
+        assert finding.symptom == "variance at its bound"
         assert cause in finding.cause
+        assert applied(config, finding) is not None
+    assert diagnose(config, [512], figures([300.0], [512], [2.0], [math.exp(high - 0.1)])) == []
 
 
 def test_a_level_that_needs_few_codes_of_a_shared_codebook_is_not_called_untrained():
@@ -84,23 +283,23 @@ def test_a_level_that_needs_few_codes_of_a_shared_codebook_is_not_called_untrain
     for shared, cause in ((True, "share one codebook"), (False, "never nearest")):
         config = HQVAEConfig(code_groups=["stride 4: 512 x 2"], quantizer="vq", shared_codebook=shared)
         (finding,) = diagnose(config, [512, 512], levels)
-        assert (finding.level, finding.symptom) == (0, "collapsed")
+        assert symptoms([finding]) == [((0,), "collapsed")]
         assert cause in finding.cause
     # Where no level uses it, it is untrained, shared or not.
     config = HQVAEConfig(code_groups=["stride 4: 512 x 2"], quantizer="vq", shared_codebook=True)
-    found = diagnose(config, [512, 512], figures([4.0, 5.0], [9, 9], [0.0, 0.0], [0.0, 0.0]))
-    assert all("never nearest" in finding.cause for finding in found)
-    assert all("warmup_epochs" in finding.remedy for finding in found)
+    (finding,) = diagnose(config, [512, 512], figures([4.0, 5.0], [9, 9], [0.0, 0.0], [0.0, 0.0]))
+    assert finding.levels == (0, 1)
+    assert "never nearest" in finding.cause
 
 
 def test_a_codebook_is_shared_within_its_group_only():
     config = HQVAEConfig(code_groups=["stride 8: 512 x 2", "stride 4: 512 x 2"], quantizer="vq", shared_codebook=True)
     found = diagnose(config, [512] * 4, figures([5.0, 5.0, 400.0, 400.0], [9, 9, 500, 500], [0.0] * 4, [0.0] * 4))
-    assert [finding.level for finding in found] == [0, 1]
-    assert all("never nearest" in finding.cause for finding in found)
+    assert [finding.levels for finding in found] == [(0, 1)]
+    assert "never nearest" in found[0].cause
 
 
-def test_usage_is_relative_to_each_levels_codebook():
-    table = usage_table([4, 100], figures([2.0, 50.0], [3, 80], [0.1, 0.2], [1.0, 2.0], [4, 100]))
-    assert [row["usage"] for row in table] == [0.5, 0.5]
-    assert [row["dead_rate"] for row in table] == pytest.approx([0.25, 0.2])
+def test_every_symptom_has_its_section_in_the_page_that_messages_name():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert {symptom.capitalize() for symptom in SYMPTOMS} <= set(headings)

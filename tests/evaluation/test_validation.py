@@ -28,26 +28,40 @@ class Images:
         return ({"pixel_values": self.pixels[indices], "indices": indices} for indices in index_batches)
 
 
-def _tokenizer(pixels, reconstructions, codes):
+class Tokenizer:
     """Answers from tables: looks an image up by its first pixel, which is its number."""
 
-    def model(pixel_values):
-        rows = (pixel_values[:, 0, 0, 0] * len(pixels)).round().long()
+    config = SimpleNamespace(is_stochastic=True, has_codes=True, draws_relaxed_samples=True)
+
+    def __init__(self, pixels, reconstructions, codes):
+        self.pixels, self.reconstructions, self.codes = pixels, reconstructions, codes
+
+    def compare_codes(self, pixel_values, generators=()):
+        rows = (pixel_values[:, 0, 0, 0] * len(self.pixels)).round().long()
         batch_loss = pixel_values.mean() * 10
-        return ImageTokenizerOutput(
+        output = ImageTokenizerOutput(
             loss=batch_loss,
-            reconstruction=reconstructions[rows],
-            codes=codes[rows],
-            terms={"reconstruction": batch_loss / 2},
+            reconstruction=self.reconstructions[rows],
+            codes=self.codes[rows],
+            terms={"reconstruction": batch_loss / 2, "discrete": batch_loss / 4},
             diagnostics={
                 "entropy": pixel_values.mean() + torch.arange(3.0),
                 "perplexity": torch.full((3,), float(len(rows))),
                 "active_codes": torch.ones(3),
                 "variance": torch.ones(3) * 2,
+                "latent_energy": torch.ones(3) * 3,
+                "residual_energy": pixel_values.mean() / (1 + torch.arange(3.0)),
             },
         )
+        noise = [torch.rand(1, 4, 4, generator=generator) for generator in generators]
+        others = {"relaxed": torch.stack(noise), "sampled": 1 - torch.stack(noise)} if noise else {}
+        return output, others
 
-    return model
+    def codebooks(self):
+        return [torch.full((size, 2), float(size)) for size in (5, 3, 4)]
+
+    def temperature(self):
+        return torch.tensor(0.75)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 100])
@@ -58,7 +72,7 @@ def test_figures_against_numpy(batch_size):
     reconstructions = (pixels + 0.1 * torch.randn_like(pixels)).clone()
     flat = torch.stack([torch.randint(size, (number,)) for size in (5,) * 4 + (3, 4) * 2], dim=1)
     codes = LAYOUT.unflatten(flat)
-    model = _tokenizer(pixels, reconstructions, codes)
+    model = Tokenizer(pixels, reconstructions, codes)
     figures = evaluate_tokenizer(model, Images(pixels), batch_size, create_accelerator())
 
     x, y = (t.double().numpy().reshape(number, -1) for t in (pixels, reconstructions))
@@ -71,19 +85,65 @@ def test_figures_against_numpy(batch_size):
     assert figures["reconstruction"] == pytest.approx(5 * x.mean(), rel=1e-6)
     assert figures["entropy"] == pytest.approx([x.mean() + level for level in range(3)], rel=1e-6)
     assert figures["variance"] == [2.0] * 3
+    assert figures["latent_energy"] == [3.0] * 3
+    assert figures["residual_energy"] == pytest.approx([x.mean() / (level + 1) for level in range(3)], rel=1e-6)
+    assert figures["codebook_energy"] == [25.0, 9.0, 16.0]
+    assert figures["temperature"] == 0.75
+    assert figures["kl_bits_per_image"] == pytest.approx(2.5 * x.mean() / math.log(2), rel=1e-6)
+    bits = []
     for level, indices in enumerate(codes.levels()):
         _, counts = np.unique(indices.numpy(), return_counts=True)
         p = counts / counts.sum()
         assert figures["perplexity"][level] == pytest.approx(np.exp(-(p * np.log(p)).sum()))
         assert figures["active_codes"][level] == len(counts)
+        bits.append(-(counts * np.log2(p)).sum() / number)
+    assert figures["histogram_bits_by_level"] == pytest.approx(bits)
+    assert figures["histogram_bits_per_image"] == pytest.approx(sum(bits))
     sizes = [len(part) for part in torch.arange(number).split(batch_size)]
     assert figures["batch_perplexity"] == pytest.approx([np.mean(sizes)] * 3)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 100])
+def test_kinds_of_codes_are_compared_on_the_first_images_only(batch_size, monkeypatch):
+    monkeypatch.setattr("hq_tokenizers.evaluation.validation.COMPARED_IMAGES", 8)
+    torch.manual_seed(0)
+    pixels = torch.rand(10, 1, 4, 4)
+    pixels[:, 0, 0, 0] = torch.arange(10) / 10
+    reconstructions = torch.rand(10, 1, 4, 4)
+    codes = LAYOUT.unflatten(torch.zeros(10, LAYOUT.num_codes, dtype=torch.long))
+    before = torch.get_rng_state()
+    figures = evaluate_tokenizer(
+        Tokenizer(pixels, reconstructions, codes), Images(pixels), batch_size, create_accelerator()
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    # Image i has the noise of seed i.
+    noise = torch.stack([torch.rand(1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(8)])
+    for kind, images in (("argmax", reconstructions[:8]), ("relaxed", noise), ("sampled", 1 - noise)):
+        expected = (images - pixels[:8]).double().square().mean()
+        assert figures[f"mse_{kind}"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_process_without_compared_images_has_the_sums_of_the_others(monkeypatch):
+    monkeypatch.setattr("hq_tokenizers.evaluation.validation.COMPARED_IMAGES", 2)
+    pixels = torch.rand(4, 1, 4, 4)
+    pixels[:, 0, 0, 0] = torch.arange(4) / 4
+    codes = LAYOUT.unflatten(torch.zeros(4, LAYOUT.num_codes, dtype=torch.long))
+    names = []
+
+    def reduce(sums, how):
+        names.append(set(sums))
+        return sums
+
+    for process in (0, 1):
+        accelerator = SimpleNamespace(num_processes=2, process_index=process, device=torch.device("cpu"), reduce=reduce)
+        evaluate_tokenizer(Tokenizer(pixels, pixels, codes), Images(pixels), 2, accelerator)
+    assert names[0] == names[1]
 
 
 def test_a_perfect_image_has_a_finite_psnr():
     pixels = torch.zeros(1, 1, 4, 4)
     codes = Codes((torch.zeros(1, 2, 2, 1).long(), torch.zeros(1, 1, 2, 2).long()), LAYOUT)
-    figures = evaluate_tokenizer(_tokenizer(pixels, pixels, codes), Images(pixels), 1, create_accelerator())
+    figures = evaluate_tokenizer(Tokenizer(pixels, pixels, codes), Images(pixels), 1, create_accelerator())
     assert figures["psnr"] == pytest.approx(100)
     assert figures["mse"] == 0
 
@@ -101,12 +161,22 @@ def test_label_maps_against_scikit_learn():
     guess = torch.where(torch.rand(7, 5, 6) < 0.7, truth, torch.randint(4, (7, 5, 6)))
     answers = {tuple(label_map.flatten().tolist()): other for label_map, other in zip(truth, guess, strict=True)}
 
-    def model(label_maps):
+    def compare_codes(label_maps, generators):
         found = torch.stack([answers[tuple(label_map.flatten().tolist())] for label_map in label_maps])
-        return ImageTokenizerOutput(loss=torch.tensor(1.0), reconstruction=found, terms={})
+        return ImageTokenizerOutput(loss=torch.tensor(1.0), reconstruction=found, terms={}), {
+            "relaxed": label_maps[: len(generators)],
+            "sampled": 9 - label_maps[: len(generators)],
+        }
 
+    model = SimpleNamespace(
+        compare_codes=compare_codes,
+        config=SimpleNamespace(is_stochastic=True, has_codes=False, draws_relaxed_samples=True),
+        temperature=lambda: torch.tensor(1.0),
+    )
     figures = evaluate_tokenizer(model, Images(truth), 3, create_accelerator())
     expected = truth.flatten().numpy(), guess.flatten().numpy()
     assert figures["pixel_accuracy"] == pytest.approx(accuracy_score(*expected), abs=1e-12)
     assert figures["mean_iou"] == pytest.approx(jaccard_score(*expected, average="macro"), abs=1e-12)
     assert "mse" not in figures
+    kinds = [figures[f"pixel_accuracy_{kind}"] for kind in ("argmax", "relaxed", "sampled")]
+    assert kinds == pytest.approx([figures["pixel_accuracy"], 1.0, 0.0])

@@ -21,6 +21,7 @@ from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.randomness import sample_generators
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "initial_log_variance": 0.0}
 RESIDUAL, TWO, HYBRID, THREE = (
@@ -86,6 +87,61 @@ def build(system: str, **overrides: Any) -> HQVAEModel:
 
 def data(batch_size: int, seed: int = 0, size: tuple[int, int] = (16, 16), channels: int = 3) -> torch.Tensor:
     return torch.rand(batch_size, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+class TestCompareCodes:
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_output_is_that_of_forward_and_the_encoder_runs_once(self, system: str) -> None:
+        model, pixels = build(system), data(4)
+        expected = model(pixels)
+        calls: list[int] = []
+        model.bottom_up.register_forward_hook(lambda *arguments: calls.append(1))
+        output, others = model.train().compare_codes(pixels, sample_generators(5, 3))
+        assert model.training
+        assert torch.equal(output.loss, expected.loss)
+        assert torch.equal(output.reconstruction, expected.reconstruction)
+        kinds = {"relaxed", "sampled"} if model.config.draws_relaxed_samples else {"sampled"}
+        assert set(others) == (kinds if system in STOCHASTIC else set())
+        assert calls == [1]
+        assert model.compare_codes(pixels)[1] == {}
+
+    @pytest.mark.parametrize("system", STOCHASTIC)
+    def test_samples_are_those_of_encode_whatever_the_batch(self, system: str) -> None:
+        model, pixels = build(system), data(4)
+        _, others = model.compare_codes(pixels, sample_generators(5, 3))
+        drawn = model.decode(model.encode(pixels[:3], sample=True, generator=5))
+        torch.testing.assert_close(others["sampled"], drawn)
+        _, alone = model.compare_codes(pixels[1:2], sample_generators(6, 1))
+        for kind, images in alone.items():
+            torch.testing.assert_close(images[0], others[kind][1], rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("system", STOCHASTIC)
+    def test_nothing_is_learned_and_training_goes_on_with_its_noise(self, system: str) -> None:
+        model = build(system)
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        noise = torch.get_rng_state()
+        model.compare_codes(data(4), sample_generators(5, 4))
+        assert torch.equal(torch.get_rng_state(), noise)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    @pytest.mark.parametrize("system", ["rsq-vae", "hybrid", "learned prior"])
+    def test_relaxed_samples_have_two_limits(self, system: str) -> None:
+        """Codes drawn with Gumbel noise at temperature 0; at an infinite one the mean code of every level."""
+        model, pixels = build(system, gumbel_temperature=1e-5), data(4)
+        partial: list[torch.Tensor] = []
+        for quantizer in model.quantizer:
+            quantizer.register_forward_hook(lambda *arguments: partial.append(arguments[2].partial_sums))
+        model.compare_codes(pixels, sample_generators(5, 4))
+        groups = len(model.quantizer)
+        for quantizer, sums in zip(model.quantizer, partial[-groups:], strict=True):
+            steps = [b - a for a, b in itertools.pairwise([torch.zeros_like(sums[0]), *sums])]
+            for book, step in zip(quantizer.level_codebooks(), steps, strict=True):
+                assert torch.cdist(step.flatten(0, 2), book.codes).amin(-1).max() < 1e-2
+        model.temperature.initial = 1e9
+        model.compare_codes(pixels, sample_generators(5, 4))
+        for quantizer, sums in zip(model.quantizer, partial[-groups:], strict=True):
+            means = torch.stack([book.codes.mean(0) for book in quantizer.level_codebooks()])
+            torch.testing.assert_close(sums[-1], means.sum(0).expand_as(sums[-1]), rtol=1e-3, atol=1e-4)
 
 
 class TestForward:
@@ -174,7 +230,7 @@ class TestForward:
             for block in list(model.blocks)[1:]
         ]
         with torch.no_grad():
-            model._top_down(data(4), relaxed=False)
+            model._top_down(model._encoded(data(4)))
         for hook in hooks:
             hook.remove()
         output = model(data(4))
@@ -234,6 +290,24 @@ class TestForward:
             gradient = torch.autograd.grad(terms[name], first, retain_graph=True)[0]
             assert gradient.any(), name
         assert torch.autograd.grad(terms["reconstruction"], last, retain_graph=True)[0].any()
+
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_energies_are_those_of_what_the_codes_leave_over(self, system: str) -> None:
+        model = build(system)
+        given: list[torch.Tensor] = []
+        for quantizer in model.quantizer:
+            quantizer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+        output = model(data(6))
+        vectors = iter(model.embed(output.codes))
+        latent, left = [], []
+        for latents, group in zip(given, output.codes.groups, strict=True):
+            remaining = latents.detach().double()
+            for _ in range(group.shape[-1]):
+                latent.append(float(latents.detach().double().square().mean()))
+                remaining = remaining - next(vectors).detach().double()
+                left.append(float(remaining.square().mean()))
+        assert output.diagnostics["latent_energy"].tolist() == pytest.approx(latent, rel=1e-4)
+        assert output.diagnostics["residual_energy"].tolist() == pytest.approx(left, rel=1e-4)
 
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_diagnostics_describe_every_level(self, system: str) -> None:
@@ -346,7 +420,7 @@ class TestCodes:
         model = build("sq-vae-2")
         codes = model.encode(data(2), sample=True, generator=3)
         # The finer group's latents must be those of the sampled coarse codes, not of the most probable ones.
-        features = model._features(data(2))
+        features = model._encoded(data(2))
         coarse = model.quantizer[0].embed(codes.groups[0])[0]
         state = model.blocks[0].next_state(None, coarse.permute(0, 3, 1, 2))
         latents, _ = model._latents(1, features[1], state)

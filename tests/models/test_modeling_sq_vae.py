@@ -21,6 +21,7 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 from hq_tokenizers.models.presets import sq_vae
+from hq_tokenizers.randomness import sample_generators
 
 TINY: dict[str, Any] = {"image_size": 16, "hidden_size": 8, "codebook_dim": 6, "codebook_size": 16}
 LABELS: dict[str, Any] = {"num_classes": 5, "hidden_size": 6}
@@ -72,6 +73,47 @@ def data(config: SQVAEConfig, batch_size: int, seed: int = 0, size: tuple[int, i
     if config.for_label_maps:
         return torch.randint(config.num_classes, (batch_size, *size), generator=generator)
     return torch.rand(batch_size, config.num_channels, *size, generator=generator)
+
+
+class TestCompareCodes:
+    @pytest.mark.parametrize("system", SYSTEMS)
+    def test_nothing_but_reconstructions_is_added_to_forward(self, system: str) -> None:
+        model = build(system)
+        pixels = data(model.config, 4)
+        expected = model(pixels)
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        noise = torch.get_rng_state()
+        output, others = model.compare_codes(pixels, sample_generators(5, 3))
+        assert torch.equal(torch.get_rng_state(), noise)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+        assert torch.equal(output.loss, expected.loss)
+        assert torch.equal(output.reconstruction, expected.reconstruction)
+        kinds = {"relaxed", "sampled"} if model.config.draws_relaxed_samples else {"sampled"}
+        assert set(others) == (kinds if model.config.is_stochastic else set())
+        if others:
+            drawn = model.decode(model.encode(pixels[:3], sample=True, generator=5))
+            torch.testing.assert_close(others["sampled"], drawn)
+
+    @pytest.mark.parametrize("system", ["gaussian I", "gaussian IV", "vmf"])
+    def test_relaxed_samples_at_an_infinite_temperature_are_the_mean_code(self, system: str) -> None:
+        model = build(system, gumbel_temperature=1e9)
+        _, others = model.compare_codes(data(model.config, 4), sample_generators(5, 4))
+        mean = model.codebooks()[0].mean(0).expand(4, 4, 4, -1).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            expected = model.likelihood.outputs(model.decoder(mean.contiguous()))
+        torch.testing.assert_close(others["relaxed"], expected, rtol=1e-3, atol=1e-4)
+
+    @pytest.mark.parametrize("system", ["gaussian I", "gaussian IV", "vmf", "vq ema", "gaussian, following"])
+    def test_energies_are_those_of_what_the_codes_leave_over(self, system: str) -> None:
+        model = build(system)
+        latents = model._encoded(data(model.config, 4))[0].detach().double()
+        if system == "vmf":
+            latents = latents / latents.norm(dim=-1, keepdim=True)
+        output = model(data(model.config, 4))
+        (vectors,) = model.embed(output.codes)
+        found = [float(output.diagnostics[f"{name}_energy"]) for name in ("latent", "residual")]
+        expected = [float(part.square().mean()) for part in (latents, latents - vectors.detach().double())]
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 class TestForward:
@@ -197,7 +239,7 @@ class TestElboBound:
         assert np.ptp(log_likelihoods) > 0.3, "the codes must matter"
         log_evidence = float(np.logaddexp.reduce(log_likelihoods - math.log(3)))
 
-        latents, _ = model._latents(pixels)
+        latents, _ = model._encoded(pixels)
         latent, scale = float(latents.detach()), math.sqrt(0.8)
 
         def integrand(z: float) -> float:

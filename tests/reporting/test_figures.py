@@ -150,6 +150,10 @@ def test_summary_shows_what_matters():
     assert summary(_record(1, batch_perplexity=[10.4], images_per_second=99.6)) == "perplexity 10, 100 images/s"
     assert summary(_record(1, mse=0.00123, perplexity=[])) == "MSE 0.00123"
     assert summary(_record(1, ssim=0.91234)) == "SSIM 0.912"
+    kinds = {"mse": 0.01, "mse_argmax": 0.011, "mse_relaxed": 0.0051, "mse_sampled": 0.02}
+    assert summary(_record(1, **kinds)) == "MSE 0.01, relaxed 0.0051, sampled 0.02"
+    rate = {"residual_energy": [0.512, 0.0876], "kl_bits_per_image": 297.6, "histogram_bits_per_image": 740.2}
+    assert summary(_record(1, **rate)) == "left over 0.51/0.088, KL 298 bits, histogram 740 bits"
 
 
 def test_label_maps_have_one_colour_per_class():

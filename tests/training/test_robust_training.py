@@ -139,7 +139,7 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
     def diagnose(config, sizes, figures):
         from hq_tokenizers.evaluation.diagnostics import Finding
 
-        return [Finding(0, symptom, "", "", "") for symptom in next(findings)]
+        return [Finding((0,), symptom, "", "", {}) for symptom in next(findings)]
 
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", diagnose)
     sq_vae = {"preset": "sq_vae", "network": "digits", "codebook_size": 16, **SIZE}
@@ -158,5 +158,5 @@ def test_a_codebook_that_really_collapses_is_named_with_level_cause_and_remedy(t
     printed = capsys.readouterr().out
     assert "warning: Level 0: collapsed" in printed
     assert "Likely cause: codes that are never nearest" in printed
-    assert "robust_vq_vae" in printed
+    assert "Try: --model.codebook_update ema --model.restart_threshold 1" in printed
     assert [finding["symptom"] for finding in report["findings"]] == ["collapsed"]

@@ -231,7 +231,7 @@ def test_splits_of_different_sizes_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("validation_steps", "warned"), [(4, False), (10, True)])
 def test_no_codebook_is_called_broken_in_its_first_epoch(tmp_path, monkeypatch, capsys, validation_steps, warned):
-    finding = Finding(0, "collapsed", "perplexity 1.0", "youth", "patience")
+    finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
     train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
     assert ("warning: Level 0: collapsed" in capsys.readouterr().out) == warned
