@@ -135,8 +135,8 @@ def test_a_codebook_at_its_initial_scale_with_a_fitting_variance_is_left_behind(
 def together(variance_update):
     """The settings of the presets, in full."""
     return (
-        "--model.bottleneck_gradient straight_through --model.codebook_update ema --model.ema_decay 0.95 "
-        f"--model.restart_threshold 0.5{variance_update} --model.kl_weight 0.05"
+        "--model.normalize_latents true --model.bottleneck_gradient straight_through --model.codebook_update ema "
+        f"--model.ema_decay 0.95 --model.restart_threshold 0.5{variance_update} --model.kl_weight 0.05"
     )
 
 
