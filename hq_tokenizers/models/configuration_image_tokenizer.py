@@ -71,6 +71,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
             stochastic quantisers, at their most probable codes), "ema"; or, VQ only, "linear": random vectors that
             stay as they are, times one learned linear layer (SimVQ).
         ema_decay: With "ema": decay of the moving averages per optimiser step.
+        ema_warmup: With "ema": whether the decay grows towards `ema_decay` from small values, (1 + t) / (10 + t) at
+            step t.
         restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this is replaced
             by a random vector of the batch; 0 switches it off.
         warmup_epochs: VQ only: epochs without quantisation, while encoder outputs are collected.
@@ -115,6 +117,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     data_variance: Positive = 0.06
     codebook_update: Literal["gradient", "ema", "linear"] = "gradient"
     ema_decay: Annotated[Number, Range(0, 1, below=True)] = 0.99
+    ema_warmup: bool = False
     restart_threshold: NotNegative = 0.0
     warmup_epochs: Epochs = 0
     reestimation_epochs: Epochs = 0
@@ -222,7 +225,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
             **dict.fromkeys(("bottleneck_gradient", "variance_update"), (stochastic, "stochastic quantizers")),
             **dict.fromkeys(("variance_factor", "variance_share"), (residual, "variance_update='residual'")),
             **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
-            **dict.fromkeys(("ema_decay", "restart_threshold"), (averages, "codebook_update='ema'")),
+            **dict.fromkeys(("ema_decay", "ema_warmup", "restart_threshold"), (averages, "codebook_update='ema'")),
             "reservoir_size": (vq and self.reestimation_epochs > 0, "quantizer='vq' with reestimation_epochs"),
             "codebook_learning_rate_factor": (
                 (vq or stochastic) and not averages,

@@ -81,7 +81,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
-    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)", r"likelihood\."]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen|step)$)", r"likelihood\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
     # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
     _supports_sdpa = True
@@ -144,6 +144,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             if module.averages is not None:
                 count = max(1.0, FRESH * module.averages.restart_threshold)
                 init.constant_(module.averages.count, count)
+                if module.averages.step is not None:
+                    init.zeros_(module.averages.step)
                 init.copy_(module.averages.total, count * module.weight)
             if isinstance(module, VectorCodebook) and module.projection is not None:
                 bound = module.projection.in_features**-0.5

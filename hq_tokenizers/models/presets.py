@@ -72,7 +72,7 @@ TUNED: dict[str, Any] = {
     "normalize_latents": True,
     "bottleneck_gradient": "straight_through",
     "codebook_update": "ema",
-    "ema_decay": 0.95,
+    "ema_warmup": True,
     "restart_threshold": 0.5,
     "variance_update": "residual",
     "kl_weight": 0.05,
@@ -113,7 +113,7 @@ def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     fields = dict(TUNED)
     if overrides.get("codebook_update", "ema") != "ema":
-        del fields["restart_threshold"], fields["ema_decay"]
+        del fields["restart_threshold"], fields["ema_warmup"]
     # A network predicts the variances of these types.
     if overrides.get("variance_type", "I") != "I":
         del fields["variance_update"]

@@ -43,19 +43,26 @@ class MovingAverages(nn.Module):
     It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
     m_k = n_k b_k.
 
+    With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when the
+    latents went elsewhere, is soon forgotten.
+
     Args:
         num_codes: K.
         code_dim: d.
         decay: γ.
         restart_threshold: Below it a code is dead; 0 restarts none.
+        warmup: Whether the decay starts small.
     """
 
     count: torch.Tensor
     total: torch.Tensor
+    step: torch.Tensor | None
 
-    def __init__(self, num_codes: int, code_dim: int, decay: float, restart_threshold: float):
+    def __init__(self, num_codes: int, code_dim: int, decay: float, restart_threshold: float, warmup: bool = False):
         super().__init__()
         self.decay = decay
+        # Counted only where it is needed: a tensor that is saved.
+        self.register_buffer("step", torch.zeros((), dtype=torch.long) if warmup else None)
         self.restart_threshold = restart_threshold
         self.parts = 1
         """Forward passes that make one optimiser step (gradient accumulation)."""
@@ -109,14 +116,23 @@ class MovingAverages(nn.Module):
         self._pending = None
         all_reduce(pending.counts)
         all_reduce(pending.totals)
-        self.count.lerp_(pending.counts, 1 - self.decay)
-        self.total.lerp_(pending.totals, 1 - self.decay)
+        weight = 1 - self._decay()
+        self.count.lerp_(pending.counts, weight)
+        self.total.lerp_(pending.totals, weight)
         if self.restart_threshold:
             broadcast(pending.candidates)
             self._restart(pending)
         number = self.count.sum()
         smoothed = (self.count + LAPLACE_EPSILON) / (number + len(self.count) * LAPLACE_EPSILON) * number
         return self.total / smoothed.unsqueeze(-1)
+
+    def _decay(self) -> torch.Tensor:
+        """γ of this optimiser step, a scalar."""
+        decay = self.count.new_tensor(self.decay)
+        if self.step is None:
+            return decay
+        self.step += 1
+        return torch.minimum(decay, self.step / (9 + self.step))
 
     def _restart(self, pending: _Pending) -> None:
         dead = (self.count < self.restart_threshold) & (pending.counts < self.restart_threshold)

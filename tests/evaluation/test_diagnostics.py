@@ -136,7 +136,7 @@ def together(variance_update):
     """The settings of the presets, in full."""
     return (
         "--model.normalize_latents true --model.bottleneck_gradient straight_through --model.codebook_update ema "
-        f"--model.ema_decay 0.95 --model.restart_threshold 0.5{variance_update} --model.kl_weight 0.05"
+        f"--model.ema_warmup true --model.restart_threshold 0.5{variance_update} --model.kl_weight 0.05"
     )
 
 
