@@ -159,9 +159,7 @@ def _build_averages(config: ImageTokenizerConfig, num_codes: int) -> MovingAvera
     """What a codebook of K codes follows; None where its codes are learned by gradient."""
     if config.codebook_update != "ema":
         return None
-    return MovingAverages(
-        num_codes, config.codebook_dim, config.ema_decay, config.restart_threshold, config.ema_warmup
-    )
+    return MovingAverages(num_codes, config.codebook_dim, config.ema_decay, config.restart_threshold, config.ema_warmup)
 
 
 def _build_residual_variance(config: ImageTokenizerConfig, num_levels: int) -> ResidualVariance | None:

@@ -15,8 +15,8 @@ def initial_codes(num_codes: int = K) -> torch.Tensor:
     return torch.randn(num_codes, D, generator=torch.Generator().manual_seed(1))
 
 
-def averages(threshold: float = 0.0, num_codes: int = K, parts: int = 1) -> MovingAverages:
-    module = MovingAverages(num_codes, D, DECAY, threshold)
+def averages(threshold: float = 0.0, num_codes: int = K, parts: int = 1, warmup: bool = False) -> MovingAverages:
+    module = MovingAverages(num_codes, D, DECAY, threshold, warmup)
     module.start(initial_codes(num_codes))
     set_accumulation(module, parts)
     return module
@@ -37,7 +37,8 @@ def step(module: MovingAverages, codes: torch.Tensor, vectors: torch.Tensor) -> 
 class Reference:
     """van den Oord et al., 2017, appendix A, one vector after the other in float64."""
 
-    def __init__(self, weight: torch.Tensor):
+    def __init__(self, weight: torch.Tensor, warmup: bool = False):
+        self.steps, self.warmup = 0, warmup
         self.weight = weight.double()
         self.count = torch.ones(len(weight), dtype=torch.float64)
         self.sum = weight.double()
@@ -48,17 +49,20 @@ class Reference:
             index = int((self.weight - vector).square().sum(-1).argmin())
             count[index] += 1
             total[index] += vector
-        self.count = DECAY * self.count + (1 - DECAY) * count
-        self.sum = DECAY * self.sum + (1 - DECAY) * total
+        decay = min(DECAY, (1 + self.steps) / (10 + self.steps)) if self.warmup else DECAY
+        self.steps += 1
+        self.count = decay * self.count + (1 - decay) * count
+        self.sum = decay * self.sum + (1 - decay) * total
         n = self.count.sum()
         smoothed = (self.count + EPSILON) / (n + len(self.count) * EPSILON) * n
         self.weight = self.sum / smoothed[:, None]
 
 
-def test_several_steps() -> None:
-    module, codes = averages(), initial_codes()
-    reference = Reference(codes)
-    for _ in range(6):
+@pytest.mark.parametrize("warmup", [False, True])
+def test_several_steps(warmup: bool) -> None:
+    module, codes = averages(warmup=warmup), initial_codes()
+    reference = Reference(codes, warmup)
+    for _ in range(100 if warmup else 6):
         vectors = torch.randn(M, D) + 1
         reference.step(vectors)
         codes = step(module, codes, vectors)
