@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 NUM_TRAINING_DIGITS = 1500
+SIZE = 8
 MAX_GREY_LEVEL = 16
 
 
@@ -23,7 +24,7 @@ def load_digits() -> DatasetDict:
     digits = load_sklearn_digits()
     images, labels = digits.images.astype("uint8"), digits.target
     features = Features(
-        {"image": Array2D((8, 8), "uint8"), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
+        {"image": Array2D((SIZE, SIZE), "uint8"), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
     )
     rows = {"train": slice(0, NUM_TRAINING_DIGITS), "test": slice(NUM_TRAINING_DIGITS, None)}
     return DatasetDict(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -17,15 +18,28 @@ from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 
+from .backbones import (
+    DiffusersDecoder,
+    DiffusersEncoder,
+    FeaturePyramid,
+    Resolutions,
+    diffusers_first_block,
+    diffusers_injected_block,
+)
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_sq_vae import SQVAEConfig
 from .networks import ImageDecoder, ImageEncoder, Projection
-from .networks_hierarchical import BottomUp
+from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock, first_block, injected_block
 
 
-def build_encoder(config: SQVAEConfig, in_channels: int) -> ImageEncoder:
+def build_encoder(config: SQVAEConfig, in_channels: int) -> nn.Module:
     """Pixels to latents of a single-layer tokenizer."""
+    variance_channels = config.codebook_dim if config.has_variance_head else 0
+    if config.backbone == "diffusers":
+        return DiffusersEncoder(
+            in_channels, _resolutions(config), latent_width(config), variance_channels, not config.for_label_maps
+        )
     return ImageEncoder(
         in_channels=in_channels,
         hidden_size=config.hidden_size,
@@ -34,31 +48,77 @@ def build_encoder(config: SQVAEConfig, in_channels: int) -> ImageEncoder:
         final_convolution=config.bottleneck_convolution,
         final_norm=config.bottleneck_norm,
         out_channels=latent_width(config),
-        variance_channels=config.codebook_dim if config.has_variance_head else 0,
+        variance_channels=variance_channels,
     )
 
 
-def build_bottom_up(config: HQVAEConfig) -> BottomUp:
+def build_bottom_up(config: HQVAEConfig) -> nn.Module:
     """Pixels to features at the resolution of every group of a hierarchy."""
+    strides = [group.stride for group in config.groups]
+    if config.backbone == "diffusers":
+        return FeaturePyramid(config.num_channels, _resolutions(config), strides)
     return BottomUp(
         in_channels=config.num_channels,
         hidden_size=config.hidden_size,
-        strides=[group.stride for group in config.groups],
+        strides=strides,
         num_blocks=config.num_residual_blocks,
         final_convolution=config.bottleneck_convolution,
         final_norm=config.bottleneck_norm,
     )
 
 
-def build_decoder(config: ImageTokenizerConfig, in_channels: int, out_channels: int, stride: int) -> ImageDecoder:
-    """Code vectors, or the finest top-down state, to pixels."""
+def build_top_down(config: HQVAEConfig) -> list[FirstBlock | InjectedBlock]:
+    """The block of every group: its latents from the features and the coarser groups, and the state after it."""
+    strides = [group.stride for group in config.groups]
+    width, dim, latents = config.hidden_size, config.codebook_dim, latent_width(config)
+    with_fill = config.progressive or config.learned_prior
+    if config.backbone == "diffusers":
+        resolutions = _resolutions(config)
+        return [
+            diffusers_first_block(resolutions, dim, latents),
+            *(
+                diffusers_injected_block(resolutions, coarse, fine, dim, latents, with_fill)
+                for coarse, fine in itertools.pairwise(strides)
+            ),
+        ]
+    return [
+        first_block(width, dim, latents),
+        *(
+            injected_block(width, dim, latents, coarse // fine, config.num_decoder_residual_blocks, with_fill)
+            for coarse, fine in itertools.pairwise(strides)
+        ),
+    ]
+
+
+def build_decoder(config: ImageTokenizerConfig, out_channels: int, stride: int, from_codes: bool) -> nn.Module:
+    """To pixels, from code vectors or from the finest top-down state of a hierarchy.
+
+    Args:
+        config: The configuration.
+        out_channels: Channels of the data.
+        stride: Stride of the input.
+        from_codes: Whether the input is code vectors.
+    """
+    if config.backbone == "diffusers":
+        code_dim = config.codebook_dim if from_codes else None
+        return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels)
     return ImageDecoder(
-        in_channels=in_channels,
+        in_channels=config.codebook_dim if from_codes else config.hidden_size,
         hidden_size=config.hidden_size,
         out_channels=out_channels,
         num_stages=stride.bit_length() - 1,
         num_blocks=config.num_decoder_residual_blocks,
         first_convolution=config.bottleneck_convolution,
+    )
+
+
+def _resolutions(config: ImageTokenizerConfig) -> Resolutions:
+    return Resolutions(
+        channels=config.resolution_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_num_groups,
+        mid_block_attention=config.mid_block_attention,
+        attention_strides=tuple(config.attention_strides),
     )
 
 
@@ -75,7 +135,9 @@ def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
 
 def latent_width(config: ImageTokenizerConfig) -> int:
     """Channels of what `build_latent_norm` is given: the encoder's, where it has the projection to the codes."""
-    return config.hidden_size if config.bottleneck_batch_norm else config.codebook_dim
+    if not config.bottleneck_batch_norm:
+        return config.codebook_dim
+    return config.resolution_channels[-1] if config.backbone == "diffusers" else config.hidden_size
 
 
 def build_single_quantizer(config: SQVAEConfig) -> nn.Module:

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from hq_tokenizers.checks import (
     ImageSize,
+    Length,
     NotNegative,
     Number,
     Positive,
@@ -24,7 +25,15 @@ from hq_tokenizers.remote_code import forget_exported_code
 LogVariance = Annotated[Number, Range(-80, 80)]
 """Beyond it, exp leaves the range of float32."""
 Blocks = Annotated[int, Range(1, 1000)]
+Stride = Annotated[int, Range(1, 2**16)]
 Epochs = Annotated[int, Range(0, 1_000_000)]
+BACKBONE_FIELDS = {
+    "resnet": ("num_residual_blocks", "num_decoder_residual_blocks", "bottleneck_convolution", "bottleneck_norm"),
+    "diffusers": (
+        *("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_attention", "attention_strides"),
+    ),
+}
+"""Fields that have an effect on one backbone only."""
 
 
 class ImageTokenizerConfig(PreTrainedConfig):
@@ -35,11 +44,20 @@ class ImageTokenizerConfig(PreTrainedConfig):
         image_size: Height and width of the training images, an integer or [height, width], divisible by the stride.
             The model accepts any other size that the stride divides.
         num_channels: Image channels: 1 grey, 3 colour.
+        backbone: The networks: "resnet" those of the SQ-VAE paper, with batch norms, or "diffusers" the encoder and
+            decoder of diffusers' autoencoders, with group norms and attention: those of VQGAN and RQ-VAE.
         hidden_size: Channels of the convolutional features.
         num_residual_blocks: Residual blocks of the encoder.
         num_decoder_residual_blocks: Residual blocks of the decoder.
         bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
         bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
+        block_out_channels: Channels at the resolutions of strides 1, 2, 4 and so on to the coarsest; by default
+            `hidden_size` at each.
+        layers_per_block: Residual layers of the encoder at each resolution; the decoder has one more.
+        norm_num_groups: Groups of the group norms, a divisor of all channels.
+        mid_block_attention: Whether the middle, at the coarsest resolution, has self-attention between its two residual
+            layers.
+        attention_strides: Strides, in pixels, of the resolutions at which self-attention follows each residual layer.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
         normalize_latents: Whether the channels of what the quantiser is given have mean 0 and variance 1, over the
             batch in training: a scale that nothing else holds runs away in long runs with variance_update "residual".
@@ -91,11 +109,17 @@ class ImageTokenizerConfig(PreTrainedConfig):
     quantizer: Literal["gaussian", "vmf", "vq", "fsq", "none"] = "gaussian"
     image_size: ImageSize = 32
     num_channels: Width = 3
+    backbone: Literal["resnet", "diffusers"] = "resnet"
     hidden_size: Annotated[int, Range(2, 65_536)] = 64
     num_residual_blocks: Blocks = 2
     num_decoder_residual_blocks: Annotated[int, Range(0, 1000)] = 2
     bottleneck_convolution: bool = True
     bottleneck_norm: bool = True
+    block_out_channels: Annotated[list[Width] | tuple[Width, ...], Length(2, 17)] | None = None
+    layers_per_block: Annotated[int, Range(1, 100)] = 2
+    norm_num_groups: Width = 32
+    mid_block_attention: bool = True
+    attention_strides: list[Stride] | tuple[Stride, ...] = ()
     bottleneck_batch_norm: bool = False
     normalize_latents: bool = False
     convolution_bias: Literal["zero", "uniform"] = "zero"
@@ -149,6 +173,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
         """Whether the model's data are label maps, LongTensors (B, H, W), instead of images."""
         return False
 
+    @property
+    def resolution_channels(self) -> tuple[int, ...]:
+        """Of the backbone "diffusers": channels at strides 1, 2, 4 and so on to the coarsest."""
+        return tuple(self.block_out_channels or [self.hidden_size] * self.stride.bit_length())
+
     def __post_init__(self, **kwargs: Any) -> None:
         check_fields(self, below=PreTrainedConfig)
         forget_exported_code(__name__, kwargs)
@@ -181,6 +210,21 @@ class ImageTokenizerConfig(PreTrainedConfig):
             raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
         if self.reestimation_epochs and not self.warmup_epochs:
             raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
+        if self.backbone == "diffusers":
+            self._check_resolutions()
+
+    def _check_resolutions(self) -> None:
+        channels, halvings = self.resolution_channels, self.stride.bit_length() - 1
+        if len(channels) != halvings + 1:
+            raise ValueError(
+                f"block_out_channels has a width for each of the strides 1, 2, … {self.stride}, which are "
+                f"{halvings + 1}, got {len(channels)}: {list(channels)}. {self.stride_field} decides the coarsest."
+            )
+        if any(width % self.norm_num_groups for width in channels):
+            raise ValueError(f"norm_num_groups must divide all channels, {list(channels)}, got {self.norm_num_groups}.")
+        strides = [2**level for level in range(halvings + 1)]
+        if not set(self.attention_strides) <= set(strides):
+            raise ValueError(f"attention_strides must be among {strides}, got {list(self.attention_strides)}.")
 
     def _check_names(self, unknown: dict[str, Any]) -> None:
         """Refuses misspelt fields; transformers stores any argument it does not know as an attribute."""
@@ -213,7 +257,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
         residual = stochastic and self.variance_update == "residual"
         gaussian_images = not self.is_deterministic and not self.for_label_maps
         learned = gaussian_images and self.decoder_variance == "learned"
+        backbones = {
+            name: (self.backbone == backbone, f"backbone={backbone!r}")
+            for backbone, names in BACKBONE_FIELDS.items()
+            for name in names
+        }
+        own_widths = self.backbone == "diffusers" and self.block_out_channels is not None
         return {
+            **backbones,
+            "hidden_size": (not own_widths, "models without block_out_channels"),
             "commitment_weight": (vq, "quantizer='vq'"),
             "data_variance": (self.is_deterministic, "quantizer='vq' or 'fsq'"),
             "normalize_latents": (self.has_codes, "models with codes"),

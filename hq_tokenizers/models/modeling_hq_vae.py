@@ -15,7 +15,6 @@ Shape legend: B batch, C × H × W image, h_g × w_g grid of group g, d code wid
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,12 +35,11 @@ from .builders import (
     build_group_quantizer,
     build_image_likelihood,
     build_latent_norm,
-    latent_width,
+    build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
-from .networks_hierarchical import FirstBlock, InjectedBlock
 
 
 class HQVAEModel(ImageTokenizerPreTrainedModel):
@@ -70,18 +68,11 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
     def __init__(self, config: HQVAEConfig):
         super().__init__(config)
         groups = config.groups
-        strides = [group.stride for group in groups]
-        width, dim, latents = config.hidden_size, config.codebook_dim, latent_width(config)
         self.bottom_up = build_bottom_up(config)
-        with_fill = config.progressive or config.learned_prior
-        injected = (
-            InjectedBlock(width, dim, latents, coarse // fine, config.num_decoder_residual_blocks, with_fill)
-            for coarse, fine in itertools.pairwise(strides)
-        )
-        self.blocks = nn.ModuleList([FirstBlock(width, dim, latents), *injected])
+        self.blocks = nn.ModuleList(build_top_down(config))
         self.latent_norms = nn.ModuleList(build_latent_norm(config) for _ in groups)
         self.quantizer = nn.ModuleList(build_group_quantizer(config, index) for index in range(len(groups)))
-        self.decoder = build_decoder(config, width, config.num_channels, strides[-1])
+        self.decoder = build_decoder(config, config.num_channels, groups[-1].stride, from_codes=False)
         num_levels = sum(len(group.codebook_sizes) for group in groups)
         self.likelihood = build_image_likelihood(config, num_levels if config.progressive else 1)
         self._finish_init()

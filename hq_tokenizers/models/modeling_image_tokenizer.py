@@ -126,12 +126,21 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         config = self.config
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             fan_in = module.weight[0].numel()
-            init.normal_(module.weight, std=1 / math.sqrt(fan_in) if isinstance(module, Projection) else 0.02)
+            if config.backbone == "diffusers" and not isinstance(module, Projection):
+                _init_as_pytorch(module)
+            else:
+                init.normal_(module.weight, std=1 / math.sqrt(fan_in) if isinstance(module, Projection) else 0.02)
             if config.convolution_bias == "uniform":
                 bound = 1 / math.sqrt(fan_in)
                 init.uniform_(module.bias, -bound, bound)
             else:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and config.backbone == "diffusers":
+            _init_as_pytorch(module)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             if module.affine:
                 init.normal_(module.weight, mean=1.0, std=0.02)
@@ -340,6 +349,11 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             raise ValueError(
                 f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
             )
+
+
+def _init_as_pytorch(module: nn.Module) -> None:
+    """PyTorch's own initial weights, which VQGAN and latent diffusion start from: U(−1/√n, 1/√n) for n inputs."""
+    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
 def _check_tensor(pixel_values: Any) -> None:

@@ -70,7 +70,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         self.encoder = build_encoder(config, data_channels)
         self.latent_norm = build_latent_norm(config)
         self.quantizer = build_single_quantizer(config)
-        self.decoder = build_decoder(config, config.codebook_dim, data_channels, config.stride)
+        self.decoder = build_decoder(config, data_channels, config.stride, from_codes=True)
         self.likelihood = build_label_likelihood(config) if config.for_label_maps else build_image_likelihood(config)
         self._finish_init()
 

@@ -68,15 +68,14 @@ class FirstBlock(nn.Module):
     """Top-down block of the coarsest group: latents are projected features, the state is the code vectors.
 
     Args:
-        hidden_size: Channels c of the features.
-        code_dim: Width d of code vectors.
-        latent_channels: Width of the latents before their norm.
+        latent_head: Features (B, c, h, w) to latents (B, d, h, w).
+        state: Code vectors (B, d, h, w) to the state (B, c, h, w).
     """
 
-    def __init__(self, hidden_size: int, code_dim: int, latent_channels: int):
+    def __init__(self, latent_head: nn.Module, state: nn.Module):
         super().__init__()
-        self.latent_head = latent_head(hidden_size, latent_channels)
-        self.state = nn.Identity() if code_dim == hidden_size else Projection(code_dim, hidden_size)
+        self.latent_head = latent_head
+        self.state = state
 
     def latents(self, features: torch.Tensor, upsampled: None = None) -> torch.Tensor:
         """Ẑ from the bottom-up features."""
@@ -91,31 +90,30 @@ class InjectedBlock(nn.Module):
     """Top-down block of a finer group (an injected layer): Ẑ_g = G_g(H_g, state of the coarser groups).
 
     Args:
-        hidden_size: Channels c of the features.
-        code_dim: Width d of code vectors.
-        latent_channels: Width of the latents before their norm.
-        upsampling: Factor between the coarser grid and this one, a power of two.
-        num_blocks: Residual blocks before the upsampling.
-        with_fill: Whether there is a head that predicts this group's code vectors from the state alone.
+        upsample: The state of the coarser groups to this group's grid.
+        merge: Features and upsampled state, side by side, to what the latents are made from.
+        latent_head: From there to the latents.
+        fill_head: Prediction of this group's code vectors from the upsampled state alone; None for none.
+        state: Upsampled state and code vectors, side by side, to the state after this group.
     """
 
     def __init__(
-        self, hidden_size: int, code_dim: int, latent_channels: int, upsampling: int, num_blocks: int, with_fill: bool
+        self,
+        upsample: nn.Module,
+        merge: nn.Module,
+        latent_head: nn.Module,
+        fill_head: nn.Module | None,
+        state: nn.Module,
     ):
         super().__init__()
-        layers: list[nn.Module] = [residual_stack(hidden_size, num_blocks)]
-        for _ in range(upsampling.bit_length() - 1):
-            layers += [nn.ConvTranspose2d(hidden_size, hidden_size, 4, stride=2, padding=1), *norm_relu(hidden_size)]
-        self.upsample = nn.Sequential(*layers)
-        self.merge = CheckpointedSequential(
-            nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size)
-        )
-        self.latent_head = latent_head(hidden_size, latent_channels)
-        self.fill_head = latent_head(hidden_size, code_dim) if with_fill else None
-        self.state = Projection(hidden_size + code_dim, hidden_size)
+        self.upsample = upsample
+        self.merge = merge
+        self.latent_head = latent_head
+        self.fill_head = fill_head
+        self.state = state
 
     def latents(self, features: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
-        """Ẑ from the bottom-up features and the upsampled top-down state, both (B, c, h, w)."""
+        """Ẑ from the bottom-up features and the upsampled top-down state, of the same grid."""
         return self.latent_head(self.merge(torch.cat([features, upsampled], dim=1)))
 
     def fill(self, upsampled: torch.Tensor) -> torch.Tensor | None:
@@ -123,8 +121,45 @@ class InjectedBlock(nn.Module):
         return None if self.fill_head is None else self.fill_head(upsampled)
 
     def next_state(self, upsampled: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-        """The top-down state after this group, (B, c, h, w): coarser groups and this one side by side, mixed 1×1.
+        """The top-down state after this group: coarser groups and this one side by side, mixed 1×1.
 
         Side by side, because a sum lets the finest group drown the coarse ones.
         """
         return self.state(torch.cat([upsampled, quantized], dim=1))
+
+
+def first_block(hidden_size: int, code_dim: int, latent_channels: int) -> FirstBlock:
+    """The block of the coarsest group on the papers' networks.
+
+    Args:
+        hidden_size: Channels c of the features.
+        code_dim: Width d of code vectors.
+        latent_channels: Width of the latents before their norm.
+    """
+    state = nn.Identity() if code_dim == hidden_size else Projection(code_dim, hidden_size)
+    return FirstBlock(latent_head(hidden_size, latent_channels), state)
+
+
+def injected_block(
+    hidden_size: int, code_dim: int, latent_channels: int, upsampling: int, num_blocks: int, with_fill: bool
+) -> InjectedBlock:
+    """The block of a finer group on the papers' networks.
+
+    Args:
+        hidden_size: Channels c of the features.
+        code_dim: Width d of code vectors.
+        latent_channels: Width of the latents before their norm.
+        upsampling: Factor between the coarser grid and this one, a power of two.
+        num_blocks: Residual blocks before the upsampling.
+        with_fill: Whether there is a head that predicts this group's code vectors from the state alone.
+    """
+    layers: list[nn.Module] = [residual_stack(hidden_size, num_blocks)]
+    for _ in range(upsampling.bit_length() - 1):
+        layers += [nn.ConvTranspose2d(hidden_size, hidden_size, 4, stride=2, padding=1), *norm_relu(hidden_size)]
+    return InjectedBlock(
+        upsample=nn.Sequential(*layers),
+        merge=CheckpointedSequential(nn.Conv2d(2 * hidden_size, hidden_size, 3, padding=1), *norm_relu(hidden_size)),
+        latent_head=latent_head(hidden_size, latent_channels),
+        fill_head=latent_head(hidden_size, code_dim) if with_fill else None,
+        state=Projection(hidden_size + code_dim, hidden_size),
+    )

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 from hq_tokenizers.checks import CodebookSize, Range, Width, check_choice, check_minimum, check_value, did_you_mean
 
 from .configuration_hq_vae import HQVAEConfig
+from .configuration_image_tokenizer import BACKBONE_FIELDS
 from .configuration_sq_vae import SQVAEConfig
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -45,6 +46,35 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "num_decoder_residual_blocks": 5,
         "bottleneck_norm": False,
     },
+    "debug": {
+        "image_size": 64,
+        "backbone": "diffusers",
+        "num_downsampling": 3,
+        "block_out_channels": [16, 16, 32, 32],
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_strides": [8],
+        "codebook_dim": 16,
+        "codebook_size": 64,
+    },
+    "ffhq256": {
+        "image_size": 256,
+        "backbone": "diffusers",
+        "num_downsampling": 5,
+        "block_out_channels": [128, 128, 256, 256, 512, 512],
+        "attention_strides": [16],
+        "codebook_dim": 256,
+        "codebook_size": 2048,
+    },
+    "imagenet256": {
+        "image_size": 256,
+        "backbone": "diffusers",
+        "num_downsampling": 4,
+        "block_out_channels": [128, 128, 256, 256, 512],
+        "attention_strides": [16],
+        "codebook_dim": 256,
+        "codebook_size": 16384,
+    },
     "celebamask": {
         "image_size": 64,
         "num_classes": 19,
@@ -59,10 +89,30 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "bottleneck_norm": False,
     },
 }
-"""Networks and codebook sizes of the SQ-VAE paper by data set, and a small network for 8×8 digits."""
+"""Networks and codebook sizes.
 
-STRIDES = {"digits": (4, 2), "mnist": (4, 2), "cifar10": (8, 4), "celeba": (8, 4)}
-"""Strides of the two-level systems by network; the second is that of the single-layer systems where both exist."""
+* "mnist", "cifar10", "celeba" and "celebamask": those of the SQ-VAE paper; "digits" a small one for 8×8 images.
+* "ffhq256": RQ-VAE with 8×8 positions (kakaobrain/rq-vae-transformer, configs/ffhq/stage1/ffhq256-rqvae-8x8x4.yaml: ch
+  128, ch_mult 1 1 2 2 4 4, two residual blocks, attention at 16×16, K = 2048).
+* "imagenet256": VQGAN with 16×16 (CompVis/taming-transformers, vqgan_imagenet_f16_16384: ch 128, ch_mult 1 1 2 2 4, two
+  residual blocks, attention at 16×16, K = 16384).
+* "debug": a small one of the same kind.
+
+Encoder and decoder of the published two have 100,207,491 and 71,879,555 parameters; ours lack the two 1×1 convolutions
+around the codes, 131,584 of them.
+"""
+
+STRIDES = {
+    "digits": (4, 2),
+    "mnist": (4, 2),
+    "cifar10": (8, 4),
+    "celeba": (8, 4),
+    "debug": (8, 4),
+    "ffhq256": (32, 16),
+    "imagenet256": (16, 8),
+}
+"""Strides of the two-level systems by network. Of those in the papers' networks the second is that of the single-layer
+systems where both exist; the others have as many resolutions as the first says."""
 
 
 Levels = Annotated[int, Range(1, 256)]
@@ -82,7 +132,7 @@ TUNED: dict[str, Any] = {
 PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
 
-_FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 512: (8, 8, 8)}
+_FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 512: (8, 8, 8), 2048: (8, 8, 6, 5), 16384: (8, 8, 8, 6, 5)}
 """Values per channel by the number of codes of a network, which their product is next to."""
 
 _NUM_LEVELS = 4
@@ -101,7 +151,11 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"The network is the first argument, without a name: {overrides[field]!r}.")
         if field not in _FIELDS:
             raise ValueError(f"A tokenizer has no field {field!r}. {did_you_mean(field, _FIELDS)}".rstrip())
-    return {**NETWORKS[name], **overrides}
+    fields = {**NETWORKS[name], **overrides}
+    other = {"resnet": "diffusers", "diffusers": "resnet"}
+    # The network's own fields have no effect on another backbone; overrides that have none are refused later.
+    unused = set(BACKBONE_FIELDS.get(other.get(fields.get("backbone", "resnet"), ""), ())) - set(overrides)
+    return {field: value for field, value in fields.items() if field not in unused}
 
 
 def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,8 @@ def _override_value(hint: Any, word: str, name: str) -> Any:
     """
     if hint is str or (hint == str | None and word not in _NULLS):
         return word
-    loader = _NameLoader if word not in _NULLS and str in _types_in(hint) and bool not in _types_in(hint) else None
+    types = _types_in(hint)
+    loader = _NameLoader if word not in _NULLS and str in types and not types & {bool, Any} else None
     try:
         return yaml.load(word, loader or yaml.SafeLoader)
     except yaml.YAMLError as error:

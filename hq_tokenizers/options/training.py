@@ -73,6 +73,11 @@ class LoopConfig:
     ] = None
     keep_checkpoints: Annotated[Count, "newest checkpoints to keep"] = 2
     keep_best: Annotated[bool, "end with the weights of the lowest validation loss instead of the last ones"] = False
+    dry_run: Annotated[
+        bool,
+        "only print what the run would take: parameters, memory, and seconds on this machine, measured by a few small "
+        "steps on made-up data; reads no images and no codes, and writes nothing",
+    ] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -95,9 +100,10 @@ class TokenizerTrainingConfig(LoopConfig):
         dict[str, Any],
         "the tokenizer: a preset (sq_vae, which is the default, vae, vq_vae, robust_vq_vae, sim_vq_vae, fsq_vae, "
         "rsq_vae, rq_vae, sq_vae_2, vq_vae_2, hybrid_vae) with a network (digits, mnist, cifar10, which is the "
-        "default, celeba, or for label maps celebamask), as {preset: sq_vae, network: mnist}; or {model_type: sq_vae} "
-        "or hq_vae, whose fields start from the papers' settings; and any field of its configuration "
-        "(--model.codebook_size 256), which `--help model` explains; image_size and num_channels come from the data",
+        "default, celeba, ffhq256, imagenet256, debug, or for label maps celebamask), as {preset: sq_vae, network: "
+        "mnist}; or {model_type: sq_vae} or hq_vae, whose fields start from the papers' settings; and any field of its "
+        "configuration (--model.codebook_size 256), which `--help model` explains; image_size and num_channels come "
+        "from the data",
     ] = field(default_factory=dict)
     metrics: MetricConfig = field(default_factory=MetricConfig)
 
@@ -124,7 +130,7 @@ class PriorTrainingConfig(LoopConfig):
         dict[str, Any],
         "the prior: model_type, rq_prior unless masked_prior is given, and any field of its configuration "
         "(--model.hidden_size 256), which `--help model` explains; the code layout and the number of classes come from "
-        "the codes",
+        "the codes, and those that are given have to be the same",
     ] = field(default_factory=dict)
     generation: Annotated[dict[str, Any], "sampling defaults saved with the prior, such as {temperature: 0.9}"] = field(
         default_factory=dict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,22 @@ def print_table(title: str, rows: list[Row], left_out: dict[str, str]) -> None:
     console.print(table, markup=False)
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_figures(title: str, figures: Mapping[str, str], notes: Sequence[str] = ()) -> None:
+    """Prints a table of figures in words, a row each, and notes below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in figures.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table, markup=False)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def table_rows(results: dict[str, dict[str, Any]]) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from hq_tokenizers.reporting.reports import changes, check_same_call
 # Where images and codes come from may change as well, since their hashes may not (see `check_inputs`).
 _FREE_OPTIONS = {
     *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
-    *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing"),
+    *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing", "dry_run"),
     *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
 _FREE_DATA_OPTIONS = {"name", "path", "files", "label_column", "test_split", "num_workers", "max_image_pixels"}

@@ -144,7 +144,8 @@ def _stand_ins(section: Mapping[str, Any]) -> dict[str, Any]:
     """What a section cannot do without and the data would supply."""
     if section.get("likelihood", "gaussian") != "gaussian":
         return {"num_classes": section.get("num_classes", 2)}
-    return {"code_vector_dim": 1} if section.get("input_embeddings") == "code_vectors" else {}
+    with_code_vectors = section.get("input_embeddings") == "code_vectors"
+    return {"code_vector_dim": section.get("code_vector_dim", 1)} if with_code_vectors else {}
 
 
 def argument_meanings(documented: Any) -> dict[str, str]:

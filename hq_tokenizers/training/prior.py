@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoModel, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
+from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch
+from hq_tokenizers.data.synthetic import synthetic_codes
 from hq_tokenizers.evaluation.generator import compare_samples
 from hq_tokenizers.evaluation.image_sets import SetComparison
 from hq_tokenizers.evaluation.networks import check_packages
@@ -35,6 +37,7 @@ from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
+from .dry_run import dry_run, smaller_run
 from .loop import TrainingLoop
 from .model_options import PRIOR_CONFIGS, build_model_config
 from .optimization import decay_groups
@@ -55,7 +58,8 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
     samples.png when the tokenizer is at hand, curves.png, report.json, metrics.jsonl and the checkpoints.
 
     Returns:
-        The report; its "validation" figures are those of `evaluate_prior`.
+        The report; its "validation" figures are those of `evaluate_prior`. With `config.dry_run` what `dry_run` found,
+        and nothing is written.
 
     Raises:
         BlockingIOError: If another command is writing to `config.output_dir`.
@@ -64,6 +68,8 @@ def train_prior(config: PriorTrainingConfig) -> dict[str, Any]:
             accept, or a run in `config.output_dir` on other codes, before anything is trained.
     """
     accelerator = create_accelerator()
+    if config.dry_run:
+        return _dry_run(config, accelerator)
     with lock_folder("output_dir", config.output_dir):
         return _train_prior(config, accelerator)
 
@@ -98,9 +104,53 @@ def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[
     return report
 
 
+def _dry_run(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """See `dry_run`; the layout of the codes is that of the options, or else of the codes where they are."""
+    layout, num_classes, names = _shape_of_codes(config)
+    smaller = smaller_run(config, layout.num_codes, accelerator.num_processes)
+    encoded = synthetic_codes(layout, num_classes, smaller.batch_size, config.soft_targets, names)
+    vector_dim = config.model.get("code_vector_dim")
+    if config.model.get("input_embeddings") == "code_vectors" and vector_dim is None:
+        raise ValueError("A dry run reads no tokenizer: give model.code_vector_dim, the width of its code vectors.")
+    model_config = _model_config(config, encoded, vector_dim)
+
+    def prepare() -> tuple[Stage, CodeRows]:
+        model = AutoModel.from_config(model_config)
+        if vector_dim is not None:
+            dims = zip(layout.groups, model_config.code_vector_dims, strict=True)
+            model.set_code_vectors(
+                tuple(torch.zeros(size, dim) for group, dim in dims for size in group.codebook_sizes)
+            )
+        stage = PriorStage(smaller, accelerator, model, encoded, None)
+        return stage, stage.train
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(model_config)
+    return dry_run(config, smaller, accelerator, model, prepare)
+
+
+def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[str] | None]:
+    """Layout, number and names of classes of the codes to train on, by the options or by the codes themselves."""
+    given = config.model.get("code_layout")
+    if given is not None:
+        return CodeLayout.from_dict(given), config.model.get("num_classes", 0), None
+    try:
+        description = EncodedImages.load_description(config.codes)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout (and "
+            "model.num_classes), or encode the images first."
+        ) from error
+    names = description["id2label"]
+    names = None if names is None else list(names.values())
+    return CodeLayout.from_dict(description["code_layout"]), len(names or ()), names
+
+
 def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
     """`train_prior`, then the generator in `output_dir/generator` when the tokenizer is at hand; returns the report."""
     accelerator = create_accelerator()
+    if config.dry_run:
+        return _dry_run(config, accelerator)
     with lock_folder("output_dir", config.output_dir):
         report = _train_prior(config, accelerator)
         made_the_codes = EncodedImages.load_description(config.codes)["tokenizer"]
@@ -222,9 +272,8 @@ def _sample_comparison(
     return compare_samples(options, tokenizer, accelerator, "evaluation_reference")
 
 
-def _build_model(
-    config: PriorTrainingConfig, encoded: EncodedImages, tokenizer: PreTrainedModel | None
-) -> PreTrainedModel:
+def _model_config(config: PriorTrainingConfig, encoded: EncodedImages, code_vector_dim: int | None) -> PreTrainedConfig:
+    """The configuration of the prior over these codes."""
     train = encoded.splits["train"]
     conditional = train.labels is not None if config.conditional is None else config.conditional
     if conditional and train.labels is None:
@@ -232,15 +281,25 @@ def _build_model(
     num_classes, names = 0, encoded.label_names
     if conditional:
         num_classes = len(names) if names else int(train.labels.max()) + 1  # type: ignore[union-attr]
-    from_data = {"code_layout": encoded.layout.to_dict(), "num_classes": num_classes}
-    with_code_vectors = config.model.get("input_embeddings") == "code_vectors"
-    if with_code_vectors:
-        assert tokenizer is not None  # loaded where it is needed
-        from_data["code_vector_dim"] = tokenizer.config.codebook_dim
+    from_data: dict[str, Any] = {"code_layout": encoded.layout.to_dict(), "num_classes": num_classes}
+    if code_vector_dim is not None:
+        from_data["code_vector_dim"] = code_vector_dim
     model_config = build_model_config(config.model, from_data, PRIOR_CONFIGS)
     if conditional and names:
         model_config.id2label = dict(enumerate(names))
         model_config.label2id = {name: index for index, name in enumerate(names)}
+    return model_config
+
+
+def _build_model(
+    config: PriorTrainingConfig, encoded: EncodedImages, tokenizer: PreTrainedModel | None
+) -> PreTrainedModel:
+    with_code_vectors = config.model.get("input_embeddings") == "code_vectors"
+    code_vector_dim = None
+    if with_code_vectors:
+        assert tokenizer is not None  # loaded where it is needed
+        code_vector_dim = tokenizer.config.codebook_dim
+    model_config = _model_config(config, encoded, code_vector_dim)
     set_seed(config.seed)
     model = AutoModel.from_config(model_config)
     if with_code_vectors:

@@ -10,9 +10,11 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
-from hq_tokenizers.checks import as_image_size
+from hq_tokenizers.checks import as_image_size, image_height_width
+from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
 from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.data.synthetic import synthetic_images
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.pictures import named_reconstructions
@@ -33,6 +35,7 @@ from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
 from .continuation import count_steps
+from .dry_run import dry_run, smaller_run
 from .loop import TrainingLoop
 from .model_options import build_tokenizer_config
 from .stage import Metrics, Stage
@@ -70,7 +73,8 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
     reconstructions.png, curves.png, report.json, metrics.jsonl and the checkpoints.
 
     Returns:
-        The report; its "test" figures are those of `evaluate_tokenizer` on the test split.
+        The report; its "test" figures are those of `evaluate_tokenizer` on the test split. With `config.dry_run` what
+        `dry_run` found, and nothing is written.
 
     Raises:
         BlockingIOError: If another command is writing to `config.output_dir`.
@@ -78,8 +82,31 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
             images, before anything is trained.
     """
     accelerator = create_accelerator()
+    if config.dry_run:
+        return _dry_run(config, accelerator)
     with lock_folder("output_dir", config.output_dir):
         return _train_tokenizer(config, accelerator)
+
+
+def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """See `dry_run`; the size of the images is that of the options, or else the network's."""
+    size = {} if config.data.image_size is None else {"image_size": config.data.image_size}
+    if config.data.label_map_classes is not None:
+        size["num_classes"] = config.data.label_map_classes
+    network = build_tokenizer_config(config.model, size)
+    height, width = image_height_width(network.image_size)
+    channels = config.data.num_channels or network.num_channels
+    if config.data.name == "digits" and config.data.image_size is None:
+        height, width, channels = DIGITS_SIZE, DIGITS_SIZE, 1
+    smaller = smaller_run(config, height * width, accelerator.num_processes)
+    images = synthetic_images(config.data, height, width, channels, smaller.batch_size)
+
+    def prepare() -> tuple[Stage, ImageRows]:
+        return TokenizerStage(smaller, accelerator, _build_model(config, images), images, images), images
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(_model_config(config, images))
+    return dry_run(config, smaller, accelerator, model, prepare)
 
 
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, pipeline
 
+from hq_tokenizers import HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel
 from hq_tokenizers.hub import create_model_card, export_self_contained
 from hq_tokenizers.hub.source_bundle import bundle_sources
 
@@ -203,3 +204,49 @@ class TestBundle:
         package(made_up__one=text, other__one="x = 1")
         with pytest.raises(ValueError, match=message):
             bundle_sources(["hq_tokenizers.made_up.one"])
+
+
+BACKBONE_WITHOUT_PACKAGES = (
+    WITHOUT_THE_PACKAGE.partition("from transformers")[0].replace('== "hq_tokenizers"', "in sys.argv[2:]")
+    + """
+import torch
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+print(model.encode(torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)).flatten().tolist())
+"""
+)
+
+
+def _codes_without_packages(model, folder, *absent):
+    """The finished process that encodes an image with the exported model where packages are absent."""
+    export_self_contained(model, folder / "export")
+    return subprocess.run(
+        [sys.executable, "-c", BACKBONE_WITHOUT_PACKAGES, str(folder / "export"), *absent],
+        cwd=folder,
+        env=os.environ | {"HF_MODULES_CACHE": str(folder / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "absent"), [("diffusers", ["hq_tokenizers"]), ("resnet", ["hq_tokenizers", "diffusers"])]
+)
+def test_only_the_backbone_of_diffusers_needs_it(tmp_path, backbone, absent):
+    groups = ["stride 4: 8", "stride 2: 8"]
+    config = HQVAEConfig(backbone=backbone, hidden_size=32, codebook_dim=4, image_size=16, code_groups=groups)
+    model = HQVAEModel(config).eval()
+    result = _codes_without_packages(model, tmp_path, *absent)
+    assert result.returncode == 0, result.stderr
+    pixels = torch.linspace(0, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+    assert result.stdout.strip() == str(model.encode(pixels).flatten().tolist())
+
+
+def test_a_backbone_that_is_not_installed_is_named(tmp_path):
+    config = SQVAEConfig(backbone="diffusers", hidden_size=32, codebook_dim=4, image_size=16, codebook_size=8)
+    result = _codes_without_packages(SQVAEModel(config), tmp_path, "hq_tokenizers", "diffusers")
+    assert result.returncode != 0
+    assert "backbone='diffusers' needs that package: pip install diffusers" in result.stderr

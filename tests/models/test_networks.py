@@ -14,7 +14,7 @@ from hq_tokenizers.models.networks import (
     stage_channels,
     upsampling_head,
 )
-from hq_tokenizers.models.networks_hierarchical import BottomUp, FirstBlock, InjectedBlock
+from hq_tokenizers.models.networks_hierarchical import BottomUp, first_block, injected_block
 
 
 def kinds(module: nn.Module) -> list[str]:
@@ -95,14 +95,14 @@ def test_bottom_up_is_coarse_to_fine_and_reads_finer_features() -> None:
 
 @pytest.mark.parametrize("width", [6, 8])
 def test_first_block(width: int) -> None:
-    block = FirstBlock(8, width, width)
+    block = first_block(8, width, width)
     assert block.latents(torch.randn(2, 8, 3, 4)).shape == (2, width, 3, 4)
     assert block.next_state(None, torch.randn(2, width, 3, 4)).shape == (2, 8, 3, 4)
 
 
 @pytest.mark.parametrize("upsampling", [2, 4])
 def test_injected_block_uses_state_features_and_codes(upsampling: int) -> None:
-    block = InjectedBlock(8, 6, 6, upsampling, 1, with_fill=True)
+    block = injected_block(8, 6, 6, upsampling, 1, with_fill=True)
     state, features, codes = (
         torch.randn(2, c, s, s, requires_grad=True) for c, s in ((8, 3), (8, 3 * upsampling), (6, 3 * upsampling))
     )
@@ -116,4 +116,4 @@ def test_injected_block_uses_state_features_and_codes(upsampling: int) -> None:
     filled = block.fill(upsampled)
     assert filled is not None
     assert filled.shape == latents.shape
-    assert InjectedBlock(8, 6, 6, 2, 1, with_fill=False).fill(features) is None
+    assert injected_block(8, 6, 6, 2, 1, with_fill=False).fill(features) is None

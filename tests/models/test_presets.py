@@ -28,7 +28,7 @@ from hq_tokenizers.models.presets import (
 )
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "codebook_dim": 6}
-IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask"]
+IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask" and "backbone" not in NETWORKS[name]]
 
 
 def small(preset: str, **fields: Any) -> dict[str, Any]:

@@ -135,6 +135,11 @@ def test_class_labels_are_names_unless_they_are_numbers(word, labels):
     assert load_options(GenerateConfig, None, ["--class_labels", word]).class_labels == labels
 
 
+def test_what_a_free_section_holds_is_yaml(tmp_path):
+    options = _load(tmp_path, "", "--free", "{flag: true, number: 1.5, nothing: null, name: cat}")
+    assert options.free == {"flag": True, "number": 1.5, "nothing": None, "name": "cat"}
+
+
 def test_texts_that_may_be_null():
     load = partial(load_options, PriorTrainingConfig, None)
     assert load(["--tokenizer", "0010"]).tokenizer == "0010"

@@ -1,0 +1,169 @@
+"""What a run would take: its sizes without memory, and a few steps on made-up data to measure the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hq_tokenizers.data.images import BatchSource
+from hq_tokenizers.memory import machine_memory
+from hq_tokenizers.options.training import LoopConfig
+from hq_tokenizers.reporting.tables import print_figures
+
+from .loop import TrainingLoop
+from .peak_memory import PeakMemory
+from .stage import Stage
+
+_VALUES_AT_A_TIME = 2**17
+"""Pixels or codes of a measured step: enough that a small model does more than wait for Python."""
+
+
+def smaller_run(config: Any, values_per_image: int, num_processes: int = 1) -> Any:
+    """The options of a measured step: a part of a batch, two images of 256 pixels or more of smaller ones.
+
+    Args:
+        config: Options of the run.
+        values_per_image: Pixels of an image, or codes.
+        num_processes: Processes that share a batch.
+    """
+    part = config.batch_size // (config.gradient_accumulation * num_processes)
+    images = max(1, min(part, max(2, _VALUES_AT_A_TIME // values_per_image)))
+    changed = {"batch_size": images * num_processes, "gradient_accumulation": 1, "evaluation_steps": None}
+    return dataclasses.replace(config, **changed)
+
+
+def dry_run(
+    config: LoopConfig,
+    smaller: LoopConfig,
+    accelerator: Accelerator,
+    model: nn.Module,
+    prepare: Callable[[], tuple[Stage, BatchSource]],
+) -> dict[str, Any]:
+    """Measures and prints what a run would take. Writes nothing.
+
+    Args:
+        config: Options of the run.
+        smaller: Those of a measured step, see `smaller_run`.
+        accelerator: Whose device is measured.
+        model: The model on the meta device.
+        prepare: Builds stage and data of a measured step.
+
+    Returns:
+        "num_parameters"; bytes: "weights", "gradients", "optimizer", "moving_average", and "activations" of a part of a
+        batch; "steps"; "seconds_per_step" and "seconds", of the whole run, on this machine; "images_measured". None for
+        what is not known.
+    """
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    found: dict[str, Any] = {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": 2 * gradients,  # Adam's two moments
+        "moving_average": 0 if config.ema_decay is None else weights,
+        "steps": config.max_steps,
+    }
+    needed = sum(found[name] for name in ("weights", "gradients", "optimizer", "moving_average"))
+    part = config.batch_size // (config.gradient_accumulation * accelerator.num_processes)
+    measured: dict[str, Any] = dict.fromkeys(("activations", "seconds_per_step", "seconds", "images_measured"))
+    if accelerator.device.type != "cpu" or needed < 0.8 * machine_memory():
+        activations, seconds = _measure(smaller, accelerator, prepare)
+        images = smaller.batch_size // accelerator.num_processes
+        per_step = seconds / images * part * config.gradient_accumulation
+        measured = {
+            "activations": round(activations / images * part),
+            "seconds_per_step": per_step,
+            "seconds": None if config.max_steps is None else per_step * config.max_steps,
+            "images_measured": images,
+        }
+    found |= measured
+    if accelerator.is_main_process:
+        print_figures(f"dry run: {type(model).__name__}", *_in_words(found, config, part, needed, accelerator.device))
+    return found
+
+
+def _measure(
+    config: LoopConfig, accelerator: Accelerator, prepare: Callable[[], tuple[Stage, BatchSource]]
+) -> tuple[float, float]:
+    """Bytes that a step takes besides weights, gradients and optimiser, and its seconds."""
+    stage, data = prepare()
+    loop = TrainingLoop(config, accelerator, data, stage)
+    wrapped = accelerator.prepare_model(loop.model)
+    loop.model.train()
+
+    def step() -> None:
+        (batch,) = data.batches([torch.arange(len(data))[: config.batch_size]], accelerator.device)
+        loop._optimize(wrapped, (batch,))
+        stage.after_step()
+
+    step()  # The optimiser takes its memory, and the device warms up.
+    if accelerator.device.type == "cpu":
+        known = [value for state in loop.optimizer.state.values() for value in state.values()]
+        with PeakMemory(loop.model, [value for value in known if isinstance(value, torch.Tensor)]) as memory:
+            step()
+        activations = float(memory.peak)
+    else:
+        torch.accelerator.reset_peak_memory_stats()
+        before = torch.accelerator.memory_allocated()
+        step()
+        activations = float(torch.accelerator.max_memory_allocated() - before)
+    start = time.perf_counter()
+    step()
+    if accelerator.device.type != "cpu":
+        torch.accelerator.synchronize()
+    return activations, time.perf_counter() - start
+
+
+def _in_words(
+    found: Mapping[str, Any], config: LoopConfig, part: int, needed: int, device: torch.device
+) -> tuple[dict[str, str], list[str]]:
+    """The rows of the table, and notes below it."""
+    optimizer = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
+    rows = {
+        "parameters": f"{found['num_parameters']:,}",
+        "weights": _size(found["weights"]),
+        f"gradients and {optimizer}": _size(found["gradients"] + found["optimizer"]),
+    }
+    if found["moving_average"]:
+        rows["moving average"] = _size(found["moving_average"])
+    notes = []
+    steps = found["steps"]
+    if steps is None:
+        notes.append("The number of steps depends on the images, which are not read: give max_steps.")
+    if found["images_measured"] is None:
+        notes.append(
+            f"No step was measured: the {_size(needed)} do not fit into this machine's {_size(machine_memory())}."
+        )
+    else:
+        rows[f"activations of {part:,} images"] = _size(found["activations"])
+        rows["memory of a step"] = _size(needed + found["activations"])
+        rows[f"seconds a step, on this {device.type}"] = f"{found['seconds_per_step']:.3g}"
+        notes.append(
+            f"Activations and seconds are those of a step of {found['images_measured']} made-up images, scaled to "
+            f"{config.batch_size:,}."
+        )
+    rows["steps"] = "unknown" if steps is None else f"{steps:,}"
+    if found["seconds"] is not None:
+        rows[f"the run, on this {device.type}"] = _duration(found["seconds"])
+    return rows, notes
+
+
+def _size(num_bytes: float) -> str:
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB")
+    power = min(len(units) - 1, int(math.log2(max(1, num_bytes)) // 10))
+    return f"{num_bytes / 1024**power:,.4g} {units[power]}"
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} seconds"
