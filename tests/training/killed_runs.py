@@ -143,7 +143,7 @@ def write_codes(folder: Path) -> None:
 
 def write_generator(folder: Path) -> None:
     torch.manual_seed(0)
-    tokenizer = AutoModel.from_config(sq_vae(**CODES, image_size=8, num_channels=1))
+    tokenizer = AutoModel.from_config(sq_vae("digits", hidden_size=8, codebook_dim=4, codebook_size=8))
     tokenizer.save_pretrained(folder / "tokenizer")
     layout = tokenizer.code_layout().to_dict()
     prior = RQPriorConfig(code_layout=layout, num_classes=3, **PRIOR, initializer_range=0.5)
