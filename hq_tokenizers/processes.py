@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,6 +48,35 @@ def broadcast(tensor: torch.Tensor) -> None:
     """Gives all processes the tensor of the main one, in place."""
     if is_distributed():
         distributed.broadcast(tensor, src=0)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Gives all processes the mean of their gradients, of a module that no wrapper does this for."""
+    if not is_distributed():
+        return
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def check_processes(accelerator: Accelerator) -> None:
+    """Refuses ways to share a model that training does not know.
+
+    Raises:
+        ValueError: If accelerate is configured for anything but data parallelism.
+    """
+    kind = str(accelerator.distributed_type).rpartition(".")[-1]
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        raise ValueError(
+            f"accelerate is configured for {kind}, but training keeps a whole model on every device (data "
+            "parallelism). Start it with torchrun, and see docs/training.md for what fits."
+        )
 
 
 def main_process_says(condition: bool, device: torch.device) -> bool:

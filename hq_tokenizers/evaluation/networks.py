@@ -38,7 +38,7 @@ def build_lpips(config: MetricConfig, image_size: tuple[int, int], identity: Map
     """
     net_type = "squeeze" if config.lpips in ("auto", None) else config.lpips
     image = torch.zeros(1, 3, *image_size)
-    with _advice("The option for weights is metrics.lpips_weights; metrics.lpips null leaves LPIPS out."):
+    with advice("The option for weights is metrics.lpips_weights; metrics.lpips null leaves LPIPS out."):
         metric = LPIPS(net_type=net_type, weights=config.lpips_weights, **identity)  # type: ignore[arg-type]
         metric.add_batch(predictions=image, references=image)
     metric.reset()
@@ -52,9 +52,7 @@ def build_feature_network(config: FeatureConfig) -> FeatureNetwork:
         OSError, ValueError: If its weights cannot be had.
     """
     build = squeezenet_network if config.features == "squeezenet" else inception_network
-    with _advice(
-        "The option for weights is metrics.feature_weights; squeezenet is another choice of metrics.features."
-    ):
+    with advice("The option for weights is metrics.feature_weights; squeezenet is another choice of metrics.features."):
         return build(config.feature_weights)
 
 
@@ -109,7 +107,7 @@ def unless_impossible(name: str, automatic: bool, notes: Notes, build: Callable[
 
 
 @contextmanager
-def _advice(text: str) -> Iterator[None]:
+def advice(text: str) -> Iterator[None]:
     """Adds the way out, in the words of the options, to what the metrics say in theirs."""
     try:
         yield

@@ -46,6 +46,19 @@ class GaussianImages(nn.Module):
             log_variance = log_variance[index]
         return gaussian_nll(self.outputs(decoded), pixel_values, log_variance)
 
+    def error_weight(self, mean_squared_error: torch.Tensor, num_values: int) -> torch.Tensor:
+        """D / (2σ²): what `nll` charges for one unit of mean squared error per pixel value, without gradient.
+
+        Args:
+            mean_squared_error: ‖x − x̂‖² / D of the batch, a scalar; σ² where it is at its optimum.
+            num_values: D.
+        """
+        if self.log_variance is None:
+            variance = mean_squared_error.detach().clamp_min(torch.finfo(torch.float32).tiny)
+        else:
+            variance = self.log_variance.detach().float().flatten()[-1].exp()
+        return num_values / (2 * variance)
+
 
 class SquaredErrorImages(GaussianImages):
     """The VQ objective for images, no likelihood: mean squared error per value over the data's variance.
@@ -61,6 +74,10 @@ class SquaredErrorImages(GaussianImages):
     def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:
         """The scaled error."""
         return F.mse_loss(self.outputs(decoded).float(), pixel_values.float()) / self.data_variance
+
+    def error_weight(self, mean_squared_error: torch.Tensor, num_values: int) -> torch.Tensor:
+        """1 over the variance of the data, for every image size."""
+        return mean_squared_error.new_tensor(1 / self.data_variance)
 
 
 class CategoricalLabels(nn.Module):

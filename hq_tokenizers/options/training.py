@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from hq_tokenizers.checks import Count, Length, Name, Range, Seed, check_fields
+from hq_tokenizers.checks import Count, Length, Name, Range, Seed, Width, check_fields
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
 
@@ -61,10 +61,20 @@ class LoopConfig:
         Annotated[float, Range(0, 1, above=True, below=True)] | None,
         "keep an exponential moving average of the weights, and end with it",
     ] = None
-    bf16: Annotated[bool, "bfloat16 autocast (the quantiser stays in float32)"] = False
+    mixed_precision: Annotated[
+        Literal["no", "bf16", "fp16"],
+        "type that the networks compute in, besides float32: bf16, or fp16 with a scaled loss (weights, quantiser and "
+        "losses stay in float32)",
+    ] = "no"
+    compile: Annotated[bool, "torch.compile the training step: faster after minutes of compilation"] = False
     gradient_checkpointing: Annotated[
         bool, "compute activations again in the backward pass instead of keeping them: slower, in less memory"
     ] = False
+    trackers: Annotated[
+        Annotated[list[Literal["tensorboard", "wandb", "trackio"]], Length(0, 3)] | None,
+        "where records go besides metrics.jsonl: any of tensorboard, wandb and trackio, [] for nowhere; null is "
+        "tensorboard where it is installed",
+    ] = None
     log_steps: Annotated[Count, "optimiser steps between log records"] = 50
     validation_steps: Annotated[Count | None, "optimiser steps between validations; null is once an epoch"] = None
     checkpoint_steps: Annotated[Count | None, "optimiser steps between checkpoints; null is once an epoch"] = None
@@ -91,6 +101,89 @@ class LoopConfig:
 
 
 @dataclass(kw_only=True)
+class PerceptualConfig:
+    """A perceptual loss in the training of a tokenizer of images; no part of the tokenizer itself.
+
+    Raises:
+        ValueError: If a number is out of its range, or anything is set without `network`.
+    """
+
+    network: Annotated[
+        Literal["squeeze", "alex", "vgg"] | None, "backbone of LPIPS to train with; null trains without it"
+    ] = None
+    weights: Annotated[
+        Name | None, "file of the backbone's weights; null takes torch's hub cache, or downloads them"
+    ] = None
+    weight: Annotated[
+        float,
+        Range(0, 1e6, above=True),
+        "what an LPIPS of 1 weighs beside a mean squared error of 1 per pixel value, of pixels in [0, 1]: the same for "
+        "every size of images and every likelihood",
+    ] = 0.05
+    start_step: Annotated[int, Range(0, 2**31 - 1), "optimiser step from which on it counts"] = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="perceptual.")
+        _check_switched_on(self, "perceptual", "network")
+
+
+@dataclass(kw_only=True)
+class AdversarialConfig:
+    """An adversarial loss in the training of a tokenizer of images: a patch discriminator, no part of the tokenizer.
+
+    Raises:
+        ValueError: If a number is out of its range, or anything is set without `start_step`.
+    """
+
+    start_step: Annotated[
+        Annotated[int, Range(0, 2**31 - 1)] | None,
+        "optimiser step from which on the tokenizer trains against a discriminator; null trains without one",
+    ] = None
+    discriminator_warmup_steps: Annotated[
+        int,
+        Range(0, 2**31 - 1),
+        "optimiser steps before start_step in which the discriminator trains already, so that its first gradients mean "
+        "something",
+    ] = 500
+    weight: Annotated[
+        float,
+        Range(0, 1e6, above=True),
+        "norm of the discriminator's gradient beside that of squared error and LPIPS, both at the decoder's last layer",
+    ] = 0.5
+    max_adaptive_weight: Annotated[
+        float, Range(0, 1e9, above=True), "limit of the factor that makes the two norms equal"
+    ] = 1e4
+    norm: Annotated[
+        Literal["spectral", "batch"],
+        "what tames the discriminator: spectral norms of its weights, or batch norms as in VQGAN",
+    ] = "spectral"
+    num_layers: Annotated[
+        int, Range(1, 8), "convolutions of stride 2; 3 judge patches of 70 pixels, 2 of 34, 1 of 16"
+    ] = 3
+    hidden_size: Annotated[Width, "channels after the first of them, doubled by each further one, 8 times at most"] = 64
+    learning_rate_factor: Annotated[
+        float, Range(0, 1e6, above=True), "learning rate of the discriminator relative to the tokenizer's, at any step"
+    ] = 1.0
+    adam_betas: Annotated[
+        list[Annotated[float, Range(0, 1, below=True)]], Length(2, 2), "decay rates of its two moments in Adam"
+    ] = field(default_factory=lambda: [0.5, 0.9])
+
+    def __post_init__(self) -> None:
+        check_fields(self, prefix="adversarial.")
+        _check_switched_on(self, "adversarial", "start_step")
+
+
+def _check_switched_on(section: Any, name: str, switch: str) -> None:
+    """Refuses options of a section that is not switched on."""
+    if getattr(section, switch) is not None:
+        return
+    for each in fields(section):
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if getattr(section, each.name) != default:
+            raise ValueError(f"{name}.{each.name} is set, but {name}.{switch} is null: set both, or none.")
+
+
+@dataclass(kw_only=True)
 class TokenizerTrainingConfig(LoopConfig):
     """Options of `train-tokenizer`."""
 
@@ -105,12 +198,40 @@ class TokenizerTrainingConfig(LoopConfig):
         "configuration (--model.codebook_size 256), which `--help model` explains; image_size and num_channels come "
         "from the data",
     ] = field(default_factory=dict)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     metrics: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if "model_type" not in self.model:
             self.model = {"preset": "sq_vae", **self.model}
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Refuses what does not go together with losses beside the model's own."""
+        used = [
+            name
+            for name, switch in (
+                ("perceptual.network", self.perceptual.network),
+                ("adversarial.start_step", self.adversarial.start_step),
+            )
+            if switch is not None
+        ]
+        if not used:
+            return
+        if self.schedule == "plateau" or self.keep_best:
+            raise ValueError(
+                "schedule plateau and keep_best go by the loss of validation, the model's own, which says nothing "
+                f"about {' and '.join(used)}: choose schedule constant or cosine, and keep_best false."
+            )
+        if self.data.label_map_classes is not None:
+            raise ValueError(f"{used[0]} is for images, but data.label_map_classes says that these are label maps.")
+        if self.compile and self.adversarial.start_step is not None:
+            raise ValueError(
+                "compile and adversarial.start_step do not go together: the adaptive weight needs gradients of a part "
+                "of the decoder, which a compiled step does not have. Leave one of them out."
+            )
 
 
 @dataclass(kw_only=True)

@@ -43,8 +43,8 @@ class MovingAverages(nn.Module):
     It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
     m_k = n_k b_k.
 
-    With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when the
-    latents went elsewhere, is soon forgotten.
+    With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when
+    the latents went elsewhere, is soon forgotten.
 
     Args:
         num_codes: K.

@@ -1,11 +1,11 @@
-"""What a run says while it trains: a progress bar, a history on disk, TensorBoard when it is installed."""
+"""What a run says while it trains: a progress bar, a history on disk, and trackers such as TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +17,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColum
 
 from hq_tokenizers.files import is_full_disk, naming_full_disk, write_text
 
+from .trackers import TENSORBOARD, check_trackers, start_trackers
+
 Record = dict[str, Any]
 HISTORY = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 SECONDS_BETWEEN_LINES = 10.0
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ def summary(record: Record) -> str:
 
 
 class Tracker:
-    """Writes `metrics.jsonl`, TensorBoard events and the progress bar of one run; silent unless `active`.
+    """Writes `metrics.jsonl`, the progress bar and other trackers of one run; silent unless `active`.
 
     Args:
         output_dir: Folder of the run.
@@ -90,15 +91,28 @@ class Tracker:
         total_steps: Optimiser steps of the run.
         first_step: Steps made already; later records of an earlier attempt are dropped.
         active: Whether this process reports (the main one).
+        trackers: See `check_trackers`.
+
+    Raises:
+        ValueError: If the package of a tracker is not installed.
     """
 
-    def __init__(self, output_dir: Path, title: str, total_steps: int, first_step: int = 0, active: bool = True):
+    def __init__(
+        self,
+        output_dir: Path,
+        title: str,
+        total_steps: int,
+        first_step: int = 0,
+        active: bool = True,
+        trackers: Sequence[str] | None = None,
+    ):
         self.active = active
         self.output_dir = output_dir
         self._total_steps = total_steps
         self._title = title
         self._last_line = 0.0
-        self._writer: Any = None
+        self._trackers: list[Any] = []
+        names = check_trackers(trackers)
         self._earlier_hook = threading.excepthook
         self._console = Console(quiet=not active)
         self._progress = _new_bar(self._console, active, TextColumn("{task.fields[figures]}"))
@@ -106,7 +120,7 @@ class Tracker:
         if active:
             output_dir.mkdir(parents=True, exist_ok=True)
             self._drop_after(first_step)
-            self._writer = _tensorboard_writer(output_dir / TENSORBOARD, first_step)
+            self._trackers = start_trackers(names, output_dir, first_step)
 
     def __enter__(self) -> Tracker:
         self._earlier_hook, threading.excepthook = threading.excepthook, self._thread_failed
@@ -118,10 +132,10 @@ class Tracker:
     ) -> None:
         self._progress.stop()
         try:
-            if self._writer is not None:
+            for tracker in self._trackers:
                 # What the run ended with must not be hidden by what ending it meets with.
                 with suppress(OSError) if error else naming_full_disk(self.output_dir / TENSORBOARD):
-                    self._writer.close()
+                    tracker.finish()
         finally:
             threading.excepthook = self._earlier_hook
 
@@ -138,15 +152,18 @@ class Tracker:
             file.write(json.dumps(record) + "\n")
         self._progress.update(self._task, figures=summary(record))
         self._print_line(record)
-        if self._writer is not None:
+        scalars = {f"{record['split']}/{name}": value for name, value in _scalars(record)}
+        for tracker in self._trackers:
             with naming_full_disk(self.output_dir / TENSORBOARD):
-                for name, value in _scalars(record):
-                    self._writer.add_scalar(f"{record['split']}/{name}", value, record["step"])
+                tracker.log(scalars, step=record["step"])
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """Shows an image (H, W, 3) of uint8 in TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
+        """Shows an image (H, W, 3) of uint8 in the trackers that show images."""
+        for tracker in self._trackers:
+            if tracker.name == TENSORBOARD:
+                tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: [pixels]}, step=step)
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -181,14 +198,6 @@ def _scalars(record: Record) -> Iterable[tuple[str, float]]:
             yield from ((f"{name}/level_{level}", v) for level, v in enumerate(value))
         elif name not in ("step", "split"):
             yield name, value
-
-
-def _tensorboard_writer(folder: Path, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # TensorBoard is an optional package.
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step + 1)
 
 
 def progress_bar(items: Iterable[T], total: int, title: str, active: bool) -> Iterator[T]:

@@ -10,13 +10,16 @@ from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.reporting.reports import changes, check_same_call
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
-# Where images and codes come from may change as well, since their hashes may not (see `check_inputs`).
+# Where images, codes and pretrained weights come from may change, too, since their hashes may not: see `check_inputs`.
 _FREE_OPTIONS = {
     *("output_dir", "epochs", "max_steps", "log_steps", "validation_steps", "checkpoint_steps", "keep_checkpoints"),
-    *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing", "dry_run"),
+    *("samples", "tokenizer", "codes", "generation", "gradient_checkpointing", "dry_run", "trackers"),
     *("evaluation_steps", "evaluation_reference", "evaluation_images", "metrics"),
 }
-_FREE_DATA_OPTIONS = {"name", "path", "files", "label_column", "test_split", "num_workers", "max_image_pixels"}
+_FREE_SECTION_OPTIONS = {
+    "data": {"name", "path", "files", "label_column", "test_split", "num_workers", "max_image_pixels"},
+    "perceptual": {"weights"},
+}
 
 
 def count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:
@@ -57,7 +60,7 @@ def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in _FREE_OPTIONS:
             continue
         if isinstance(value, Mapping):
-            free = _FREE_DATA_OPTIONS if name == "data" else ()
+            free = _FREE_SECTION_OPTIONS.get(name, ())
             found |= {f"{name}.{inner}": item for inner, item in value.items() if inner not in free}
         else:
             found[name] = value

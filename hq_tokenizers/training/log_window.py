@@ -23,6 +23,7 @@ class LogWindow:
 
     def __init__(self) -> None:
         self.sums: Metrics = {}
+        self._counts: dict[str, int] = {}
         self._parts = 0
         self._seconds_before = 0.0
         self._started = time.perf_counter()
@@ -36,15 +37,19 @@ class LogWindow:
         for name, value in metrics.items():
             value = value.detach().float()
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
         self._parts += 1
 
     def close(self, accelerator: Accelerator) -> tuple[dict[str, Any], int, float]:
-        """Means over the window and over all processes, parts of steps in it, and seconds; a new window begins."""
-        means = {name: accelerator.reduce(total, "mean") / self._parts for name, total in self.sums.items()}
+        """Means over the window and over all processes, parts of steps in it, and seconds; a new window begins.
+
+        A figure that not every part had, since it began or ended in the window, is averaged over those that did.
+        """
+        means = {name: accelerator.reduce(total, "mean") / self._counts[name] for name, total in self.sums.items()}
         # Waits for the device, hence before the clock is read.
         figures = {name: mean.tolist() for name, mean in means.items()}
         parts, seconds = self._parts, self._seconds()
-        self.sums, self._parts, self._started = {}, 0, time.perf_counter()
+        self.sums, self._counts, self._parts, self._started = {}, {}, 0, time.perf_counter()
         return figures, parts, seconds
 
     @contextmanager
@@ -56,12 +61,13 @@ class LogWindow:
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready state, besides `sums`."""
-        return {"parts": self._parts, "seconds": self._seconds()}
+        return {"parts": self._parts, "counts": self._counts, "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict[str, Any], sums: Metrics, device: torch.device) -> None:
         """Restores `state_dict` and `sums`; `start` follows."""
         self.sums = {name: total.to(device) for name, total in sums.items()}
         self._parts, self._seconds_before = state["parts"], state["seconds"]
+        self._counts = dict(state.get("counts") or dict.fromkeys(sums, self._parts))
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started

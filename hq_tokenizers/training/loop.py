@@ -22,7 +22,7 @@ from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
-from hq_tokenizers.processes import main_process_finds
+from hq_tokenizers.processes import average_gradients, check_processes, main_process_finds
 from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
@@ -30,8 +30,8 @@ from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_ch
 from .continuation import check_inputs, check_options, count_steps
 from .interruption import Interruption
 from .log_window import LogWindow
-from .optimization import MovingAverage, Schedule, build_optimizer
-from .stage import Stage
+from .optimization import MovingAverage, Precision, Schedule, build_optimizer
+from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
 
@@ -68,12 +68,15 @@ class TrainingLoop:
         self.total_steps = count_steps(options_to_dict(config), per_epoch)
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
+        check_processes(accelerator)
         self.model = stage.model.to(accelerator.device)
+        self.discriminator = None if stage.discriminator is None else stage.discriminator.to(accelerator.device)
         if config.gradient_checkpointing:
             enable_gradient_checkpointing(self.model)
         self.average = None if config.ema_decay is None else MovingAverage(self.model, config.ema_decay)
         self.optimizer = build_optimizer(config, stage.parameter_groups())
         self.schedule = Schedule(config, self.optimizer, self.total_steps)
+        self.precision = Precision(config.mixed_precision, accelerator.device)
         self.best_loss = float("inf")
         self.step = 0
         self._saved_step = 0
@@ -95,6 +98,8 @@ class TrainingLoop:
         """
         # Noise differs between processes; the wrapper has given all of them the main one's weights.
         wrapped = self.accelerator.prepare_model(self.model)
+        if self.config.compile:
+            wrapped = torch.compile(wrapped)
         set_seed(self.config.seed, device_specific=True)
         warnings = self._resume()
         evaluation_missed = self._evaluation_missed()
@@ -124,6 +129,7 @@ class TrainingLoop:
             batches = self.data.batches(self.plan.rest_of_epoch(self.step), self.accelerator.device)
             steps = zip(*[batches] * self.config.gradient_accumulation, strict=True)
             for parts in steps:
+                self.stage.before_step(tracker, self.step)
                 self._optimize(wrapped, parts)
                 self.step += 1
                 self._after_step(tracker)
@@ -138,19 +144,38 @@ class TrainingLoop:
             self.average.take_over(self.model, replaced)
 
     def _optimize(self, wrapped: torch.nn.Module, parts: tuple[Batch, ...]) -> None:
-        """One optimiser step."""
+        """One optimiser step, of the model and of its discriminator."""
         for index, batch in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
-                with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.bf16):
+                with self.precision.autocast():
                     loss, metrics = self.stage.step(wrapped, batch)
-                self.accelerator.backward(loss / len(parts))
-            self._window.add({"loss": loss, **metrics})
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+                self.accelerator.backward(self.precision.scale(loss / len(parts)))
+            self._window.add({"loss": loss, **metrics, **self._learn_to_discriminate(len(parts))})
+        self._clip_gradients()
+        self.precision.step(self.optimizer)
         self.optimizer.zero_grad()
         self.schedule.after_step()
+
+    def _learn_to_discriminate(self, num_parts: int) -> Metrics:
+        """Adds to the discriminator's gradient; returns figures."""
+        with self.precision.autocast():
+            judged = self.stage.discriminator_step()
+        if judged is None:
+            return {}
+        loss, metrics = judged
+        self.precision.scale(loss / num_parts).backward()
+        return metrics
+
+    def _clip_gradients(self) -> None:
+        """Averages what no wrapper has averaged over the processes, and clips the norm of each network's gradient."""
+        networks = [self.model] if self.discriminator is None else [self.model, self.discriminator]
+        for network in networks[1:]:
+            average_gradients(network)
+        if self.config.max_grad_norm is not None:
+            self.precision.unscale(self.optimizer)
+            for network in networks:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
 
     def _after_step(self, tracker: Tracker) -> None:
         self.stage.after_step()
@@ -237,7 +262,9 @@ class TrainingLoop:
             self.model.train()
 
     def _save(self) -> None:
-        weights = torch.stack([parameter.detach().abs().max() for parameter in self.model.parameters()])
+        modules = self._modules()
+        parameters = [parameter for module in modules.values() for parameter in module.parameters()]
+        weights = torch.stack([parameter.detach().abs().max() for parameter in parameters])
         self._check_finite(weights.sum().item())
         self._model_to_keep()
         if self.accelerator.is_main_process:
@@ -246,12 +273,13 @@ class TrainingLoop:
         save_checkpoint(
             self.output_dir,
             self.step,
-            self._modules(),
+            modules,
             self.optimizer,
             {
                 "options": options_to_dict(self.config),
                 "inputs": self.inputs,
                 "schedule": self.schedule.state_dict(),
+                "gradient_scaler": self.precision.state_dict(),
                 "best_loss": self.best_loss,
                 "window": self._window.state_dict(),
             },
@@ -279,6 +307,7 @@ class TrainingLoop:
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state, sums = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)
         self.schedule.load_state_dict(state["schedule"])
+        self.precision.load_state_dict(state.get("gradient_scaler", {}))
         self._window.load_state_dict(state["window"], sums, self.accelerator.device)
         self.step, self.best_loss = state["step"], state["best_loss"]
         self._saved_step = self.step
@@ -315,19 +344,21 @@ class TrainingLoop:
         return model.eval()
 
     def _modules(self) -> dict[str, torch.nn.Module]:
-        return {"model": self.model} | ({} if self.average is None else {"average": self.average.model})
+        average = None if self.average is None else self.average.model
+        modules = {"model": self.model, "average": average, "discriminator": self.discriminator}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def _position(self, split: str) -> Record:
         return {"step": self.step, "epoch": self.step / self.plan.steps_per_epoch, "split": split}
 
     def _tracker(self) -> Tracker:
-        active = self.accelerator.is_main_process
-        return Tracker(self.output_dir, self.stage.title, self.total_steps, self.step, active)
+        active, config = self.accelerator.is_main_process, self.config
+        return Tracker(self.output_dir, self.stage.title, self.total_steps, self.step, active, config.trackers)
 
     def _check_finite(self, value: float) -> None:
         if not abs(value) < float("inf"):
             raise FloatingPointError(
                 f"The loss or the weights stopped being finite ({value}) by step {self.step}. Earlier checkpoints are "
-                "intact. Try a lower learning_rate, max_grad_norm: 1.0, or bf16: false; and check that the images hold "
-                "no NaN."
+                "intact. Try a lower learning_rate, max_grad_norm: 1.0, or mixed_precision: no; and check that the "
+                "images hold no NaN."
             )

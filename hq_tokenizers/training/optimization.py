@@ -73,6 +73,49 @@ class Schedule:
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state})
 
 
+class Precision:
+    """The type that the networks compute in, and the scale of the loss that keeps the gradients of fp16 from vanishing.
+
+    Not accelerate's own setting, which is the same for everything in a process; the demonstration and the benchmarks
+    train one model after the other.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
+        device: Where the networks are.
+    """
+
+    def __init__(self, mixed_precision: str, device: torch.device):
+        self._dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+        self._device = device.type
+        self._scaler = torch.amp.GradScaler(device.type, enabled=mixed_precision == "fp16")
+
+    def autocast(self) -> torch.autocast:
+        """The context for a forward pass."""
+        return torch.autocast(self._device, self._dtype, enabled=self._dtype is not None)
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss to call `backward` of."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes the gradients those of the loss itself, before they are clipped."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser step, left out where gradients overflowed; the scale follows."""
+        self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-ready state: the scale, and the steps it has held for; empty without one."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        if state:
+            self._scaler.load_state_dict(state)
+
+
 class MovingAverage:
     """Exponential moving average of a model's weights, as a second model to evaluate and save.
 

@@ -24,13 +24,23 @@ class Stage(abc.ABC):
 
     title: str
     """What is trained, for the progress bar."""
+    discriminator: nn.Module | None
+    """What is trained against the model, with the same optimiser; it is in checkpoints only."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.discriminator = None
 
     @abc.abstractmethod
     def step(self, wrapped: nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The loss of a batch, and figures to average over the log window; `wrapped` is the model to call."""
+        """The loss of a batch, and figures to average over the log window; `wrapped` is the model to call.
+
+        Figures may have a "loss" of their own, that which validations have.
+        """
+
+    def discriminator_step(self) -> tuple[torch.Tensor, Metrics] | None:
+        """The discriminator's loss on the batch of the last `step`, and figures; None while it does not train."""
+        return None
 
     @abc.abstractmethod
     def validate(self, model: PreTrainedModel) -> Record:
@@ -52,6 +62,9 @@ class Stage(abc.ABC):
             forgets their past, and the moving average starts from them.
         """
         return []
+
+    def before_step(self, tracker: Tracker, step: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Called before every optimiser step with the number of those that were made."""
 
     def after_step(self) -> None:  # noqa: B027 (most have nothing to do)
         """Called after every optimiser step."""

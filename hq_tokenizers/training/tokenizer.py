@@ -36,6 +36,7 @@ from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
 from .continuation import count_steps
 from .dry_run import dry_run, smaller_run
+from .image_losses import ImageLosses
 from .loop import TrainingLoop
 from .model_options import build_tokenizer_config
 from .stage import Metrics, Stage
@@ -48,6 +49,8 @@ _PANELS = {
     "MSE by kind of codes": ["mse_argmax", "mse_relaxed", "mse_sampled"],
     "pixel accuracy by kind of codes": ["pixel_accuracy_argmax", "pixel_accuracy_relaxed", "pixel_accuracy_sampled"],
     "LPIPS": ["lpips", "lpips_by_levels"],
+    "discriminator": ["discriminator_loss", "real_logit", "fake_logit"],
+    "adversarial weight": ["adversarial_weight"],
     "rFID": ["rfid"],
     "Fréchet distance (not FID)": ["frechet_distance"],
     "MSE of the first levels": ["mse_by_levels"],
@@ -133,6 +136,7 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         history = read_history(Path(config.output_dir))
         save_curves(history, _panels(model), Path(config.output_dir) / "curves.png")
         report["images_per_second"] = images_per_second(history)
+        report |= _describe_discriminator(stage, history)
         write_report(Path(config.output_dir), report)
     accelerator.wait_for_everyone()
     return report
@@ -161,6 +165,17 @@ def _describe_codes(model: PreTrainedModel) -> dict[str, Any]:
         "codebook_sizes": list(layout.codebook_sizes),
         "bits_per_image": layout.bits_per_image,
     }
+
+
+def _describe_discriminator(stage: TokenizerStage, history: list[Record]) -> dict[str, Any]:
+    """Size and last figures of the discriminator, where there is one."""
+    if stage.discriminator is None:
+        return {}
+    names = ("discriminator_loss", "real_logit", "fake_logit", "adversarial", "adversarial_weight")
+    last = [record for record in history if record["split"] == "train"][-1:]
+    size = sum(parameter.numel() for parameter in stage.discriminator.parameters())
+    figures = {name: record[name] for record in last for name in names if name in record}
+    return {"discriminator": {"num_parameters": size, **figures}}
 
 
 def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> np.ndarray:
@@ -281,9 +296,13 @@ class TokenizerStage(Stage):
         }
         self._warner = _Warner(model)
         self._metrics = _evaluation_metrics(config, accelerator, model, validation)
+        self._image_losses = _image_losses(config, accelerator, model)
+        if self._image_losses is not None:
+            self.discriminator = self._image_losses.discriminator
+            self._inputs |= self._image_losses.inputs
 
     def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The negative ELBO (or the VQ objective) of a batch."""
+        """The negative ELBO (or the VQ objective) of a batch, and the losses of images that are trained besides."""
         pixel_values = batch["pixel_values"]
         if self.config.data.horizontal_flip:
             pixel_values = flip_at_random(pixel_values)
@@ -291,15 +310,25 @@ class TokenizerStage(Stage):
         diagnostics = dict(output.diagnostics or {})
         if "perplexity" in diagnostics:
             diagnostics["batch_perplexity"] = diagnostics.pop("perplexity")
-        return output.loss, {**_batch_quality(output.reconstruction, pixel_values), **output.terms, **diagnostics}
+        figures = {**_batch_quality(output.reconstruction, pixel_values), **output.terms, **diagnostics}
+        if self._image_losses is None:
+            return output.loss, figures
+        added, further = self._image_losses(output.reconstruction, pixel_values)
+        return output.loss + added, {**figures, **further, "loss": output.loss}
+
+    def discriminator_step(self) -> tuple[torch.Tensor, Metrics] | None:
+        """The hinge loss of the discriminator, if there is one and it trains already."""
+        return None if self._image_losses is None else self._image_losses.discriminator_loss()
 
     def validate(self, model: PreTrainedModel) -> Record:
         """See `evaluate_tokenizer`."""
         return evaluate_tokenizer(model, self.validation, self.config.batch_size, self.accelerator)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Codebooks at their own learning rate."""
-        return self.model.parameter_groups(self.config.learning_rate)
+        """Codebooks and the discriminator at learning rates of their own."""
+        rate = self.config.learning_rate
+        groups = self.model.parameter_groups(rate)
+        return groups if self._image_losses is None else groups + self._image_losses.discriminator_group(rate)
 
     def inputs(self) -> dict[str, str]:
         """Hashes of the images, see `ImageRows.sha256`; those of validation decide plateaus and the best model."""
@@ -314,6 +343,11 @@ class TokenizerStage(Stage):
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
         return codebook_tensors(self.model)
+
+    def before_step(self, tracker: Tracker, step: int) -> None:
+        """Says when a loss begins to count."""
+        for text in () if self._image_losses is None else self._image_losses.before_step(step):
+            tracker.say(text)
 
     def after_step(self) -> None:
         """Moves the Gumbel temperature on."""
@@ -375,6 +409,14 @@ def _evaluation_metrics(
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():
         print(f"left out: {name}: {reason}")
     return metrics
+
+
+def _image_losses(
+    config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel
+) -> ImageLosses | None:
+    """LPIPS and the discriminator; None when not asked for."""
+    wanted = config.perceptual.network is not None or config.adversarial.start_step is not None
+    return ImageLosses(config, model, accelerator) if wanted else None
 
 
 def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> Metrics:

@@ -69,3 +69,26 @@ def test_von_mises_fisher_labels(softplus: bool) -> None:
 @pytest.mark.parametrize(("classes", "channels"), [(2, 2), (3, 4), (19, 20), (20, 20)])
 def test_channels_are_even(classes: int, channels: int) -> None:
     assert label_channels(classes) == channels
+
+
+@pytest.mark.parametrize("decoder_variance", ["batch", "learned"])
+@pytest.mark.parametrize("size", [4, 9])
+def test_the_error_weight_is_the_slope_of_the_loss_over_the_error(decoder_variance, size):
+    likelihood = GaussianImages(learned=decoder_variance == "learned")
+    if likelihood.log_variance is not None:
+        torch.nn.init.constant_(likelihood.log_variance, -1.3)
+    images, decoded = torch.rand(3, 2, size, size), torch.randn(3, 2, size, size)
+
+    def loss_and_error(shift):
+        moved = decoded + shift
+        error = (likelihood.outputs(moved) - images).square().mean()
+        return likelihood.nll(moved, images).item(), error.item()
+
+    (low, less), (high, more) = loss_and_error(-1e-2), loss_and_error(1e-2)
+    middle = torch.tensor((less + more) / 2)
+    weight = likelihood.error_weight(middle, 2 * size**2)
+    assert weight.item() == pytest.approx((high - low) / (more - less), rel=1e-2)
+
+
+def test_the_error_weight_of_the_vq_objective():
+    assert SquaredErrorImages(0.05).error_weight(torch.tensor(0.3), 100).item() == pytest.approx(20)

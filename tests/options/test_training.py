@@ -7,7 +7,12 @@ import pytest
 
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.reading import load_options
-from hq_tokenizers.options.training import PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.training import (
+    AdversarialConfig,
+    PerceptualConfig,
+    PriorTrainingConfig,
+    TokenizerTrainingConfig,
+)
 
 # Of every option that is a number in a range: the outermost values that are accepted, and values beyond.
 LIMITS: list[tuple[type, str, list[Any], list[Any]]] = [
@@ -45,3 +50,71 @@ def test_so_are_those_of_the_command_line(word):
     name, _, value = word.partition("=")
     with pytest.raises(ValueError, match=rf"{name} must be .*, got {value}"):
         load_options(TokenizerTrainingConfig, None, [f"--{word}"])
+
+
+ON = {"perceptual": {"network": "squeeze"}, "adversarial": {"start_step": 100}}
+SECTIONS = {"perceptual": PerceptualConfig, "adversarial": AdversarialConfig}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "accepted", "refused"),
+    [
+        ("perceptual", "weight", [1e-9, 1e6], [0, -1, 1e7, math.nan]),
+        ("perceptual", "start_step", [0, 7], [-1, 1.5]),
+        ("perceptual", "network", ["alex", "vgg"], ["resnet"]),
+        ("adversarial", "start_step", [0, 7], [-1, 1.5]),
+        ("adversarial", "discriminator_warmup_steps", [0, 7], [-1, 1.5]),
+        ("adversarial", "weight", [1e-9, 1e6], [0, -1, 1e7, math.nan]),
+        ("adversarial", "max_adaptive_weight", [1e-9, 1e9], [0, -1, 1e10]),
+        ("adversarial", "num_layers", [1, 8], [0, 9, 1.5]),
+        ("adversarial", "norm", ["spectral", "batch"], ["none"]),
+        ("adversarial", "learning_rate_factor", [1e-9, 4], [0, -1]),
+        ("adversarial", "adam_betas", [[0.0, 0.99]], [[0.5], [0.5, 1.0]]),
+    ],
+)
+def test_the_losses_of_images_say_what_they_accept(section, name, accepted, refused):
+    build = SECTIONS[section]
+    for value in accepted:
+        assert getattr(build(**{**ON[section], name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=rf"^{section}\.{name} must be .*, got "):
+            build(**{**ON[section], name: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--perceptual.weight", "0.1"],
+            r"perceptual.weight is set, but perceptual.network is null: set both, or none",
+        ),
+        (
+            ["--adversarial.adam_betas", "[0, 0.9]"],
+            r"adversarial.adam_betas is set, but adversarial.start_step is null",
+        ),
+        (["--perceptual.network", "vgg"], r"schedule plateau and keep_best .* perceptual.network: choose schedule"),
+        (
+            ["--adversarial.start_step", "9", "--schedule", "cosine", "--keep_best", "true"],
+            r"schedule plateau and keep_best .* adversarial.start_step: choose schedule",
+        ),
+        (
+            ["--perceptual.network", "vgg", "--schedule", "cosine", "--data.label_map_classes", "12"],
+            r"perceptual.network is for images, but data.label_map_classes says",
+        ),
+        (
+            ["--adversarial.start_step", "9", "--schedule", "cosine", "--compile", "true"],
+            r"compile and adversarial.start_step do not go together",
+        ),
+    ],
+)
+def test_what_does_not_go_with_the_losses_of_images(words, message):
+    with pytest.raises(ValueError, match=message):
+        load_options(TokenizerTrainingConfig, None, words)
+
+
+def test_sections_keep_their_other_defaults():
+    words = ["--schedule", "cosine", "--adversarial.start_step", "9", "--perceptual.network", "vgg", "--trackers", "[]"]
+    options = load_options(TokenizerTrainingConfig, None, words)
+    assert options.adversarial == AdversarialConfig(start_step=9)
+    assert options.perceptual == PerceptualConfig(network="vgg")
+    assert options.trackers == []

@@ -10,7 +10,8 @@ from PIL import Image
 
 from hq_tokenizers.files import DiskFullError
 from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_curves
-from hq_tokenizers.reporting.tracking import HISTORY, TENSORBOARD, Tracker, read_history, summary
+from hq_tokenizers.reporting.trackers import TENSORBOARD
+from hq_tokenizers.reporting.tracking import HISTORY, Tracker, read_history, summary
 
 
 def test_grid_places_every_image():

@@ -40,7 +40,7 @@ from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import GenerateConfig
-from hq_tokenizers.options.training import PriorTrainingConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.training import AdversarialConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.processes import leave_process_group
 from hq_tokenizers.registration import register
@@ -54,6 +54,7 @@ CODES = {**SIZE, "codebook_size": 8}
 PRIOR = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.1}
 EMA = {"codebook_update": "ema", "restart_threshold": 0.5}
 ROBUST = {"warmup_epochs": 1, "reestimation_epochs": 1, "reservoir_size": 300}
+AGAINST = {"start_step": 9, "discriminator_warmup_steps": 4, "num_layers": 1, "hidden_size": 4}
 # Epochs of 5 steps: checkpoints of every 5 steps are aligned with them and with the records, those of every 3 are not.
 ALIGNED = {"checkpoint_steps": 5, "log_steps": 5}
 UNALIGNED = {"checkpoint_steps": 3, "log_steps": 4, "validation_steps": 7}
@@ -67,6 +68,13 @@ def train_tokenizer(folder: Path, model: dict[str, Any], lazy: bool = False, **o
     tokenizer_training.train_tokenizer(
         TokenizerTrainingConfig(output_dir=str(folder), data=data, model=dict(model), **options)
     )
+
+
+def train_against(folder: Path, **options: Any) -> None:
+    """Half of it before the discriminator counts, half after."""
+    model = {"preset": "rsq_vae", **CODES, "num_levels": 2}
+    adversarial = AdversarialConfig(**AGAINST)
+    train_tokenizer(folder, model, adversarial=adversarial, schedule="constant", **options)
 
 
 def train_on_codes(folder: Path, model: dict[str, Any], **options: Any) -> None:
@@ -113,6 +121,8 @@ SYSTEMS: dict[str, Callable[[Path], None]] = {
     ),
     "sq_vae_2": partial(train_tokenizer, model={"preset": "sq_vae_2", **CODES}, plateau_patience=0, **ALIGNED),
     "vae": partial(train_tokenizer, model={"preset": "vae", **SIZE}, keep_checkpoints=1, **UNALIGNED),
+    "rsq_vae, adversarial": partial(train_against, ema_decay=0.9, gradient_accumulation=2, **UNALIGNED),
+    "rsq_vae, adversarial in two processes": partial(train_against, mixed_precision="bf16", **UNALIGNED),
     "rq_prior": partial(train_on_codes, model={"model_type": "rq_prior"}, ema_decay=0.9, **UNALIGNED),
     "masked_prior": partial(train_on_codes, model={"model_type": "masked_prior"}, **ALIGNED),
     "generate": draw_images,
@@ -133,7 +143,7 @@ def write_codes(folder: Path) -> None:
 
 def write_generator(folder: Path) -> None:
     torch.manual_seed(0)
-    tokenizer = AutoModel.from_config(sq_vae(**CODES, image_size=8, num_channels=1))
+    tokenizer = AutoModel.from_config(sq_vae("digits", hidden_size=8, codebook_dim=4, codebook_size=8))
     tokenizer.save_pretrained(folder / "tokenizer")
     layout = tokenizer.code_layout().to_dict()
     prior = RQPriorConfig(code_layout=layout, num_classes=3, **PRIOR, initializer_range=0.5)

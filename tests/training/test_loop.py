@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -82,12 +84,13 @@ def _assert_equal_runs(one: Path, other: Path) -> None:
     assert any("exp_avg_sq" in name for name in first)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     states = [read_state(list_checkpoints(folder)[-1]) for folder in (one, other)]
-    for key in ("step", "schedule", "best_loss", "optimizer_groups"):
+    for key in ("step", "schedule", "best_loss", "optimizer_groups", "gradient_scaler"):
         assert states[0][key] == states[1][key]
 
 
 OPTIONS = [
     {"ema_decay": 0.9},
+    {"mixed_precision": "fp16", "max_grad_norm": 0.1},
     {"schedule": "constant", "warmup_steps": 7, "max_grad_norm": 0.1},
     {"gradient_accumulation": 2, "plateau_patience": 0, "keep_best": True, "optimizer": "adamw", "weight_decay": 0.1},
 ]
@@ -123,7 +126,7 @@ def test_options_that_a_checkpoint_does_not_know_have_their_defaults(tmp_path):
     _loop(tmp_path, max_steps=3, checkpoint_steps=3).run()
     path = list_checkpoints(tmp_path)[-1] / "state.json"
     state = json.loads(path.read_text())
-    del state["options"]["adam_betas"], state["options"]["bf16"]
+    del state["options"]["adam_betas"], state["options"]["mixed_precision"]
     path.write_text(json.dumps(state))
     assert _loop(tmp_path, max_steps=4, checkpoint_steps=3).run() is not None
     with pytest.raises(ValueError, match=r"adam_betas was \[0.9, 0.999\], is \[0.8, 0.9\]"):
@@ -208,13 +211,132 @@ def test_other_options_are_not_mixed_into_a_run(tmp_path):
 
 
 def test_bfloat16_autocast_reaches_the_model(tmp_path):
-    loop = _loop(tmp_path, max_steps=1, bf16=True)
+    loop = _loop(tmp_path, max_steps=1, mixed_precision="bf16")
     dtypes = []
     loop.model.layers[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
     loop.run()
     assert dtypes[0] == torch.bfloat16
     # Validation is always in float32.
     assert dtypes[-1] == torch.float32
+
+
+def test_an_overflow_in_fp16_costs_one_step_and_halves_the_scale(tmp_path):
+    """The first scale, 65536, is beyond fp16 itself."""
+    loop = _loop(tmp_path, max_steps=4, checkpoint_steps=1, keep_checkpoints=4, mixed_precision="fp16")
+    dtypes, step = [], loop.stage.step
+    loop.model.layers[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+
+    def overflowing(model, batch):
+        loss, figures = step(model, batch)
+        # Its gradient is beyond float32 once it is scaled.
+        return loss * (1e38 if loop.step == 2 else 1.0), {**figures, "loss": loss}
+
+    loop.stage.step = overflowing
+    loop.run()
+    assert dtypes[0] == torch.float16
+    assert dtypes[-1] == torch.float32
+    checkpoints = list_checkpoints(tmp_path)
+    scales = [read_state(checkpoint)["gradient_scaler"]["scale"] for checkpoint in checkpoints]
+    assert scales == [32768, 32768, 16384, 16384]
+    weights = [load_file(checkpoint / "model.safetensors")["layers.0.weight"] for checkpoint in checkpoints]
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(weights)]
+    assert moved == [True, False, True]
+
+
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.1}])
+def test_scaled_steps_are_those_of_the_loss(tmp_path, monkeypatch, options):
+    """With autocast left out, fp16 differs by the scale of the loss only."""
+    monkeypatch.setattr("hq_tokenizers.training.optimization.Precision.autocast", lambda self: nullcontext())
+    plain = _loop(tmp_path / "plain", max_steps=4, **options).run().state_dict()
+    scaled = _loop(tmp_path / "scaled", max_steps=4, mixed_precision="fp16", **options).run().state_dict()
+    for name, value in plain.items():
+        torch.testing.assert_close(scaled[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_training_step_is_compiled(tmp_path, monkeypatch):
+    """And trains as it does otherwise, but for rounding; what is validated and saved is the model itself."""
+    compiled = []
+
+    def compile_eagerly(model):
+        compiled.append(model)
+        return original(model, backend="eager")
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    plain = _loop(tmp_path / "plain", max_steps=4).run().state_dict()
+    assert compiled == []
+    loop = _loop(tmp_path / "compiled", max_steps=4, compile=True)
+    found = loop.run().state_dict()
+    assert compiled == [loop.model]
+    assert found.keys() == plain.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+class Against(nn.Module):
+    """A discriminator of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, inputs):
+        return self.layer(inputs)
+
+
+def test_one_step_of_both_by_hand(tmp_path):
+    """The model's loss leaves no gradient in the discriminator, nor the discriminator's in the model."""
+    loop = _loop(tmp_path, max_steps=1)
+    loop.stage.discriminator = against = Against()
+    kept = []
+    step, groups = loop.stage.step, loop.stage.parameter_groups()
+    loop.stage.step = lambda wrapped, batch: (step(wrapped, batch)[0], {})
+    loop.stage.discriminator_step = lambda: (
+        kept.append(1) or (against(torch.ones(1, 1)).sum(), {"judged": torch.ones(())})
+    )
+    loop.stage.parameter_groups = lambda: [*groups, {"params": list(against.parameters()), "lr": 0.5}]
+    loop = TrainingLoop(loop.config, loop.accelerator, ROWS, loop.stage)
+    before = {name: value.clone() for name, value in against.state_dict().items()}
+    bias = loop.model.layers[3].bias.detach().clone()
+    loop.run()
+    # Adam's first step is the learning rate times the sign of the gradient.
+    for name, value in against.state_dict().items():
+        torch.testing.assert_close(before[name] - value, torch.full_like(value, 0.5), rtol=1e-3, atol=0)
+    torch.testing.assert_close((loop.model.layers[3].bias - bias).abs(), torch.tensor([0.01]), rtol=1e-3, atol=0)
+    assert kept == [1]
+    saved = load_file(list_checkpoints(tmp_path)[-1] / "discriminator.safetensors")
+    assert all(torch.equal(value, against.state_dict()[name]) for name, value in saved.items())
+
+
+def test_a_figure_that_begins_in_a_window_is_averaged_over_its_steps(tmp_path):
+    options = {"log_steps": 4, "checkpoint_steps": 3}
+
+    def run(folder, stop_at=None, **more):
+        loop = _loop(folder, stop_at=stop_at, **options, **more)
+        step = loop.stage.step
+
+        def with_more(model, batch):
+            loss, figures = step(model, batch)
+            return loss, figures | ({"late": torch.tensor(float(loop.step))} if loop.step >= 2 else {})
+
+        loop.stage.step = with_more
+        loop.run()
+
+    run(tmp_path / "whole", max_steps=8)
+    with pytest.raises(InterruptionError):
+        run(tmp_path / "parts", stop_at=4, max_steps=8)
+    run(tmp_path / "parts", max_steps=8)
+    for name in ("whole", "parts"):
+        late = [r["late"] for r in read_history(tmp_path / name) if r["split"] == "train"]
+        assert late == [2.5, 5.5]
+
+
+def test_models_that_are_split_over_devices_are_refused(tmp_path, monkeypatch):
+    from accelerate import Accelerator, DistributedType
+
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"accelerate is configured for FSDP, .*Start it with torchrun"):
+        _loop(tmp_path)
 
 
 def test_a_cosine_schedule_is_not_stretched(tmp_path):

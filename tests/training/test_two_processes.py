@@ -34,13 +34,23 @@ def folder(tmp_path_factory):
 
 
 def test_weights_and_statistics_are_equal_in_both_processes(folder):
-    for name in ("whole", "first", "parts"):
+    for name in ("whole", "first", "parts", "against_whole", "against_parts"):
         mine, theirs = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
         assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
 
 
-def test_a_resumed_run_is_bit_equal(folder):
-    whole, first, parts = (load_file(folder / f"{name}-0.safetensors") for name in ("whole", "first", "parts"))
+def test_a_resumed_adversarial_run_is_bit_equal(folder):
+    checkpoints = [folder / name / "checkpoints" / "step-00000006" for name in ("against_whole", "against_parts")]
+    for file in sorted(path.name for path in checkpoints[0].glob("*.safetensors")):
+        whole, parts = (load_file(checkpoint / file) for checkpoint in checkpoints)
+        assert [name for name in whole if not torch.equal(whole[name], parts[name])] == [], file
+    assert (checkpoints[0] / "discriminator.safetensors").is_file()
+
+
+@pytest.mark.parametrize("prefix", ["", "against_"])
+def test_a_resumed_run_is_bit_equal(folder, prefix):
+    names = [f"{prefix}{name}-0.safetensors" for name in ("whole", "first", "parts")]
+    whole, first, parts = (load_file(folder / name) for name in names)
     assert [key for key in whole if not torch.equal(whole[key], parts[key])] == []
     assert any(not torch.equal(whole[key], first[key]) for key in whole)
 

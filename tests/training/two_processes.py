@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.options.training import EncodeConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.training import AdversarialConfig, EncodeConfig, TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.training.encoding import encode_images
@@ -45,6 +45,9 @@ def main(folder: Path) -> None:
 
     def train(name, steps):
         options = {"max_steps": steps, "ema_decay": 0.5, "gradient_accumulation": 2, "checkpoint_steps": 2}
+        if name.startswith("against"):
+            adversarial = AdversarialConfig(start_step=3, discriminator_warmup_steps=2, num_layers=1, hidden_size=4)
+            options |= {"adversarial": adversarial, "schedule": "constant"}
         return train_tokenizer(
             TokenizerTrainingConfig(output_dir=str(folder / name), batch_size=16, model=MODEL, data=data, **options)
         )
@@ -53,10 +56,14 @@ def main(folder: Path) -> None:
     train("parts", 3)
     report = train("parts", 6)
     rank = accelerator.process_index
-    for name, model in zip(("whole", "first", "parts"), models, strict=True):
+    train("against_whole", 6)
+    train("against_parts", 3)
+    train("against_parts", 6)
+    names = ("whole", "first", "parts", "against_whole", "against_first", "against_parts")
+    for name, model in zip(names, models, strict=True):
         save_file(model.state_dict(), folder / f"{name}-{rank}.safetensors")
     (held_out,) = load_image_splits(DataConfig(), "validation_split")
-    figures = evaluate_tokenizer(models[-1], held_out, 16, accelerator)
+    figures = evaluate_tokenizer(models[2], held_out, 16, accelerator)
     (folder / f"figures-{rank}.json").write_text(json.dumps([accelerator.num_processes, figures, report["test"]]))
     try:
         with lock_folder("output_dir", folder / "held"):
