@@ -62,7 +62,7 @@ def combination(config: ImageTokenizerConfig) -> Settings:
     settings["restart_threshold"] = max(config.restart_threshold, TUNED["restart_threshold"])
     settings["kl_weight"] = min(config.kl_weight, LIGHT_KL)
     if config.codebook_update == "ema":
-        del settings["ema_decay"]
+        del settings["ema_warmup"]
     # A network predicts the variances of these types.
     if isinstance(config, SQVAEConfig) and config.variance_type != "I":
         del settings["variance_update"]
