@@ -41,7 +41,8 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"Level {self.level}: {self.symptom} ({self.measured}). Likely cause: {self.cause}. Try: {self.remedy}."
+        number = self.level + 1  # as pictures and curves count them
+        return f"Level {number}: {self.symptom} ({self.measured}). Likely cause: {self.cause}. Try: {self.remedy}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -53,7 +53,9 @@ def build_feature_network(config: FeatureConfig) -> FeatureNetwork:
     """
     build = squeezenet_network if config.features == "squeezenet" else inception_network
     with _advice(
-        "The option for weights is metrics.feature_weights; squeezenet is another choice of metrics.features."
+        "The option for weights is metrics.feature_weights; squeezenet is another choice of metrics.features, whose "
+        "weights are smaller, and null leaves the distance out where there are other figures: of a tokenizer, or of "
+        "images with pairs true."
     ):
         return build(config.feature_weights)
 
