@@ -31,7 +31,8 @@ _HELD_OUT = 10
 _LOOKED_AT = 100
 _BYTES, _TEXTS = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")
 _READ = (
-    "Read are images of `datasets`, bytes or paths of image files, records with bytes or path, and arrays of integers."
+    "Read are images, and arrays of integers, of the types Image, Array2D and Array3D of `datasets`; bytes or paths of "
+    "image files; records with bytes or path."
 )
 
 

@@ -116,6 +116,10 @@ def _load_files(config: DataConfig) -> DatasetDict:
     if not any(chosen.values()) or (root.is_file() and root.suffix.lower() in image_endings()):
         raise FileNotFoundError(_none_of_the_kind(root, files, "parquet", tuple(image_endings()), "imagefolder"))
     _check_one_data_set(root, [file for many in chosen.values() for file in many])
+    # Parts without a row, as Spark leaves them, are none that `datasets` reads.
+    chosen = {split: [file for file in many if _num_rows(file)] for split, many in chosen.items()}
+    if not any(chosen.values()):
+        raise ValueError(f"The parquet files of data.path {str(root)!r} hold no rows.")
     return load_dataset(
         "parquet", data_files={str(split): list(map(glob.escape, many)) for split, many in chosen.items() if many}
     )
@@ -187,6 +191,12 @@ def _check_one_data_set(root: Path, files: list[str]) -> None:
             f"The parquet files of data.path {str(root)!r} do not have the same columns: {found}. Name those of one "
             "data set by data.files, such as {train: 'train-*.parquet'}."
         )
+
+
+def _num_rows(file: str) -> int:
+    from pyarrow import parquet
+
+    return parquet.read_metadata(file).num_rows
 
 
 def _first_cause(error: BaseException) -> str:

@@ -80,7 +80,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
-    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen)$)", r"likelihood\."]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen|step)$)", r"likelihood\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
     # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
     _supports_sdpa = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+import pyarrow as pa
 import pytest
 
 from hq_tokenizers.data.loading import load_image_folder, load_image_splits
@@ -205,6 +206,14 @@ def test_a_broken_parquet_file_is_named(tmp_path, write_parquet, png_of):
     (tmp_path / "b.parquet").write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"^.*/b\.parquet is no parquet file, or broken: "):
         load_source(DataConfig(name="parquet", path=str(tmp_path)))
+
+
+def test_parquet_files_without_rows(tmp_path, write_parquet, png_of):
+    write_parquet({"image": pa.array([], pa.binary())}, "a.parquet")
+    with pytest.raises(ValueError, match="hold no rows"):
+        load_source(DataConfig(name="parquet", path=str(tmp_path)))
+    write_parquet({"image": [png_of(0)] * 3}, "b.parquet")
+    assert load_source(DataConfig(name="parquet", path=str(tmp_path)))["train"].num_rows == 3
 
 
 def test_other_files_beside_parquet_files(tmp_path, write_parquet, png_of):
