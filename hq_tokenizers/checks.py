@@ -17,6 +17,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 
+def is_list(values: Any) -> bool:
+    """Whether these are things in an order: a list, tuple, range, column of `datasets` or pandas, or 1-D array."""
+    if isinstance(values, str | bytes | bytearray | memoryview):
+        return False
+    return isinstance(values, Sequence) or (getattr(values, "ndim", None) == 1 and hasattr(values, "__iter__"))
+
+
 @dataclass(frozen=True)
 class Range:
     """In an annotation: what a number may be.

@@ -154,15 +154,18 @@ class CodeLayout:
             left -= depth
         return CodeLayout(tuple(groups))
 
-    def unflatten(self, flat: torch.Tensor) -> Codes:
+    def unflatten(self, flat: torch.Tensor | Sequence[Any]) -> Codes:
         """The inverse of `Codes.flatten`.
 
         Args:
-            flat: Integers (B, T), group-major, raster within a group, depth innermost.
+            flat: Integers (B, T), group-major, raster within a group, depth innermost: a tensor or array, a list, or a
+                column of `datasets`.
 
         Raises:
             ValueError: If `flat` is not of shape (B, T).
         """
+        if not isinstance(flat, torch.Tensor):
+            flat = torch.stack([torch.as_tensor(row) for row in flat]) if len(flat) else torch.empty(0, self.num_codes)
         if flat.ndim != 2 or flat.shape[1] != self.num_codes:
             raise ValueError(
                 f"Flat codes of the layout {self} have shape (batch, {self.num_codes}), got {tuple(flat.shape)}."

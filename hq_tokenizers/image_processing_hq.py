@@ -12,14 +12,16 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers import PreTrainedConfig
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, infer_channel_dimension_format
+from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from .checks import image_height_width
+from .checks import image_height_width, is_list
 from .image_decoding import decode_image
 
 OUTPUT_TYPES = ("pil", "pt", "np")
 _PIL_MODES = {1: "L", 3: "RGB"}
+# Grey, grey and opacity, colour, colour and opacity.
+_CHANNELS = (1, 2, 3, 4)
 _MODES_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 GREY_MODES = ("1", "L", "LA", "La", "I", *_MODES_OF_16_BITS)
 
@@ -37,11 +39,13 @@ class HQImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-ar
 class HQImageProcessor(TorchvisionBackend):
     """Prepares images for the image tokenizers and turns their output into images.
 
-    Accepts one image or a list of PIL images, NumPy arrays or tensors (H×W, H×W×C or C×H×W, also with a leading batch
-    axis), paths, URLs or bytes of image files, of any mode: grey (also of 16 bits), colour, palette, transparent (laid
-    over white) or bilevel. Files and PIL images are decoded as for training, see `decode_image`: upright, the first
-    frame of an animation, up to `PIL.Image.MAX_IMAGE_PIXELS`. Integer pixels are multiplied by `rescale_factor`;
-    floating-point pixels are taken to be in [0, 1] already, and booleans are 0 and 1.
+    Accepts one image or a list (also a column of `datasets`) of PIL images, NumPy arrays or tensors (H×W, H×W×C or
+    C×H×W, also with a leading batch axis), paths, URLs, open files or bytes of image files, of any mode: grey (also of
+    16 bits), colour, palette, transparent (laid over white) or bilevel. Files and PIL images are decoded as for
+    training, see `decode_image`: upright, the first frame of an animation, up to `PIL.Image.MAX_IMAGE_PIXELS`. Integer
+    pixels are multiplied by `rescale_factor`, those of uint16 arrays, as of 16-bit files, once they are reduced to 8
+    bits (where `rescale_factor` is 1/255); floating-point pixels are taken to be in [0, 1] already, and booleans are 0
+    and 1.
 
     Args:
         num_channels: 1 turns every image into grey, 3 into colour.
@@ -113,7 +117,7 @@ class HQImageProcessor(TorchvisionBackend):
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Images of paths, URLs, bytes and PIL images by `decode_image`; the base class has ways of its own."""
-        if isinstance(image_url_or_urls, list | tuple):
+        if is_list(image_url_or_urls):
             return list(map(self.fetch_images, image_url_or_urls))
         return decode_image(image_url_or_urls)
 
@@ -131,16 +135,18 @@ class HQImageProcessor(TorchvisionBackend):
         """One image as a (num_channels, H, W) tensor of its own dtype.
 
         Raises:
-            ValueError: If the image has another number of channels than 1, 3 or 4, or is a PIL image of 32 bits.
+            ValueError: If the image has more than 4 channels, it cannot be told on which side of an array they are, or
+                it is a PIL image of 32 bits.
         """
         kwargs.pop("do_convert_rgb", None)
         if isinstance(image, Image.Image):
             image = convert_pil(image, num_channels)
         else:
-            image = _booleans_to_floats(image)
             if kwargs.get("input_data_format") is None and image.ndim == 3:
-                # The base class does not expect a fourth channel in every version.
-                kwargs["input_data_format"] = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+                kwargs["input_data_format"] = _side_of_channels(image)
+            image = _booleans_to_floats(image)
+            if image.dtype in (np.uint16, torch.uint16) and rescale_factor == type(self).rescale_factor:
+                image = _to_8_bits(image)
         pixels = super().process_image(image, **kwargs)
         return _convert_channels(pixels, num_channels, 1.0 if pixels.is_floating_point() else 1 / rescale_factor)
 
@@ -231,7 +237,7 @@ class HQImageProcessor(TorchvisionBackend):
 
 def _flat_images(images: Any) -> Iterator[Any]:
     """The single images of nested lists and of arrays with a batch axis."""
-    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
+    if is_list(images) or getattr(images, "ndim", 0) == 4:
         for image in images:
             yield from _flat_images(image)
     else:
@@ -251,10 +257,10 @@ def convert_pil(image: Image.Image, num_channels: int) -> Image.Image:
         ValueError: For grey of 32 bits, whose white is unknown.
     """
     if image.mode in _MODES_OF_16_BITS:
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image).astype(np.uint16)
         # A PNG file may name one grey that is clear.
         values[values == image.info.get("transparency", -1)] = 65535
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        image = Image.fromarray(_to_8_bits(values).numpy())
     elif image.mode in ("I", "F"):
         raise ValueError(
             f"An image of Pillow's mode {image.mode} has 32 bits per pixel, and what is white in it is unknown: scale "
@@ -266,6 +272,26 @@ def convert_pil(image: Image.Image, num_channels: int) -> Image.Image:
     return image.convert(_PIL_MODES[num_channels])
 
 
+def _to_8_bits(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint16 as uint8: 65535 becomes 255."""
+    exact = values.astype(np.float32) if isinstance(values, np.ndarray) else values
+    return torch.as_tensor(exact).float().div(257).round().to(torch.uint8)
+
+
+def _side_of_channels(image: np.ndarray | torch.Tensor) -> ChannelDimension:
+    """Whether the channels of three axes are the first or the last; of a tensor the first, where both may be."""
+    first, last = (image.shape[axis] in _CHANNELS for axis in (0, -1))
+    shape = tuple(image.shape)
+    if not (first or last):
+        raise ValueError(f"Images have 1 to 4 channels before or after height and width, got the shape {shape}.")
+    if first and last and isinstance(image, np.ndarray):
+        raise ValueError(
+            f"An array of shape {shape} may have its channels first or last: say input_data_format='channels_last', or "
+            "give a tensor (C, H, W) or a PIL image."
+        )
+    return ChannelDimension.FIRST if first else ChannelDimension.LAST
+
+
 def _booleans_to_floats(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
     if isinstance(image, torch.Tensor):
         return image.float() if image.dtype == torch.bool else image
@@ -273,13 +299,12 @@ def _booleans_to_floats(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.
 
 
 def _convert_channels(image: torch.Tensor, num_channels: int, white: float) -> torch.Tensor:
-    """(1, 3 or 4, H, W) to (num_channels, H, W); a fourth channel is the opacity, over white."""
-    channels = image.shape[0]
-    if channels not in (1, 3, 4):
-        raise ValueError(f"Images have 1, 3 or 4 channels, got {channels} in an image of shape {tuple(image.shape)}.")
-    if channels == 4:
-        opacity = image[3:].float() / white
-        blended = image[:3].float() * opacity + white * (1 - opacity)
+    """(1 to 4, H, W) to (num_channels, H, W); a second or fourth channel is the opacity, over white."""
+    if image.shape[0] not in _CHANNELS:
+        raise ValueError(f"Images have 1 to 4 channels, got {image.shape[0]} in one of shape {tuple(image.shape)}.")
+    if image.shape[0] in (2, 4):
+        opacity = image[-1:].float() / white
+        blended = image[:-1].float() * opacity + white * (1 - opacity)
         image = (blended if image.is_floating_point() else blended.round()).to(image.dtype)
     if image.shape[0] == num_channels:
         return image

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from hq_tokenizers.checks import did_you_mean
+from hq_tokenizers.checks import did_you_mean, is_list
+from hq_tokenizers.image_decoding import is_open_file
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
 
 _CALL_ARGUMENTS = (
@@ -70,9 +71,9 @@ def image_seeds(seed: Any, num_images: int) -> list[int]:
         _check_seed(first)
         _check_seed(first + max(num_images - 1, 0))
         return [first + index for index in range(num_images)]
-    values: Sequence[Any] = seed.tolist() if getattr(seed, "ndim", None) == 1 else seed
-    if not isinstance(values, (list, tuple)):
+    if not is_list(seed):
         raise TypeError(f"seed is an integer, a list of them, or None, got {seed!r} of type {type(seed).__name__}.")
+    values = list(seed)
     if len(values) != num_images:
         raise ValueError(f"Got {len(values)} seeds for {num_images} images: give one per image, or a single integer.")
     return [_list_item(value, index) for index, value in enumerate(values)]
@@ -100,9 +101,9 @@ def stream_seeds(seed: Any) -> Iterator[int]:
 def is_stream(values: Any) -> bool:
     """Whether these are inputs to take one by one as results are asked for: an iterator, or a torch `Dataset`.
 
-    transformers' `KeyDataset`, one column of a data set, is one.
+    transformers' `KeyDataset`, one column of a data set, is one. An open file is not, though Python iterates over it.
     """
-    return isinstance(values, (Iterator, Dataset))
+    return isinstance(values, (Iterator, Dataset)) and not is_open_file(values)
 
 
 def _list_item(value: Any, index: int) -> int:

@@ -26,9 +26,9 @@ def prepare_image_and_mask(
 
     Args:
         image: A single image.
-        mask: A single image of the same height and width. True, or brighter than half, marks what to repaint. Where
-            integers go up to 1 only, they are truth values, also the indices of a palette whose first two colours are
-            dark.
+        mask: A single image of the same height and width, or larger or smaller in the same proportions. True, or
+            brighter than half, marks what to repaint. Where integers go up to 1 only, they are truth values, also the
+            indices of a palette whose first two colours are dark.
         image_processor: Of the generator.
 
     Returns:
@@ -36,7 +36,7 @@ def prepare_image_and_mask(
         resized one.
 
     Raises:
-        ValueError: If the sizes differ, or the mask is not black but nowhere brighter than half.
+        ValueError: If the proportions differ, or the mask is not black but nowhere brighter than half.
     """
     original = image_processor(image, do_resize=False, do_normalize=False)["pixel_values"]
     pixels = image_processor(_with_unit_range(mask), do_resize=False, do_normalize=False, num_channels=1)
@@ -47,12 +47,23 @@ def prepare_image_and_mask(
             f"mask marks nothing: greys count from one half on, and its brightest is {brightest:.3g} of 1. Give truth "
             "values, or black and white."
         )
-    if marked.shape[-2:] != original.shape[-2:]:
-        sizes = ["{}×{}".format(*tensor.shape[-2:]) for tensor in (marked, original)]
-        raise ValueError(f"mask and image must have the same height and width, got {sizes[0]} and {sizes[1]}.")
     # Bilinear weights are never negative, so that zero means: nothing of the mask.
     resized = image_processor(marked, num_channels=1, do_normalize=False, resample=PILImageResampling.BILINEAR)
-    return image_processor(original)["pixel_values"], resized["pixel_values"] > 0
+    repaint, pixel_values = resized["pixel_values"] > 0, image_processor(original)["pixel_values"]
+    if not _have_one_shape(marked, original) or repaint.shape[-2:] != pixel_values.shape[-2:]:
+        sizes = ["{}×{}".format(*tensor.shape[-2:]) for tensor in (marked, original)]
+        raise ValueError(
+            f"mask and image must have the same height and width, or the same proportions where they are resized, got "
+            f"{sizes[0]} and {sizes[1]}."
+        )
+    return pixel_values, repaint
+
+
+def _have_one_shape(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether one is the other in another size, up to the rounding of a side."""
+    height, width = (a / b for a, b in zip(first.shape[-2:], second.shape[-2:], strict=True))
+    smaller = [min(sides) for sides in zip(first.shape[-2:], second.shape[-2:], strict=True)]
+    return abs(height / width - 1) < 0.5 / min(smaller)
 
 
 def untouched_codes(repaint: torch.Tensor, layout: CodeLayout) -> list[torch.Tensor]:
@@ -106,10 +117,10 @@ def _with_unit_range(mask: Any) -> Any:
         values = np.array(mask)
         shows_colours = mask.has_transparency_data or (mask.mode == "P" and _first_colours_are_bright(mask))
         is_truth = not shows_colours and values.dtype.kind in "bui" and values.max() <= 1
-        return values.astype(np.float32) if is_truth else mask
+        return values.astype(np.float32) if is_truth or mask.mode == "F" else mask
     tensor = torch.as_tensor(mask)
-    is_truth = tensor.dtype == torch.bool or (not tensor.is_floating_point() and not bool((tensor > 1).any()))
-    return tensor.float() if is_truth else tensor
+    is_truth = not tensor.is_floating_point() and not bool((tensor.float() > 1).any())
+    return tensor.float() if is_truth else mask
 
 
 def _first_colours_are_bright(palette_image: Image.Image) -> bool:

@@ -249,6 +249,11 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
             (B, C, H, W) as in `HQGeneratorOutput`: decoded from the leading levels that have a code everywhere; before
             the first has, from all, with code 0 where there is none yet.
         """
+        if not isinstance(partial, PartialCodes):
+            raise TypeError(
+                "preview takes the PartialCodes that callback_on_step_end is called with, got "
+                f"{type(partial).__name__}."
+            )
         return self.image_tokenizer.decode(partial.codes, num_levels=partial.num_preview_levels or None)
 
     def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:

@@ -399,6 +399,8 @@ class HQGenerationPipeline(Pipeline):
         if output_type is not None and output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
         forward: dict[str, Any] = {"generation_config": generation_config, "overrides": settings}
+        if not (callback_on_step_end is None or callable(callback_on_step_end)):
+            raise TypeError(f"callback_on_step_end is a function, got {callback_on_step_end!r}.")
         if callback_on_step_end is not None:
             forward["callback_on_step_end"] = callback_on_step_end
         return {}, forward, {} if output_type is None else {"output_type": output_type}

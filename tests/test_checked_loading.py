@@ -169,6 +169,20 @@ def test_what_is_whole_is_loaded_as_transformers_loads_it(saved: dict[str, Path]
     assert RQPriorModel.from_pretrained(saved["rq"], dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_leaves_counters_whole(preset: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What counts steps is an integer, and a quantizer keeps float32."""
+    model = AutoModel.from_config(PRESETS[preset]("digits", hidden_size=8))
+    model.save_pretrained(tmp_path)
+    expected = {
+        name: dtype if value.is_floating_point() and not name.startswith(("quantizer", "likelihood")) else value.dtype
+        for name, value in model.state_dict().items()
+    }
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=dtype).state_dict()
+    assert {name: value.dtype for name, value in loaded.items() if name in expected} == expected
+
+
 def test_parts_may_start_anew_when_that_is_asked_for(saved: dict[str, Path]) -> None:
     config = RQPriorConfig.from_pretrained(saved["rq"], num_classes=5, id2label=None, label2id=None)
     with pytest.raises(ValueError, match=r"has the shape \(3, 8\), config.json wants \(6, 8\)"):

@@ -346,3 +346,15 @@ def test_a_data_loader_makes_batches_of_codes(layout: CodeLayout) -> None:
     assert first["codes"] == Codes.cat(codes[:2])
     assert second["codes"] == codes[2]
     assert first["class_labels"].tolist() == [0, 1]
+
+
+def test_unflatten_takes_what_data_sets_give():
+    import datasets
+
+    layout = CodeLayout((CodeGroup(1, 2, (4,)), CodeGroup(2, 2, (4,))))
+    flat = torch.arange(12).reshape(2, 6) % 4
+    column = datasets.Dataset.from_dict({"codes": flat.tolist()})
+    for codes in (flat.tolist(), flat.numpy(), column["codes"], column.with_format("torch")["codes"]):
+        assert layout.unflatten(codes) == layout.unflatten(flat)
+    with pytest.raises(ValueError, match=r"shape \(batch, 6\), got \(2, 5\)"):
+        layout.unflatten(flat[:, :5].tolist())

@@ -209,7 +209,64 @@ def test_every_way_in_gives_the_pixels_of_the_file(name, folder, address, traine
 
 def test_arrays_are_taken_as_they_are():
     for array in (COLOUR, torch.from_numpy(COLOUR)):
-        assert decode_image(array) is array
+        assert np.shares_memory(np.asarray(decode_image(array)), COLOUR)
+
+
+def views(array: np.ndarray) -> dict[str, np.ndarray | torch.Tensor]:
+    """The values of an array in arrangements that torch or NumPy do not take."""
+    readonly = array.copy()
+    readonly.setflags(write=False)
+    return {
+        "upside down": array[::-1].copy()[::-1],
+        "mirrored": np.fliplr(np.fliplr(array).copy()),
+        "BGR as RGB": array[..., ::-1].copy()[..., ::-1],
+        "columns first": np.asfortranarray(array),
+        "other byte order": (array / 255).astype(">f4"),
+        "long": (array / 255).astype(np.longdouble),
+        "read only": readonly,
+        "with a gradient": torch.tensor(array / 255, requires_grad=True),
+    }
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", list(views(COLOUR)))
+def test_arrays_of_any_arrangement(kind):
+    found = HQImageProcessor()(views(COLOUR)[kind])["pixel_values"][0]
+    np.testing.assert_allclose(found.numpy(), COLOUR.transpose(2, 0, 1) / 255, atol=1e-6)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("array", "error", "message"),
+    [
+        (np.zeros((0, 6, 3), np.uint8), ValueError, r"mask is an array of shape \(0, 6, 3\)"),
+        (torch.zeros(3, 0, 6), ValueError, r"shape \(3, 0, 6\)"),
+        (np.zeros(6), ValueError, r"shape \(6,\)"),
+        (np.zeros((6, 6), complex), TypeError, "mask is an array of complex128"),
+        (torch.zeros(6, 6, dtype=torch.complex64), TypeError, "array of complex64"),
+        (np.full((6, 6), None), TypeError, "array of object"),
+        (np.array([["a"]]), TypeError, "array of <U1"),
+    ],
+)
+def test_arrays_that_are_no_images(array, error, message):
+    with pytest.raises(error, match=message):
+        decode_image(array, "mask")
+
+
+def test_open_files(tmp_path):
+    data, expected = FILES["rgb.png"]
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    processor = HQImageProcessor()
+    with path.open("rb") as file:
+        # Twice: it is read from its beginning.
+        for given in (file, file, [BytesIO(data)]):
+            np.testing.assert_allclose(processor(given)["pixel_values"][0].numpy(), expected, atol=1e-6)
+    path.write_bytes(data[:50])
+    with path.open("rb") as file, pytest.raises(UnreadableImageError, match=r"^The image '.*a\.png' cannot be read"):
+        decode_image(file)
+    with path.open() as file, pytest.raises(TypeError, match=r"mask is a file that is open as text: open it .*'rb'"):
+        decode_image(file, "mask")
 
 
 def test_a_pil_image_that_was_turned_already_stays_so():
@@ -268,7 +325,7 @@ def test_what_is_not_there_is_named(tmp_path, address):
 
 @pytest.mark.parametrize("source", [3, None, {"pixels": 3}, {"bytes": None, "path": None}, object()])
 def test_other_things_are_refused_by_type(source):
-    with pytest.raises(TypeError, match="mask must be a path, a URL, the bytes"):
+    with pytest.raises(TypeError, match="mask must be a path, a URL, an open file"):
         decode_image(source, "mask")
 
 

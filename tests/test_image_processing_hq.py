@@ -76,7 +76,7 @@ class TestInputs:
         [
             (COLOUR.astype(np.float32), r"float32.*divide \[0, 255\] by 255"),
             (COLOUR / 127.5 - 1, r"map \[-1, 1\]"),
-            (np.full((6, 6, 3), 65535, np.uint16), r"\[257, 257\] in an image of type uint16"),
+            (np.full((6, 6, 3), 65535, np.int32), r"\[257, 257\] in an image of type int32"),
             (np.full((4, 4), np.nan), r"\[nan, nan\]"),
         ],
     )
@@ -84,9 +84,40 @@ class TestInputs:
         with pytest.raises(ValueError, match=message):
             pixels(image)
 
+    def test_arrays_of_16_bits_are_what_pil_images_of_them_are(self):
+        deep = RNG.integers(0, 65536, (6, 10), dtype=np.uint16)
+        expected = pixels(Image.fromarray(deep), num_channels=1)
+        np.testing.assert_allclose(expected[0, 0].numpy(), deep / 65535, atol=0.51 / 255)
+        for array in (deep, deep[..., None], torch.from_numpy(deep), deep.astype(">u2")):
+            assert torch.equal(pixels(array, num_channels=1), expected)
+
+    def test_grey_with_opacity(self):
+        array = np.dstack([GREY, np.where(GREY > 99, 255, 0).astype(np.uint8)])
+        expected = torch.from_numpy(np.where(GREY > 99, GREY, 255) / 255).float()
+        for image in (array, Image.fromarray(array, "LA"), torch.from_numpy(array).permute(2, 0, 1), array / 255):
+            torch.testing.assert_close(pixels(image, num_channels=1)[0, 0], expected)
+            torch.testing.assert_close(pixels(image), expected.expand(1, 3, 6, 10))
+
+    def test_channels_on_either_side(self):
+        flat = RNG.integers(0, 256, (1, 50, 3), dtype=np.uint8)
+        with pytest.raises(ValueError, match=r"shape \(1, 50, 3\) may have its channels first or last: say input_data"):
+            pixels(flat)
+        assert pixels(flat, input_data_format="channels_last").shape == (1, 3, 1, 50)
+        assert pixels(torch.from_numpy(flat)).shape == (1, 3, 50, 3)
+        assert pixels(Image.fromarray(flat)).shape == (1, 3, 1, 50)
+
+    def test_columns(self):
+        import datasets
+        import pandas
+
+        images = [Image.fromarray(COLOUR), Image.fromarray(COLOUR[::-1])]
+        expected = pixels(images)
+        for column in (datasets.Dataset.from_dict({"image": images})["image"], pandas.Series(images)):
+            assert torch.equal(pixels(column), expected)
+
     def test_wrong_number_of_channels(self):
         with pytest.raises(ValueError, match="channel"):
-            pixels(np.zeros((6, 5, 2), np.uint8))
+            pixels(np.zeros((6, 5, 7), np.uint8))
 
     def test_different_sizes(self):
         with pytest.raises(ValueError, match=r"6×10, 8×8.*do_resize=True"):
@@ -116,7 +147,7 @@ class TestResizing:
         expected = torch.tensor([0, 0, 1, 1, 0, 0]).float().expand(1, 1, 4, 6)
         assert torch.equal(result, expected)
 
-    @pytest.mark.parametrize("shape", [(7, 9), (9, 7), (8, 8), (100, 33), (5, 40), (3, 3)])
+    @pytest.mark.parametrize("shape", [(7, 9), (9, 7), (8, 8), (100, 33), (5, 40), (5, 5)])
     @pytest.mark.parametrize("size", [(8, 8), (8, 12), (12, 8)])
     def test_any_image_becomes_the_size(self, shape, size):
         processor = HQImageProcessor.for_image_size(size, num_channels=3)

@@ -76,7 +76,8 @@ COMMANDS = {
         summary="draw images with a generator",
         explanation=(
             "Draws images and writes each as PNG, all of them as samples.png, and the options as report.json. A folder "
-            "takes the images of one call only."
+            "takes the images of one call only. In Python transformers.pipeline('hq-generation', model=FOLDER) does "
+            "the same, and its methods reconstruct, variations and inpaint work on given images."
         ),
         examples=(
             "hq-tokenizers generate --generator runs/prior/generator --class_labels '[3, 7]' --num_images 16",

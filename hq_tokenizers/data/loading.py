@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hq_tokenizers.checks import image_height_width
-from hq_tokenizers.image_decoding import decode_image, is_encoded
+from hq_tokenizers.image_decoding import UnreadableImageError, decode_image, image_endings, is_encoded, is_url
 from hq_tokenizers.image_processing_hq import GREY_MODES
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.processes import is_main_process
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 OVERVIEW = "samples.png"
 _TRAIN, _VALIDATION = DataConfig.train_split, DataConfig.validation_split
 _HELD_OUT = 10
+_LOOKED_AT = 100
+_BYTES, _TEXTS = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")
+_READ = (
+    "Read are images, and arrays of integers, of the types Image, Array2D and Array3D of `datasets`; bytes or paths of "
+    "image files; records with bytes or path."
+)
 
 
 def load_image_splits(
@@ -94,6 +101,11 @@ def _select_rows(
     split = _TRAIN if held_out else getattr(config, option)
     rows = select_split(source, split, option)
     numbers = np.flatnonzero(_has_image(rows, _image_column(config, rows)))
+    if held_out and len(numbers) == 1:
+        raise ValueError(
+            f"There is one split only, {split!r}, and one image in it, which cannot be split in two: add images, or "
+            f"set data.validation_split to {split}, to validate on the same."
+        )
     if len(numbers) < len(rows):
         notes[f"{len(rows) - len(numbers):,} of {len(rows):,} rows of {split!r} have no image and are left out."] = None
     if held_out:
@@ -114,7 +126,7 @@ def _select_rows(
 def _is_held_out(config: DataConfig, source: DatasetDict) -> bool:
     """Whether the validation split is a part of the training split, for want of another."""
     usual = (config.train_split, config.validation_split, config.test_split) == (_TRAIN, _VALIDATION, None)
-    return usual and list(source) == [_TRAIN] and len(source[_TRAIN]) > 1
+    return usual and list(source) == [_TRAIN]
 
 
 def _has_image(rows: Dataset, column: str) -> np.ndarray:
@@ -145,7 +157,7 @@ def _load_rows(
 
     column = _image_column(config, rows)
     labels, label_names = read_classes(config.label_column, source, rows, notes)
-    if isinstance(rows.features[column], ImageFeature):
+    if isinstance(rows.features[column], ImageFeature) or _kind(rows.features[column]) == "path":
         rows = rows.cast_column(column, ImageFeature(decode=False))
     image_format = _image_format(config, names, rows[0][column])
     return ImageRows(rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit)
@@ -156,31 +168,61 @@ def _image_column(config: DataConfig, rows: Dataset) -> str:
     from datasets import Image as ImageFeature
 
     typed = [name for name, kind in rows.features.items() if isinstance(kind, ImageFeature | Array2D | Array3D)]
-    encoded = [name for name, kind in rows.features.items() if _holds_bytes(kind)]
+    files = {name: kind for name in rows.column_names if (kind := _kind(rows.features[name]))}
     if config.image_column is None:
-        # Bytes may be anything, unless there is nothing that says it is an image.
-        columns = typed or encoded
+        columns = typed or _columns_of_images(rows, files)
         if len(columns) == 1:
             return columns[0]
         found = f"several image columns: {', '.join(columns)}" if columns else "no image column"
-        raise ValueError(
-            f"The data set has {found}. Set data.image_column; the columns are {', '.join(rows.column_names)}."
-        )
-    if config.image_column not in typed + encoded:
+        there = ", ".join(f"{name} ({_described(kind)})" for name, kind in rows.features.items())
+        raise ValueError(f"The data set has {found}. Set data.image_column; the columns are {there}. {_READ}")
+    if config.image_column not in (*typed, *files):
         raise ValueError(
             f"data.image_column {config.image_column!r} is not an image column. Image columns: "
-            f"{', '.join(typed + encoded) or 'none'}; all columns: {', '.join(rows.column_names)}."
+            f"{', '.join([*typed, *files]) or 'none'}; all columns: {', '.join(rows.column_names)}. {_READ}"
         )
     return config.image_column
 
 
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a column has bytes, or {"bytes", "path"}, as image files are stored without a word of what they are."""
+def _columns_of_images(rows: Dataset, files: Mapping[str, str]) -> list[str]:
+    """Of columns whose types allow for image files those that hold some; where none does, those of bytes.
+
+    Bytes and texts may be anything, unless there is nothing that says it is an image.
+    """
+    holding = [name for name, kind in files.items() if _holds_image(rows, name, kind)]
+    return holding or [name for name, kind in files.items() if kind != "path"]
+
+
+def _holds_image(rows: Dataset, column: str, kind: str) -> bool:
+    """Whether the first of the column's first rows that has something has an image, or the path of one."""
+    head = rows.select(range(min(len(rows), _LOOKED_AT)))[column]
+    value = next((value for value in head if value not in (None, "", {"bytes": None, "path": None})), None)
+    if kind == "path":
+        return isinstance(value, str) and not is_url(value) and Path(value).suffix.lower() in image_endings()
+    try:
+        decode_image(value)
+    except UnreadableImageError:
+        return False
+    except (TypeError, FileNotFoundError):
+        return isinstance(value, dict)
+    return True
+
+
+def _kind(feature: Any) -> str | None:
+    """What image files a column may have: their "bytes", their "path", a "record" of both, or None."""
     from datasets import Value
 
-    if isinstance(kind, dict):
-        return _holds_bytes(kind.get("bytes"))
-    return isinstance(kind, Value) and kind.dtype in ("binary", "large_binary")
+    if isinstance(feature, dict):
+        parts = {name: getattr(feature.get(name), "dtype", None) for name in ("bytes", "path")}
+        if parts["bytes"] in _BYTES or (parts["bytes"] in (None, "null") and parts["path"] in _TEXTS):
+            return "record"
+    dtype = feature.dtype if isinstance(feature, Value) else None
+    return "bytes" if dtype in _BYTES else "path" if dtype in _TEXTS else None
+
+
+def _described(feature: Any) -> str:
+    """The type of a column, in a word."""
+    return getattr(feature, "dtype", None) or type(feature).__name__
 
 
 def _image_format(config: DataConfig, names: RowNames, first: Any) -> ImageFormat:

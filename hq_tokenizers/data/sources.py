@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from datasets.data_files import DataFilesDict
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+
 
 def load_source(config: DataConfig) -> DatasetDict:
     """All splits of the configured data set.
@@ -56,11 +58,13 @@ def select_split(source: DatasetDict, split: str, option_name: str = "split") ->
 
     sizes = {name: rows.num_rows for name, rows in source.items()}
     accepted = ", ".join(f"{name} ({size} rows)" for name, size in sizes.items())
+    others = [name for name in sizes if name != "train"]
     try:
         asked = ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise ValueError(
             f'data.{option_name} {split!r} is not one of {accepted}, nor a slice of one such as "train[:1000]".'
+            + (f" Set data.{option_name} to {others[0]}." if len(others) == 1 and split == "test" else "")
         ) from error
     for name, bounds in re.findall(r"(\w+)\[([-\d:]+)\]", split):
         # `datasets` silently cuts a slice to what is there, which would train on less than the recipe says.
@@ -112,6 +116,10 @@ def _load_files(config: DataConfig) -> DatasetDict:
     if not any(chosen.values()) or (root.is_file() and root.suffix.lower() in image_endings()):
         raise FileNotFoundError(_none_of_the_kind(root, files, "parquet", tuple(image_endings()), "imagefolder"))
     _check_one_data_set(root, [file for many in chosen.values() for file in many])
+    # Parts without a row, as Spark leaves them, are none that `datasets` reads.
+    chosen = {split: [file for file in many if _num_rows(file)] for split, many in chosen.items()}
+    if not any(chosen.values()):
+        raise ValueError(f"The parquet files of data.path {str(root)!r} hold no rows.")
     return load_dataset(
         "parquet", data_files={str(split): list(map(glob.escape, many)) for split, many in chosen.items() if many}
     )
@@ -120,25 +128,40 @@ def _load_files(config: DataConfig) -> DatasetDict:
 def _load_image_files(root: Path, files: DataFilesDict) -> DatasetDict:
     """As `load_dataset("imagefolder")`, with the formats that are read here and without anything else."""
     from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.exceptions import DatasetGenerationError
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     class ImageFiles(ImageFolder):
         EXTENSIONS = sorted(image_endings())
 
-    others = (".zip", *ImageFolder.METADATA_FILENAMES)
-    chosen = {}
+    chosen, metadata = {}, set()
     for split, many in files.items():
         pairs = [
             (file, origin)
             for file, origin in zip(many, many.origin_metadata, strict=True)
-            if file.endswith(others) or _is_image_file(Path(file))
+            if _is_image_file(Path(file))
         ]
         if pairs:
-            chosen[split] = DataFilesList(*map(list, zip(*pairs, strict=True)))
+            described = [
+                (file, origin)
+                for file, origin in zip(many, many.origin_metadata, strict=True)
+                if Path(file).name in ImageFolder.METADATA_FILENAMES
+            ]
+            metadata |= {file for file, _ in described}
+            chosen[split] = DataFilesList(*map(list, zip(*pairs, *described, strict=True)))
     if not chosen:
         raise FileNotFoundError(_none_of_the_kind(root, files, "image", ".parquet", "parquet"))
     builder = ImageFiles(data_files=DataFilesDict(chosen))
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except (ValueError, KeyError, DatasetGenerationError) as error:
+        if not metadata:
+            raise
+        raise ValueError(
+            f"{', '.join(sorted(metadata))} cannot be joined with the images of data.path {str(root)!r}: "
+            f"{_first_cause(error).rstrip('.')}. A file of that name says something about each image, which its column "
+            "file_name names: correct it, or rename it where it is about other things."
+        ) from error
     return builder.as_dataset()
 
 
@@ -146,6 +169,8 @@ def _none_of_the_kind(root: Path, files: DataFilesDict, kind: str, others: str |
     """What is said where there are no files of a kind, and whether there are some of the other."""
     found = [file for many in files.values() for file in many if file.lower().endswith(others)]
     hint = f" It holds {len(found):,} for data.name {name}: set that." if found else ""
+    archives = [Path(file).name for many in files.values() for file in many if file.lower().endswith(_ARCHIVES)]
+    hint = f" Unpack the archive {archives[0]}." if archives and not found else hint
     return f"data.path {str(root)!r} holds no {kind} files.{hint}"
 
 
@@ -166,6 +191,12 @@ def _check_one_data_set(root: Path, files: list[str]) -> None:
             f"The parquet files of data.path {str(root)!r} do not have the same columns: {found}. Name those of one "
             "data set by data.files, such as {train: 'train-*.parquet'}."
         )
+
+
+def _num_rows(file: str) -> int:
+    from pyarrow import parquet
+
+    return parquet.read_metadata(file).num_rows
 
 
 def _first_cause(error: BaseException) -> str:

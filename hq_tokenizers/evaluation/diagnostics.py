@@ -76,7 +76,9 @@ class Finding:
         return remedies.as_options(self.settings) or "longer training, or fewer codes"
 
     def __str__(self) -> str:
-        where = f"Level{'s' * (len(self.levels) > 1)} {', '.join(map(str, self.levels))}"
+        # Pictures and curves count from 1.
+        numbers = ", ".join(str(level + 1) for level in self.levels)
+        where = f"Level{'s' * (len(self.levels) > 1)} {numbers}"
         return (
             f"{where}: {self.symptom} ({self.measured}). Likely cause: {self.cause}.\n"
             f'  Try: {self.remedy} (docs/troubleshooting.md, "{self.symptom.capitalize()}").'

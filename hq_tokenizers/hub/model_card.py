@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Number
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
@@ -92,9 +94,10 @@ def create_model_card(
         A `huggingface_hub.ModelCard`, with `.save(path)`.
 
     Raises:
-        TypeError: If the model is none of the three.
+        TypeError: If the model is none of the three, or `metrics` is no mapping of names to numbers or texts.
     """
     kind, layout = _kind_and_layout(model)
+    metrics = _plain_metrics(metrics)
     id2label = model.config.id2label if kind == "generator" else {}
     data = ModelCardData(
         # `pipeline(model=…)` takes the task from the Hub for models of transformers only; it knows ours once
@@ -119,6 +122,18 @@ def create_model_card(
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+
+
+def _plain_metrics(metrics: Any) -> dict[str, Any]:
+    """Names and values that YAML can hold: numbers of NumPy and torch as those of Python."""
+    given = dict(metrics or {}) if isinstance(metrics, Mapping | None) else None
+    if given is None or not all(isinstance(name, str) for name in given):
+        raise TypeError(f"metrics maps names to values, such as {{'rFID, my test set': 12.3}}, got {metrics!r}.")
+    plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in given.items()}
+    for name, value in plain.items():
+        if not all(isinstance(part, Number | str) for part in (value if isinstance(value, list | tuple) else [value])):
+            raise TypeError(f"metrics[{name!r}] is a number, a text or a list of numbers, got {value!r}.")
+    return plain
 
 
 def _eval_results(kind: str, metrics: Mapping[str, float | str], datasets: Sequence[str]) -> list[EvalResult]:
@@ -183,7 +198,7 @@ def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained
 def _codes_section(layout: CodeLayout) -> str:
     rows = [
         f"| {index} | {group.height} × {group.width} | {group.depth} | {', '.join(map(str, group.codebook_sizes))} |"
-        for index, group in enumerate(layout.groups)
+        for index, group in enumerate(layout.groups, start=1)
     ]
     return "\n".join(
         [

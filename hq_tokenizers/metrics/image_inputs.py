@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hq_tokenizers.checks import is_list
 from hq_tokenizers.image_decoding import decode_image
 
 # Resampling and dtype conversions leave values a few ulps outside [0, 1]; anything beyond this is a wrong range.
@@ -31,7 +32,7 @@ def as_pixels(images: Any, side: str) -> torch.Tensor:
         TypeError: If the type or the dtype is another one.
         ValueError: If the shape, the mode or the range is wrong, sizes differ, or a pixel is NaN or infinite.
     """
-    if isinstance(images, (list, tuple)):
+    if is_list(images) and not isinstance(images, torch.Tensor):
         images = _stack(images, side)
     if not isinstance(images, torch.Tensor):
         raise TypeError(f"{side}: {_ACCEPTED}; got {type(images).__name__}.")
@@ -88,7 +89,7 @@ def to_unit_range(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> t
 
 
 def _stack(images: Sequence[Any], side: str) -> torch.Tensor:
-    if not images:
+    if not len(images):
         raise ValueError(f"{side}: the list of images is empty.")
     tensors = [image if isinstance(image, torch.Tensor) else _from_pil(image, side) for image in images]
     for tensor in tensors:

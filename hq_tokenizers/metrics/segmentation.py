@@ -8,6 +8,7 @@ import datasets
 import evaluate
 import torch
 
+from hq_tokenizers.checks import is_list
 from hq_tokenizers.metrics.running.confusion import Confusion
 from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 
@@ -97,7 +98,7 @@ class Segmentation(StreamingMetric[Confusion]):
 
 def _label_maps(maps: Any, side: str) -> torch.Tensor:
     accepted = 'label maps are an integer tensor (B, H, W) or a list of PIL images of mode "L" or "P"'
-    if isinstance(maps, (list, tuple)) and maps:
+    if is_list(maps) and not isinstance(maps, torch.Tensor) and len(maps):
         tensors = [m if isinstance(m, torch.Tensor) else _from_pil(m, f"{side}: {accepted}") for m in maps]
         if len({tensor.shape for tensor in tensors}) != 1:
             raise ValueError(f"{side}: label maps of one batch must have one size; resize them (nearest neighbour).")

@@ -18,6 +18,7 @@ from hq_tokenizers.checks import (
     Width,
     check_fields,
     check_image_size,
+    class_names,
     did_you_mean,
 )
 from hq_tokenizers.remote_code import forget_exported_code
@@ -183,6 +184,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         forget_exported_code(__name__, kwargs)
         self._check_relations()
         self._check_names(kwargs)
+        class_names(self.id2label or {})
         self._check_unused()
         prefix = f"image_size and {self.stride_field} do not go together. "
         check_image_size(self.image_size, self.stride, prefix)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 
@@ -23,6 +25,10 @@ def load_trained(
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
+        if Path(path, "config.json").is_file():
+            raise ValueError(
+                f"{option} {path!r}: its config.json cannot be used ({str(error).splitlines()[0]})."
+            ) from error
         raise ValueError(
             f"{option} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
             f"`{command}` writes one ({str(error).splitlines()[0]})."

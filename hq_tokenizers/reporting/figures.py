@@ -145,8 +145,10 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
         axis = figure.add_subplot(rows, columns, place)
         for name in names:
             for split, style in _STYLES.items():
-                for label, steps, values in _lines(history, name, split):
-                    axis.plot(steps, values, label=f"{label}, {split}", **style)
+                for level, steps, values in _lines(history, name, split):
+                    # The title says what a single figure is.
+                    words = [name.replace("_", " ")] if len(names) > 1 else []
+                    axis.plot(steps, values, label=", ".join([*words, *level, split]), **style)
         axis.set_title(title)
         axis.set_xlabel("step")
         if title.startswith("MSE"):
@@ -157,13 +159,14 @@ def save_curves(history: Sequence[Record], panels: Mapping[str, Sequence[str]], 
         figure.savefig(partial, dpi=100, format="png")
 
 
-def _lines(history: Sequence[Record], name: str, split: str) -> list[tuple[str, list[int], list[float]]]:
+def _lines(history: Sequence[Record], name: str, split: str) -> list[tuple[list[str], list[int], list[float]]]:
+    """A figure of a split, per level where it has several: the level, in words, steps and values."""
     records = [record for record in history if record["split"] == split and name in record]
     if not records:
         return []
     steps = [record["step"] for record in records]
     values = np.asarray([record[name] for record in records], dtype=float)
     if values.ndim == 1:
-        return [(name, steps, values.tolist())]
-    labels = [name if values.shape[1] == 1 else f"{name} {level}" for level in range(values.shape[1])]
-    return [(label, steps, column.tolist()) for label, column in zip(labels, values.T, strict=True)]
+        return [([], steps, values.tolist())]
+    levels = [[f"level {level}"] if values.shape[1] > 1 else [] for level in range(1, values.shape[1] + 1)]
+    return [(level, steps, column.tolist()) for level, column in zip(levels, values.T, strict=True)]

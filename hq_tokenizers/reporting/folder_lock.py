@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hq_tokenizers.files import is_full_disk
 from hq_tokenizers.processes import is_main_process, main_process_finds
 
 LOCK = ".in-use.lock"
@@ -72,7 +73,9 @@ def _acquire(lock: FileLock, option: str, root: Path) -> OSError | None:
             f"stop it, or choose another {option}."
         )
     except OSError as error:
-        return error
+        if is_full_disk(error):
+            return error
+        return type(error)(f"{option} {str(root)!r} cannot be made or written to ({error.strerror or error}).")
     return None
 
 

@@ -139,7 +139,12 @@ def _text(value: Any) -> str:
     return f"{value:.0f}" if float(value).is_integer() or 1000 <= abs(value) < math.inf else f"{value:.4g}"
 
 
+def _cell(text: str) -> str:
+    """A text that stays in its cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def metrics_table(metrics: Mapping[str, float | str]) -> str:
     """The Markdown table of a card's `metrics`: a row for each measure, with its value."""
-    rows = [f"| {name} | {_text(value)} |" for name, value in metrics.items()]
+    rows = [f"| {_cell(name)} | {_cell(_text(value))} |" for name, value in metrics.items()]
     return "\n".join(["| measure | value |", "|---|---|", *rows])

@@ -195,7 +195,7 @@ class Tracker:
 def _scalars(record: Record) -> Iterable[tuple[str, float]]:
     for name, value in record.items():
         if isinstance(value, list):
-            yield from ((f"{name}/level_{level}", v) for level, v in enumerate(value))
+            yield from ((f"{name}/level_{level}", v) for level, v in enumerate(value, start=1))
         elif name not in ("step", "split"):
             yield name, value
 

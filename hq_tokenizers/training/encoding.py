@@ -62,6 +62,8 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> EncodedIma
     )
     if accelerator.is_main_process:
         encoded.save(config.output_dir)
+        counts = ", ".join(f"{len(rows):,} of {name}" for name, rows in encoded.splits.items())
+        print(f"The codes of the images, {counts}, {encoded.layout.num_codes} each, are in {config.output_dir}.")
     accelerator.wait_for_everyone()
     return encoded
 

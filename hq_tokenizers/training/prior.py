@@ -100,6 +100,7 @@ def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[
         write_report(output_dir, report)
         if tokenizer is not None and config.samples:
             save_png(_sample_grid(model, tokenizer, config), output_dir / "samples.png")
+        print(f"The prior, its curves and report.json are in {output_dir}.")
     accelerator.wait_for_everyone()
     return report
 
@@ -157,6 +158,7 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
         tokenizer = _tokenizer_path(config, made_the_codes)
         if accelerator.is_main_process and tokenizer is not None:
             save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
+            print(f"The generator, tokenizer and prior in one, is in {Path(config.output_dir) / 'generator'}.")
         elif accelerator.is_main_process:
             print(
                 f"No generator was written: the tokenizer {made_the_codes!r} is not there. Say where with --tokenizer."

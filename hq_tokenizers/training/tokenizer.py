@@ -113,6 +113,7 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
 
 
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
+    _check_evaluation_options(config)
     train, validation, test = load_splits(config)
     model = _build_model(config, train)
     _check_warmup(config, model, train, accelerator.num_processes)
@@ -138,6 +139,7 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         report["images_per_second"] = images_per_second(history)
         report |= _describe_discriminator(stage, history)
         write_report(Path(config.output_dir), report)
+        print(f"The tokenizer, its pictures, curves and report.json are in {config.output_dir}.")
     accelerator.wait_for_everyone()
     return report
 
@@ -392,18 +394,24 @@ class _Warner:
         self._reported = set(findings)
 
 
+def _check_evaluation_options(config: TokenizerTrainingConfig) -> None:
+    """Before any data are read."""
+    check_unused_in_training(config)
+    if config.evaluation_steps is None:
+        return
+    if config.data.label_map_classes is not None:
+        raise ValueError(
+            "evaluation_steps is for images; of label maps every validation reports pixel accuracy and mean IoU."
+        )
+    check_packages()
+
+
 def _evaluation_metrics(
     config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
 ) -> ReconstructionMetrics | None:
     """The metrics of `evaluate` on the validation split; None when not asked for."""
-    check_unused_in_training(config)
     if config.evaluation_steps is None:
         return None
-    check_packages()
-    if model.config.for_label_maps:
-        raise ValueError(
-            "evaluation_steps is for images; of label maps every validation reports pixel accuracy and mean IoU."
-        )
     identity = data_identity(config.data, "validation_split")
     metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():

@@ -31,10 +31,13 @@ class TestColumns:
                 {"bytes": file, "path": None if file is None else f"{index}.png"} for index, file in enumerate(files)
             ],
             "records of bytes": [{"bytes": file} for file in files],
+            "bytes in views": pa.array(files).cast(pa.binary()).cast(pa.binary_view()),
             "records with an index": [{"index": 0, "bytes": file, "path": None} for file in files],
         }
 
-    @pytest.mark.parametrize("kind", ["bytes", "large bytes", "records", "records of bytes", "records with an index"])
+    @pytest.mark.parametrize(
+        "kind", ["bytes", "large bytes", "bytes in views", "records", "records of bytes", "records with an index"]
+    )
     def test_bytes_are_images_without_a_word_that_they_are(self, write_parquet, png_of, levels, kind):
         column = self.columns([png_of(level) for level in range(4)])[kind]
         (rows,) = load(write_parquet({"picture": column, "id": list("abcd")}), **WHOLE)
@@ -65,12 +68,44 @@ class TestColumns:
         )
         assert (levels(first), levels(rest)) == ([0, 2], [3, 4, 5])
 
-    def test_several_columns_of_bytes_need_a_name(self, write_parquet, png_of, levels):
-        path = write_parquet({"image": [png_of(3)] * 2, "hash": [b"ab", b"cd"]})
-        with pytest.raises(ValueError, match=r"several image columns: image, hash\. Set data\.image_column"):
+    def test_several_columns_of_images_need_a_name(self, write_parquet, png_of, levels):
+        path = write_parquet({"image": [png_of(3)] * 2, "small": [png_of(4)] * 2})
+        with pytest.raises(ValueError, match=r"several image columns: image, small\. Set data\.image_column"):
             load(path, **WHOLE)
-        (rows,) = load(path, image_column="image", **WHOLE)
-        assert levels(rows) == [3, 3]
+        (rows,) = load(path, image_column="small", **WHOLE)
+        assert levels(rows) == [4, 4]
+
+    def test_bytes_of_other_things_are_no_images(self, write_parquet, png_of, levels):
+        images = [None, png_of(3), png_of(5)]
+        (rows,) = load(write_parquet({"hash": [b"ab", b"cd", b"ef"], "image": images}), **WHOLE)
+        assert levels(rows) == [3, 5]
+        # Where no column begins with an image, the choice is the user's.
+        with pytest.raises(ValueError, match="several image columns: hash, image"):
+            load(write_parquet({"hash": [b"ab"], "image": [png_of(3)[:40]]}), **WHOLE)
+
+    @pytest.mark.parametrize("kind", ["string", "large_string", "record"])
+    def test_paths_of_images(self, image_folder, write_parquet, levels, kind):
+        paths = [str(image_folder / "cat" / f"{index}.png") for index in range(3)] + [None]
+        column = (
+            [{"bytes": None, "path": path} for path in paths]
+            if kind == "record"
+            else pa.array(paths, getattr(pa, kind)())
+        )
+        path = write_parquet({"name": list("abcd"), "photo": column})
+        (rows,) = load(path, **WHOLE)
+        assert levels(rows) == [0, 40, 80]
+        (lazy,) = load_image_splits(DataConfig(name="parquet", path=str(path), **WHOLE), "train_split", memory_limit=0)
+        first = lazy.sha256()
+        (image_folder / "cat" / "1.png").write_bytes((image_folder / "cat" / "2.png").read_bytes())
+        assert lazy.sha256() != first
+        (image_folder / "cat" / "1.png").unlink()
+        with pytest.raises(UnreadableImageError, match=r"There is no image file '.*cat/1\.png'"):
+            load(path, **WHOLE)
+
+    def test_what_is_not_read_is_said(self, write_parquet):
+        path = write_parquet({"image": ["iVBORw0KGgo="], "url": ["https://a.b/c.png"], "label": [1]})
+        with pytest.raises(ValueError, match=r"no image column.* image \(string\).* label \(int64\)\. Read are images"):
+            load(path, **WHOLE)
 
 
 class TestOneSplit:
@@ -114,8 +149,9 @@ class TestOneSplit:
         assert train.label_names == held_out.label_names == ["0", "1"]
 
     def test_one_image_cannot_be_split(self, write_parquet, png_of):
-        with pytest.raises(ValueError, match=r"data\.validation_split 'test' is not one of train \(1 rows\)"):
-            load(write_parquet({"image": [png_of(0)]}), "train_split", "validation_split")
+        for images in ([png_of(0)], [png_of(0), None]):
+            with pytest.raises(ValueError, match=r"'train', and one image in it, which cannot be split in two"):
+                load(write_parquet({"image": images}), "train_split", "validation_split")
 
     def test_missing_images_do_not_count(self, write_parquet, png_of, levels):
         path = write_parquet({"image": [png_of(level) if level % 2 else None for level in range(40)]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+import pyarrow as pa
 import pytest
 
 from hq_tokenizers.data.loading import load_image_folder, load_image_splits
@@ -38,7 +39,22 @@ def add_folder(root, png):
 
 
 def add_other_files(root, png):
-    for name in ("a.pdf", "b.h5", "c.mpg", "d.eps", "e.grib", "notes.txt", "0.png.bak", "0.png.json", "Thumbs.db"):
+    for name in (
+        "a.zip",
+        "b.tar.gz",
+        "m.fits",
+        "n.ico",
+        "o.iim",
+        "a.pdf",
+        "b.h5",
+        "c.mpg",
+        "d.eps",
+        "e.grib",
+        "notes.txt",
+        "0.png.bak",
+        "0.png.json",
+        "Thumbs.db",
+    ):
         (root / "dog" / name).write_bytes(b"no image")
     (root / "README.md").write_text("no image")
 
@@ -113,6 +129,8 @@ def test_names_that_are_not_utf_8_are_refused(image_folder, png_of, load):
     [
         ("imagefolder", [], "holds no files"),
         ("imagefolder", ["a.txt", "b.pdf"], "holds no image files"),
+        ("imagefolder", ["a.zip", "b.txt"], r"holds no image files\. Unpack the archive a\.zip"),
+        ("imagefolder", ["my_metadata.csv", "metadata.csv"], "holds no image files"),
         ("imagefolder", ["a.parquet", "b.parquet"], "holds no image files. It holds 2 for data.name parquet: set that"),
         ("parquet", ["a.txt"], "holds no parquet files"),
         ("parquet", ["a.PNG", "b.txt"], "holds no parquet files. It holds 1 for data.name imagefolder: set that"),
@@ -131,6 +149,36 @@ def test_a_file_of_the_other_kind(image_folder, write_parquet):
         load_source(DataConfig(name="imagefolder", path=str(path)))
     with pytest.raises(FileNotFoundError, match=r"holds no parquet files\. It holds 1 for data.name imagefolder"):
         load_source(DataConfig(name="parquet", path=str(image_folder / "cat" / "0.png")))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("metadata.csv", "x,y\n1,2\n", "`file_name`"),
+        ("metadata.csv", "", "No columns"),
+        ("metadata.jsonl", "{no json", ""),
+        ("metadata.parquet", "no parquet", ""),
+    ],
+)
+def test_metadata_that_say_nothing_of_the_images_are_named(image_folder, name, text, reason):
+    (image_folder / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"^.*/{name} cannot be joined .*{reason}.* or rename it") as caught:
+        load_split(image_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_of_the_images(image_folder, levels):
+    lines = ['{"file_name": "cat/0.png", "caption": "a"}', '{"file_name": "dog/1.png", "caption": "b"}']
+    (image_folder / "metadata.jsonl").write_text("\n".join(lines))
+    assert levels(load_split(image_folder)) == [0, 160]
+
+
+def test_a_split_of_another_name_is_suggested(image_folder):
+    os.rename(image_folder / "cat", image_folder / "train")
+    os.rename(image_folder / "dog", image_folder / "val")
+    config = DataConfig(name="imagefolder", path=str(image_folder))
+    with pytest.raises(ValueError, match=r"'test' is not one of .* Set data.validation_split to validation\."):
+        load_image_splits(config, "train_split", "validation_split")
 
 
 def test_parquet_files_that_do_not_belong_together(tmp_path, write_parquet, png_of):
@@ -158,6 +206,14 @@ def test_a_broken_parquet_file_is_named(tmp_path, write_parquet, png_of):
     (tmp_path / "b.parquet").write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"^.*/b\.parquet is no parquet file, or broken: "):
         load_source(DataConfig(name="parquet", path=str(tmp_path)))
+
+
+def test_parquet_files_without_rows(tmp_path, write_parquet, png_of):
+    write_parquet({"image": pa.array([], pa.binary())}, "a.parquet")
+    with pytest.raises(ValueError, match="hold no rows"):
+        load_source(DataConfig(name="parquet", path=str(tmp_path)))
+    write_parquet({"image": [png_of(0)] * 3}, "b.parquet")
+    assert load_source(DataConfig(name="parquet", path=str(tmp_path)))["train"].num_rows == 3
 
 
 def test_other_files_beside_parquet_files(tmp_path, write_parquet, png_of):

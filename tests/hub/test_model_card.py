@@ -27,7 +27,7 @@ def test_generator_body(generator):
     text = create_model_card(generator, "user/cats", metrics={"rFID, pets test, 100 images": 12.3456789}).text
     assert 'pipeline("hq-generation", model="user/cats")' in text
     assert 'generate("cat", seed=0)' in text
-    assert "| 0 | 4 × 4 | 1 | 16 |" in text
+    assert "| 1 | 4 × 4 | 1 | 16 |" in text
     assert "16 codes per image, 64 bits" in text
     for part in (generator.image_tokenizer, generator.prior):
         assert f"`{type(part).__name__}` | {part.num_parameters():,} |" in text
@@ -79,7 +79,7 @@ def test_cards_of_the_parts_work(generator, tmp_path, part):
     model.save_pretrained(tmp_path)
     card = create_model_card(model, str(tmp_path))
     assert card.data.pipeline_tag == {"image_tokenizer": "image-feature-extraction", "prior": None}[part]
-    assert "| 0 | 4 × 4 | 1 | 16 |" in card.text
+    assert "| 1 | 4 × 4 | 1 | 16 |" in card.text
     code = card.text.split("```python\n")[1].split("```")[0]
     if part == "image_tokenizer":
         HQImageProcessor.for_image_size(8, 1).save_pretrained(tmp_path)
@@ -118,3 +118,16 @@ def test_refuses_other_models():
         model = BertModel(BertConfig(intermediate_size=2, **sizes))
     with pytest.raises(TypeError, match="got BertModel"):
         create_model_card(model)
+
+
+@pytest.mark.parametrize("value", [np.float32(3.25), torch.tensor(3.25), np.array(3.25), 3.25, "3.25"])
+def test_figures_of_other_libraries_are_numbers(tokenizer, value):
+    card = create_model_card(tokenizer, "a/b", metrics={"x|y": value, "on\ntwo lines": [1.5, 2]})
+    assert "| x\\|y | 3.25 |\n| on two lines | 1.5, 2 |" in card.text
+    assert float(card.data.eval_results[0].metric_value) == 3.25
+
+
+@pytest.mark.parametrize("metrics", [{"x": None}, {"x": {"y": 1.0}}, {3: 4.0}, [1.0], "x"])
+def test_metrics_that_are_none(tokenizer, metrics):
+    with pytest.raises(TypeError, match="metrics"):
+        create_model_card(tokenizer, "a/b", metrics=metrics)

@@ -54,6 +54,30 @@ MASK = mask_of(slice(3, 4), slice(5, 7))
 
 
 class TestReconstruct:
+    def test_columns_are_lists(self, pipe, images):
+        import datasets
+        import pandas
+
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0]})
+        expected = pipe.reconstruct(images)
+        assert pipe.reconstruct(rows["image"], batch_size=2) == expected
+        assert pipe.reconstruct(pandas.Series(images)) == expected
+        with pytest.raises(TypeError, match=r"a Dataset of image, label: give one of these, such as data\['image'\]"):
+            pipe.reconstruct(rows)
+        with pytest.raises(TypeError, match="a dict of image, label: give one of these"):
+            pipe.reconstruct(rows[:2])
+        labels = rows["label"]
+        assert pipe(labels, seed=rows["label"]) == pipe([0, 1, 0], seed=[0, 1, 0])
+
+    def test_an_open_file_is_one_image(self, pipe, images):
+        (expected,) = pipe.reconstruct(images[:1])
+        data = png_of(images[0])
+        assert pipe.reconstruct(BytesIO(data)) == expected
+        assert pipe.reconstruct([BytesIO(data)]) == [expected]
+        assert pipe.inpaint(BytesIO(data), BytesIO(png_of(Image.fromarray(~MASK & False)))).size == (12, 8)
+        with pytest.raises(UnreadableImageError, match="image cannot be read"):
+            pipe.reconstruct(BytesIO(b"no image"))
+
     @pytest.mark.parametrize("num_levels", [None, 1, 2, 3])
     def test_is_encoder_and_decoder(self, pipe, images, codes, num_levels):
         expected = pipe.model.image_tokenizer.decode(codes, num_levels=num_levels).clamp(0, 1)
@@ -306,10 +330,32 @@ class TestInpaint:
         assert not changed[[0, 1, 2, 6, 7]].any()
         assert not changed[:, [0, 1, 2, 3, 8, 9, 10, 11]].any()
 
+    def test_masks_of_another_size_in_the_same_proportions(self, pipe, images):
+        around = mask_of(slice(2, 5), slice(4, 8))
+        for factor in (2, 4):
+            large = np.kron(MASK, np.ones((factor, factor), bool))
+            pixels, repaint = prepare_image_and_mask(images[0], large, pipe.image_processor)
+            found = repaint[0, 0].numpy()
+            assert (found | MASK).sum() == found.sum()
+            assert not (found & ~around).any()
+            result = pipe.inpaint(images[0], large, seed=0, output_type="pt")
+            assert torch.equal(result[:, ~found], pixels[0][:, ~found])
+            assert (result[:, found] != pixels[0][:, found]).any()
+        with pytest.raises(ValueError, match="same proportions"):
+            pipe.inpaint(images[0], np.ones((16, 25), bool))
+
+    def test_masks_as_lists_of_numbers_and_of_floats(self, pipe, images):
+        expected = pipe.inpaint(images[0], MASK, seed=0)
+        for mask in (MASK.tolist(), MASK.astype(int).tolist(), Image.fromarray(MASK.astype(np.float32))):
+            assert pipe.inpaint(images[0], mask, seed=0) == expected
+        assert pipe.inpaint(images[:2], [MASK.tolist()] * 2, seed=0)[0] == expected
+        with pytest.raises(ValueError, match="mask: the rows of a list of numbers have one length"):
+            pipe.inpaint(images[0], [[0, 1], [1]])
+
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            ({"mask": MASK[:4]}, ValueError, "same height and width, got 4×12 and 8×12"),
+            ({"mask": MASK[:4]}, ValueError, "same height and width, .* got 4×12 and 8×12"),
             ({"mask": [MASK, MASK]}, ValueError, "2 masks for 1 images"),
             ({"mask": None}, TypeError, "mask is an image .*NoneType"),
             ({"image": [[MASK]]}, TypeError, r"image\[0\] must be a single image"),

@@ -101,6 +101,23 @@ def test_curves_of_one_and_several_levels(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_legends_are_words_and_levels_count_from_one(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    legends = {}
+    monkeypatch.setattr(
+        Axes, "set_title", lambda axis, title: legends.update({title: axis.get_legend_handles_labels()[1]})
+    )
+    history = [{"step": 1, "split": "train", "loss": 2.0, "batch_perplexity": [3.0, 4.0], "dead_rate": [0.5]}]
+    panels = {"loss": ["loss"], "perplexity": ["perplexity", "batch_perplexity"], "dead": ["dead_rate"]}
+    save_curves(history, panels, tmp_path / "curves.png")
+    assert legends == {
+        "loss": ["train"],
+        "perplexity": ["batch perplexity, level 1, train", "batch perplexity, level 2, train"],
+        "dead": ["train"],
+    }
+
+
 def _record(step, split="train", **figures):
     return {"step": step, "epoch": step / 10, "split": split, **figures}
 
@@ -127,10 +144,10 @@ def test_tensorboard_has_the_scalars(tmp_path):
     assert set(events.Tags()["scalars"]) == {
         "train/loss",
         "train/epoch",
-        "train/perplexity/level_0",
         "train/perplexity/level_1",
+        "train/perplexity/level_2",
     }
-    assert events.Scalars("train/perplexity/level_1")[0].value == 5.0
+    assert events.Scalars("train/perplexity/level_2")[0].value == 5.0
     assert events.Tags()["images"] == ["pictures"]
 
 

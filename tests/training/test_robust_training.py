@@ -144,7 +144,7 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", diagnose)
     sq_vae = {"preset": "sq_vae", "network": "digits", "codebook_size": 16, **SIZE}
     train_tokenizer(_config(tmp_path, sq_vae, epochs=4))
-    assert capsys.readouterr().out.count("warning: Level 0: collapsed") == 2
+    assert capsys.readouterr().out.count("warning: Level 1: collapsed") == 2
     (record, *_) = [record for record in read_history(tmp_path) if record["split"] == "validation"]
     assert record["usage"] == pytest.approx([record["perplexity"][0] / 16])
     assert record["dead_rate"] == pytest.approx([1 - record["active_codes"][0] / 16])
@@ -156,7 +156,7 @@ def test_a_codebook_that_really_collapses_is_named_with_level_cause_and_remedy(t
     report = train_tokenizer(_config(tmp_path, model | {"codebook_init_std": 30.0}, epochs=2))
     assert report["test"]["usage"][0] < 0.1
     printed = capsys.readouterr().out
-    assert "warning: Level 0: collapsed" in printed
+    assert "warning: Level 1: collapsed" in printed
     assert "Likely cause: codes that are never nearest" in printed
     assert "Try: --model.codebook_update ema --model.restart_threshold 1" in printed
     assert [finding["symptom"] for finding in report["findings"]] == ["collapsed"]

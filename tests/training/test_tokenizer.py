@@ -18,6 +18,7 @@ from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.models.presets import vq_vae
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
@@ -203,6 +204,21 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, options, messag
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": MetricConfig(lpips=None)}, "Only evaluations need metrics.lpips"),
+        ({"evaluation_steps": 5, "data": DataConfig(label_map_classes=3)}, "evaluation_steps is for images"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named_before_data_are_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(
+        "hq_tokenizers.training.tokenizer.load_image_splits", lambda *arguments: pytest.fail("data read")
+    )
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(_config(tmp_path / "run", **options))
+
+
 def test_plain_model_types_and_numbers_in_text(tmp_path):
     from hq_tokenizers.training.model_options import build_tokenizer_config
 
@@ -234,7 +250,7 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(tmp_path, monkeypatch, 
     finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
     train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
-    assert ("warning: Level 0: collapsed" in capsys.readouterr().out) == warned
+    assert ("warning: Level 1: collapsed" in capsys.readouterr().out) == warned
 
 
 def _write_images(folder, seed):
