@@ -27,6 +27,7 @@ from hq_tokenizers import (
 )
 from hq_tokenizers.checked_loading import check_config_memory
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.presets import PRESETS
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import GenerateConfig
