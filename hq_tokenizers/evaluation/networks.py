@@ -52,10 +52,10 @@ def build_feature_network(config: FeatureConfig) -> FeatureNetwork:
         OSError, ValueError: If its weights cannot be had.
     """
     build = squeezenet_network if config.features == "squeezenet" else inception_network
+    other = "inception" if config.features == "squeezenet" else "squeezenet"
     with advice(
-        "The option for weights is metrics.feature_weights; squeezenet is another choice of metrics.features, whose "
-        "weights are smaller, and null leaves the distance out where there are other figures: of a tokenizer, or of "
-        "images with pairs true."
+        f"The option for weights is metrics.feature_weights; {other} is another choice of metrics.features, and null "
+        "leaves the distance out where there are other figures: of a tokenizer, or of images with pairs true."
     ):
         return build(config.feature_weights)
 

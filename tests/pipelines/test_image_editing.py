@@ -342,7 +342,7 @@ class TestInpaint:
             assert torch.equal(result[:, ~found], pixels[0][:, ~found])
             assert (result[:, found] != pixels[0][:, found]).any()
         with pytest.raises(ValueError, match="same proportions"):
-            pipe.inpaint(images[0], np.ones((16, 25), bool))
+            pipe.inpaint(images[0], np.ones((16, 27), bool))
 
     def test_masks_as_lists_of_numbers_and_of_floats(self, pipe, images):
         expected = pipe.inpaint(images[0], MASK, seed=0)

@@ -69,10 +69,8 @@ def test_a_folder_that_stays_empty_leaves_no_trace(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OSError, match=r"^output_dir '.*file' cannot be made or written to \("),
-        lock_folder("output_dir", tmp_path / "file"),
-    ):
+    message = r"^output_dir '.*file' cannot be made or written to \("
+    with pytest.raises(OSError, match=message), lock_folder("output_dir", tmp_path / "file"):
         pass
 
 
