@@ -5,7 +5,10 @@ Shape legend: M latent vectors (any leading shape, flattened here), r width of t
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,6 +22,17 @@ CPU_SLICE, ACCELERATOR_SLICE = 2**20, 2**23
 """Elements of a slice: what caches hold; what keeps an accelerator busy."""
 SMALLEST_ROWS = 32
 """With fewer vectors per slice, matrix products spend their time on reading the codebook."""
+
+
+def _in_float32(backward: Callable[..., tuple]) -> Callable[..., tuple]:
+    """A backward pass without autocast, in which it runs where the caller's `loss.backward()` stands inside of one."""
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: torch.Tensor | None) -> tuple:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 class _RelaxedSample(torch.autograd.Function):
@@ -72,6 +86,7 @@ class _RelaxedSample(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_in_float32
     def backward(ctx, grad_quantized, grad_entropy, _):  # type: ignore[no-untyped-def]
         query, key, codebook, temperature, peak, noisy_peak, noisy_total, total, mean, *kept = ctx.saved_tensors
         generator = None if ctx.keep else generator_from_state(ctx.noise_state, query.device)
@@ -130,6 +145,7 @@ class _ExactSample(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @_in_float32
     def backward(ctx, _samples, grad_entropy, _indices):  # type: ignore[no-untyped-def]
         query, key, peak, total, mean, *kept = ctx.saved_tensors
         grad_query = torch.zeros_like(query)

@@ -35,6 +35,8 @@ FOLLOWING: dict[str, Any] = {
     "codebook_update": "ema",
     "restart_threshold": 0.5,
     "variance_update": "residual",
+    "normalize_latents": True,
+    "ema_warmup": True,
 }
 SYSTEMS: dict[str, dict[str, Any]] = {
     "sq-vae": {"code_groups": ["stride 4: 16"]},
@@ -332,7 +334,8 @@ class TestForward:
 def variances_by_hand(quantizer: ResidualGaussianQuantizer) -> torch.Tensor:
     if quantizer.residual_variance is None:
         return quantizer.log_variances.detach().double().exp()
-    return 3.0 * quantizer.residual_variance.energy.double()
+    following = quantizer.residual_variance
+    return torch.maximum(following.energy.double(), 0.1 * following.spread.double())
 
 
 def latents_of(model: HQVAEModel, pixels: torch.Tensor) -> list[torch.Tensor]:

@@ -30,6 +30,8 @@ FOLLOWING: dict[str, Any] = {
     "codebook_update": "ema",
     "restart_threshold": 0.5,
     "variance_update": "residual",
+    "normalize_latents": True,
+    "ema_warmup": True,
 }
 SYSTEMS: dict[str, dict[str, Any]] = {
     **{f"gaussian {kind}": {"variance_type": kind} for kind in ("I", "II", "III", "IV")},
@@ -578,7 +580,7 @@ def test_quantisation_anneals_itself_when_its_variance_is_trainable(data_folder:
     for trainable in (True, False):
         torch.manual_seed(0)
         fields = {"hidden_size": 16, "codebook_dim": 8, "codebook_size": 32, "variance_floor": 0.0}
-        model = SQVAEModel(sq_vae("mnist", train_variance=trainable, **fields)).train()
+        model = SQVAEModel(sq_vae("mnist", recipe="paper", train_variance=trainable, **fields)).train()
         optimizer = torch.optim.Adam(model.parameter_groups(3e-2))
         entropies[trainable], variances[trainable] = [], []
         for step in range(300):
