@@ -56,6 +56,12 @@ if TYPE_CHECKING or not _is_the_command():
         vq_vae,
         vq_vae_2,
     )
+    from hq_tokenizers.quantization.layers import (
+        ResidualStochasticQuantize,
+        ResidualVectorQuantize,
+        StochasticQuantize,
+        VectorQuantize,
+    )
 
     from .codes import CodeGroup, CodeLayout, Codes
     from .image_processing_hq import HQImageProcessor
@@ -82,8 +88,12 @@ __all__ = [
     "MaskedPriorModel",
     "RQPriorConfig",
     "RQPriorModel",
+    "ResidualStochasticQuantize",
+    "ResidualVectorQuantize",
     "SQVAEConfig",
     "SQVAEModel",
+    "StochasticQuantize",
+    "VectorQuantize",
     "__version__",
     "fsq_vae",
     "hybrid_vae",

@@ -16,6 +16,7 @@ from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
+from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
@@ -110,16 +111,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ImageTokenizerPreTrainedModel:
         """Moves or converts the model; its quantiser and likelihood are never rounded to 16 bits."""
-        parts = (self.quantizer, self.likelihood)
-        tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
-        exact = {id(item) for tensor in tensors for item in (tensor, tensor.grad) if item is not None}
-
-        def convert(tensor: torch.Tensor) -> torch.Tensor:
-            converted = fn(tensor)
-            rounded = converted.dtype in (torch.bfloat16, torch.float16)
-            return tensor.to(converted.device) if id(tensor) in exact and rounded else converted
-
-        return super()._apply(convert, recurse)
+        return super()._apply(without_rounding(fn, self.quantizer, self.likelihood), recurse)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

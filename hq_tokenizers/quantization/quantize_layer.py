@@ -1,0 +1,195 @@
+"""What the layers of `layers.py` share: layouts, padding masks, float32 inside, codes and back.
+
+Shape legend: B batch, … at most three sizes of a grid (N positions in all), d code width, K codes, D codes a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from hq_tokenizers.checks import check_value
+from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.quantization.full_precision import without_rounding
+from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
+from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+
+MASKED_CODE = -1
+
+
+class QuantizeLayer(nn.Module):
+    """What the four layers share: layouts of the input, padding masks, float32 inside, codes and back.
+
+    Args:
+        dim: Code width d, the channels of the input.
+        quantizer: The module that the models have too.
+        channel_last: Whether the input is (B, …, d), or (B, d, …).
+        normalize: Whether a batch norm without learned scale comes before the codes.
+        one_code: Whether codes have the shape of the grid, without a last dimension for the levels.
+    """
+
+    def __init__(self, dim: int, quantizer: nn.Module, channel_last: bool, normalize: bool, one_code: bool):
+        super().__init__()
+        check_value("channel_last", channel_last, bool)
+        check_value("normalize", normalize, bool)
+        self.dim = dim
+        self.channel_last = channel_last
+        self.one_code = one_code
+        self.norm = nn.BatchNorm1d(dim, affine=False) if normalize else None
+        self.quantizer: Any = quantizer
+        for module in self.modules():
+            if isinstance(module, StochasticCodebook | VectorCodebook):
+                _init_codebook(module)
+
+    @property
+    def num_quantizers(self) -> int:
+        """Codes of a position, D."""
+        return len(self.quantizer.level_codebooks())
+
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, return_terms: bool = False
+    ) -> tuple[torch.Tensor, ...] | tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Quantises a batch; in training mode the moving averages and variances learn from it.
+
+        Args:
+            x: Floats (B, …, d), with `channel_last=False` (B, d, …): a sequence, an image, a volume, or vectors (B, d).
+            mask: Bools (B, …), False for padding: it comes out as zeros, has the code −1, and counts in no loss and no
+                average. Without a mask nothing waits for the device.
+            return_terms: Whether to return the terms of the loss as well.
+
+        Returns:
+            quantized: The code vectors, summed over the levels, in the shape and type of `x`. With `normalize` they lie
+                in the space of the normalised input.
+            codes: LongTensor (B, …), of the residual layers (B, …, D): the most probable codes, or the nearest. In
+                training `quantized` of a stochastic layer is a sample, in evaluation mode the vectors of `codes`.
+            loss: A float32 scalar to add to a mean squared error, see the class.
+            terms: With `return_terms` a dict of scalars, see the class.
+
+        Raises:
+            ValueError: For a wrong shape, or a batch without a vector that is no padding.
+            TypeError: If `x` is no tensor of floats or the mask none of bools.
+        """
+        grid = self._grid(x, mask)
+        with torch.autocast(x.device.type, enabled=False):
+            latents = grid.float()
+            if self.norm is not None:
+                latents = self.norm(latents.flatten(0, 2)).reshape(latents.shape)
+            output = self.quantizer(latents, self._temperature() if self.training else None)
+            terms = self._terms(output.terms, num_positions=latents.shape[1])
+            loss = self._loss(output, terms)
+        leading = (x.shape[0], *(x.shape[1:-1] if self.channel_last else x.shape[2:]))
+        quantized = self._in_layout(_placed(output.quantized, leading, mask, 0.0).to(x.dtype))
+        codes = _placed(output.indices, leading, mask, MASKED_CODE)
+        results = (quantized, codes[..., 0] if self.one_code else codes, loss)
+        return (*results, terms) if return_terms else results
+
+    @torch.no_grad()
+    def get_codes(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """The codes that `forward` gives in evaluation mode, also while the layer trains; nothing is learned."""
+        with evaluation_mode(self):
+            return self(x, mask)[1]
+
+    def from_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """The code vectors that `forward` gives in evaluation mode for these codes, in float32.
+
+        Args:
+            codes: Integers (B, …), of the residual layers (B, …, D') with all levels or the first D' of them; −1 for
+                padding, whose vectors are zero.
+
+        Returns:
+            (B, …, d), with `channel_last=False` (B, d, …).
+
+        Raises:
+            ValueError: If there are more levels than the layer has.
+            TypeError: If the codes are no integers.
+        """
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise TypeError(f"codes must be integers, got {codes.dtype}.")
+        levels = codes.unsqueeze(-1) if self.one_code else codes
+        if levels.shape[-1] > self.num_quantizers:
+            raise ValueError(
+                f"The last dimension of codes is that of the levels, at most {self.num_quantizers}, got "
+                f"{tuple(codes.shape)}."
+            )
+        total = torch.zeros((), device=codes.device)
+        present = (levels >= 0).unsqueeze(-1).unbind(-2)
+        for vectors, known in zip(self.quantizer.embed(levels.clamp_min(0)), present, strict=True):
+            total = total + vectors * known
+        return self._in_layout(total)
+
+    def extra_repr(self) -> str:
+        """The sizes."""
+        sizes = [len(book.weight) for book in self.quantizer.level_codebooks()]
+        return f"dim={self.dim}, codebook_sizes={sizes}, channel_last={self.channel_last}"
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizeLayer:
+        """Moves or converts the layer with the model around it; it is never rounded to 16 bits."""
+        return super()._apply(without_rounding(fn, self), recurse)
+
+    def _grid(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The vectors as a grid (B, N, 1, d), those that a mask leaves as one of (1, M, 1, d)."""
+        self._check(x, mask)
+        vectors = x if self.channel_last else x.movedim(1, -1)
+        if mask is None:
+            grid = vectors.reshape(x.shape[0], -1, 1, self.dim) if x.numel() else x
+        else:
+            grid = vectors[mask].reshape(1, -1, 1, self.dim)
+        if not grid.numel():
+            raise ValueError("There is no vector to quantise: the batch is empty, or all of it is padding.")
+        return grid
+
+    def _check(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}.")
+        axis = -1 if self.channel_last else 1
+        if not 2 <= x.ndim <= 5 or x.shape[axis] != self.dim:
+            shape = f"(batch, …, {self.dim})" if self.channel_last else f"(batch, {self.dim}, …)"
+            raise ValueError(
+                f"x must have shape {shape} with at most three sizes in place of …, got {tuple(x.shape)}; "
+                f"channel_last={not self.channel_last} is for the other layout."
+            )
+        if mask is None:
+            return
+        leading = x.shape[:-1] if self.channel_last else (x.shape[0], *x.shape[2:])
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be a tensor of bools, True for what is no padding, got {mask.dtype}.")
+        if tuple(mask.shape) != tuple(leading):
+            raise ValueError(f"mask must have the shape of the codes, {tuple(leading)}, got {tuple(mask.shape)}.")
+
+    def _in_layout(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors if self.channel_last else vectors.movedim(-1, 1)
+
+    def _temperature(self) -> torch.Tensor:
+        """What tells the quantiser that it is trained."""
+        raise NotImplementedError
+
+    def _terms(self, terms: dict[str, torch.Tensor], num_positions: int) -> dict[str, torch.Tensor]:
+        """The quantiser's terms, of `num_positions` positions each, as the class says."""
+        raise NotImplementedError
+
+    def _loss(self, output: QuantizerOutput, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of these terms."""
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def _init_codebook(codebook: StochasticCodebook | VectorCodebook) -> None:
+    """Normal code vectors, of unit norm before the linear layer of SimVQ, and the averages that give them."""
+    linear = isinstance(codebook, VectorCodebook) and codebook.projection is not None
+    nn.init.normal_(codebook.weight, std=codebook.weight.shape[1] ** -0.5 if linear else 1.0)
+    if codebook.averages is not None:
+        codebook.averages.start(codebook.weight)
+
+
+def _placed(values: torch.Tensor, leading: tuple[int, ...], mask: torch.Tensor | None, fill: float) -> torch.Tensor:
+    """Values (B, N, 1, c), or with a mask (1, M, 1, c), as (B, …, c), with `fill` where the mask is False."""
+    width = values.shape[-1]
+    if mask is None:
+        return values.reshape(*leading, width)
+    placed = values.new_full((*leading, width), fill)
+    placed[mask] = values.reshape(-1, width)
+    return placed
