@@ -64,6 +64,7 @@ if TYPE_CHECKING or not _is_the_command():
     )
 
     from .codes import CodeGroup, CodeLayout, Codes
+    from .feature_extraction_hq import HQFeatureExtractor
     from .image_processing_hq import HQImageProcessor
     from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
     from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
@@ -76,6 +77,7 @@ __all__ = [
     "CodeGroup",
     "CodeLayout",
     "Codes",
+    "HQFeatureExtractor",
     "HQGenerationPipeline",
     "HQGeneratorConfig",
     "HQGeneratorModel",

@@ -328,24 +328,28 @@ def as_image_size(height: int, width: int) -> int | list[int]:
     return height if height == width else [height, width]
 
 
-def check_image_size(image_size: int | Sequence[int], stride: int, prefix: str = "") -> tuple[int, int]:
+def check_image_size(
+    image_size: int | Sequence[int], stride: int | tuple[int, int], prefix: str = ""
+) -> tuple[int, int]:
     """(height, width), after checking that the stride divides both.
 
     Args:
         image_size: An integer or a pair.
-        stride: The stride.
+        stride: The stride, or that of the height and that of the width.
         prefix: What to put before the error.
 
     Raises:
         ValueError: If it does not, naming the nearest sizes that fit.
     """
     height, width = image_height_width(image_size)
-    for side in (height, width):
-        if side < stride or side % stride:
-            lower = max(stride, side // stride * stride)
-            nearest = f"{lower}" if side < stride else f"{lower} or {lower + stride}"
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    for side, step in zip((height, width), strides, strict=True):
+        if side < step or side % step:
+            lower = max(step, side // step * step)
+            nearest = f"{lower}" if side < step else f"{lower} or {lower + step}"
+            which = "both sides" if len(set(strides)) == 1 else "the width"
             raise ValueError(
-                f"{prefix}Images of {height}×{width} do not fit a tokenizer of stride {stride}: both sides must be "
-                f"multiples of {stride}; instead of {side}, use {nearest}."
+                f"{prefix}Images of {height}×{width} do not fit a tokenizer of stride {step}: {which} must be "
+                f"multiples of {step}; instead of {side}, use {nearest}."
             )
     return height, width

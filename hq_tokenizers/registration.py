@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hq_tokenizers.hub.model_card import PIPELINE_TAGS
@@ -11,6 +11,7 @@ from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
 from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 
+from .feature_extraction_hq import HQFeatureExtractor
 from .image_processing_hq import HQImageProcessor
 from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
@@ -23,9 +24,10 @@ TASKS = ("hq-generation", PIPELINE_TAGS["generator"])
 
 
 def register() -> None:
-    """Registers every model, the image processor and the task "hq-generation"; calling it again changes nothing.
+    """Registers all that transformers can find by name; calling it again changes nothing.
 
-    The method `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
+    These are the models, the image processor, the feature extractor of sounds and the task "hq-generation". The method
+    `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
     """
     for model in (SQVAEModel, HQVAEModel, RQPriorModel, MaskedPriorModel, HQGeneratorModel):
         config = model.config_class
@@ -35,6 +37,8 @@ def register() -> None:
         AutoImageProcessor.register(
             model.config_class, image_processor_classes={"torchvision": HQImageProcessor}, exist_ok=True
         )
+    for config_class in (SQVAEModel.config_class, HQVAEModel.config_class):
+        AutoFeatureExtractor.register(config_class, HQFeatureExtractor, exist_ok=True)
     for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=HQGenerationPipeline, pt_model=AutoModel)
     # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.

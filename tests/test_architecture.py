@@ -13,7 +13,8 @@ FOLDERS = {"hq_tokenizers": "hq_tokenizers", "priors": "hq_tokenizers.priors", "
 ROOMS = (
     *("_version", "checks", "files", "hashing", "memory", "tensor_files", "checked_loading"),
     *("processes", "randomness", "evaluation_mode", "remote_code", "codes", "options"),
-    *("losses", "quantization", "image_decoding", "image_processing_hq"),
+    *("losses", "quantization", "padding", "image_decoding", "image_processing_hq"),
+    *("sound_decoding", "feature_extraction_hq"),
     *("models", "data", "metrics", "priors", "pipelines"),
     *("reporting", "evaluation", "hub", "registration", "training", "cli"),
 )

@@ -69,3 +69,8 @@ def validation_batches(
     Whole batches are dealt out, so that a loss that depends on its batch is the same for any number of processes.
     """
     return list(torch.arange(num_rows).split(batch_size))[process_index::num_processes]
+
+
+def evenly(number: int, most: int) -> list[int]:
+    """Up to `most` of the numbers from 0 to `number` − 1, spread evenly."""
+    return np.linspace(0, number - 1, min(most, number)).round().astype(int).tolist()

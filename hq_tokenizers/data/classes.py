@@ -22,7 +22,9 @@ class _NoClassesError(ValueError):
     """What a column holds instead of classes."""
 
 
-def read_classes(column: str | None, source: DatasetDict, rows: Dataset, notes: dict[str, None]) -> Classes:
+def read_classes(
+    column: str | None, source: DatasetDict, rows: Dataset, notes: dict[str, None], option: str = "data.label_column"
+) -> Classes:
     """Classes of rows, and their names.
 
     Args:
@@ -31,6 +33,7 @@ def read_classes(column: str | None, source: DatasetDict, rows: Dataset, notes: 
         source: All splits, which have the names of text classes in common; parts of one split also the numbers.
         rows: The rows.
         notes: Takes what is to be said about a column that is not used.
+        option: The option that chose it, to name in errors.
 
     Returns:
         LongTensor (N,) and the names; None and None without classes.
@@ -43,25 +46,25 @@ def read_classes(column: str | None, source: DatasetDict, rows: Dataset, notes: 
     name = _USUAL_COLUMN if column is None else column
     if name not in rows.column_names:
         raise ValueError(
-            f"data.label_column {name!r} is no column of classes (by name, number or text). Columns that are: "
+            f"{option} {name!r} is no column of classes (by name, number or text). Columns that are: "
             f"{', '.join(column for column in rows.column_names if _can_be_classes(rows, column)) or 'none'}."
         )
     try:
-        values, names = _read(source, rows, name, chosen=column is not None)
+        values, names = _read(source, rows, name, option, chosen=column is not None)
     except _NoClassesError as error:
         if column is not None:
             raise ValueError(
-                f"data.label_column {name!r} {error}. Choose another column, or {NO_CLASSES} for no classes."
+                f"{option} {name!r} {error}. Choose another column, or {NO_CLASSES} for no classes."
             ) from error
         notes[
-            f"the column {name!r} {error}, and is not used: set data.label_column to choose a column of classes, or "
+            f"the column {name!r} {error}, and is not used: set {option} to choose a column of classes, or "
             f"{NO_CLASSES}."
         ] = None
         return None, None
     return torch.from_numpy(values), names
 
 
-def _read(source: DatasetDict, rows: Dataset, column: str, chosen: bool) -> tuple[np.ndarray, list[str]]:
+def _read(source: DatasetDict, rows: Dataset, column: str, option: str, chosen: bool) -> tuple[np.ndarray, list[str]]:
     """The classes and their names; what the user chose may also be texts or whole numbers."""
     from datasets import ClassLabel
 
@@ -88,7 +91,7 @@ def _read(source: DatasetDict, rows: Dataset, column: str, chosen: bool) -> tupl
     largest = _largest_class(source, rows, column) if names is None else len(names) - 1
     if largest >= MAX_CLASSES:
         raise ValueError(
-            f"data.label_column {column!r} holds the class {largest}, but there can be {MAX_CLASSES:,} classes: "
+            f"{option} {column!r} holds the class {largest}, but there can be {MAX_CLASSES:,} classes: "
             f"choose another column, or {NO_CLASSES} for no classes."
         )
     return numbers.astype(np.int64), names or [str(label) for label in range(int(largest) + 1)]

@@ -21,13 +21,16 @@ from transformers.image_utils import SizeDict
 
 from hq_tokenizers.image_decoding import UnreadableImageError, decode_image, is_encoded
 from hq_tokenizers.image_processing_hq import GREY_MODES, HQImageProcessor, convert_pil
+from hq_tokenizers.sound_decoding import UnreadableSoundError
+
+from .batches import evenly
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, torch.Tensor]
 MEMORY_LIMIT = 2 * 2**30
-_HASHED_ROWS = 50_000
+HASHED_ROWS = 50_000
 _PROCESSOR = HQImageProcessor()
 _MOST_NAMED = 20
 
@@ -184,10 +187,10 @@ class ImageRows:
         self.image_format = image_format
         self.labels = labels
         self.label_names = label_names
-        self._lazy = _LazyImages(rows, image_column, names, image_format)
+        self._lazy = LazyRows(rows, image_column, names, image_format, "images")
         self._num_workers = num_workers
         size = rows.num_rows * image_format.num_channels * image_format.height * image_format.width
-        self.images = self._lazy.decode_all() if size <= memory_limit else None
+        self.images = self._decode_all() if size <= memory_limit else None
 
     def __len__(self) -> int:
         return len(self._lazy)
@@ -204,7 +207,7 @@ class ImageRows:
         if self.images is not None:
             digest.update(self.images.numpy().data)
         else:
-            for raw in self._lazy.some_encoded(_HASHED_ROWS):
+            for raw in self._lazy.some_encoded(HASHED_ROWS):
                 digest.update(hashlib.sha256(raw).digest())
         return digest.hexdigest()
 
@@ -218,17 +221,20 @@ class ImageRows:
         """
         # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
         labels = None if self.labels is None else self.labels.to(device)
-        try:
+        with said_by_worker():
             for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
                 batch = {"pixel_values": self.image_format.to_batch(pixels)}
                 if labels is not None:
                     batch["labels"] = labels[indices.to(device, non_blocking=True)]
                 yield batch
-        except ValueError as error:
-            if not str(error).startswith("Caught "):
-                raise
-            # A worker process said so; torch puts its whole traceback before it.
-            raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error
+
+    def _decode_all(self) -> torch.Tensor:
+        form = self.image_format
+        images = torch.empty(len(self), form.num_channels, form.height, form.width, dtype=torch.uint8)
+        target = images.numpy()
+        for position, pixels in enumerate(self._lazy.decode_each()):
+            target[position] = pixels
+        return images
 
     def _pixels(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterable[torch.Tensor]:
         if self.images is not None:
@@ -238,7 +244,7 @@ class ImageRows:
             self._lazy,
             batch_sampler=[indices.tolist() for indices in index_batches],
             num_workers=self._num_workers,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
             pin_memory=torch.accelerator.is_available(),
             # Without one of its own it would draw from the global noise, and training with it would be another run.
             generator=torch.Generator(),
@@ -246,35 +252,69 @@ class ImageRows:
         return (pixels.to(device, non_blocking=True) for pixels in loader)
 
 
-def _leave_signals_to_the_main_process(worker_index: int) -> None:
+@contextmanager
+def said_by_worker() -> Iterator[None]:
+    """What a worker process found wrong, without the traceback that torch puts before it."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error
+
+
+def leave_signals_to_the_main_process(worker_index: int) -> None:
     """Ctrl-C and many a SIGTERM reach the workers as well, which the main process needs for its last step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-class _LazyImages(torch.utils.data.Dataset):
-    """Decodes a row when it is asked for it."""
+class RawFormat(Protocol):
+    """How raw images or sounds become arrays."""
 
-    def __init__(self, rows: Dataset, column: str, names: RowNames, image_format: ImageFormat):
+    def decode(self, raw: Any) -> np.ndarray:
+        """The array of one row."""
+
+
+class LazyRows(torch.utils.data.Dataset):
+    """Decodes a row when it is asked for it.
+
+    Args:
+        rows: A `datasets` split.
+        column: Its column of raw images or sounds.
+        names: What errors call its rows.
+        form: How to decode them.
+        kind: What they are, in the plural.
+    """
+
+    def __init__(self, rows: Dataset, column: str, names: RowNames, form: RawFormat, kind: str):
         self.rows = rows.select_columns([column])
         self.column = column
         self.names = names
-        self.image_format = image_format
+        self.form = form
+        self.kind = kind
 
     def __len__(self) -> int:
         return self.rows.num_rows
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.from_numpy(self._decode(index, self.rows[index][self.column]).copy())
+        return torch.from_numpy(self.decode(index).copy())
+
+    def raw(self, index: int) -> Any:
+        """What the column holds."""
+        return self.rows[index][self.column]
+
+    def decode(self, index: int) -> np.ndarray:
+        """The array of a row."""
+        return self._decode(index, self.raw(index))
 
     def _decode(self, index: int, raw: Any) -> np.ndarray:
         with self.names.named(index, raw):
-            return self.image_format.decode(raw)
+            return self.form.decode(raw)
 
     def some_encoded(self, number: int) -> Iterator[bytes]:
         """The bytes of up to `number` rows, spread evenly."""
-        chosen = np.linspace(0, len(self) - 1, min(number, len(self))).round().astype(int)
-        for part in self.rows.select(chosen).iter(1000):
+        for part in self.rows.select(evenly(len(self), number)).iter(1000):
             for raw in part[self.column]:
                 if isinstance(raw, bytes):
                     yield raw
@@ -283,30 +323,26 @@ class _LazyImages(torch.utils.data.Dataset):
                 else:
                     yield raw["bytes"] if raw["bytes"] is not None else Path(raw["path"]).read_bytes()
 
-    def decode_all(self) -> torch.Tensor:
-        form = self.image_format
-        images = torch.empty(len(self), form.num_channels, form.height, form.width, dtype=torch.uint8)
-        target, position = images.numpy(), 0
-        unreadable: list[str] = []
-        for part in self.rows.iter(1000):
-            for raw in part[self.column]:
-                try:
-                    target[position] = self._decode(position, raw)
-                except UnreadableImageError as error:
-                    unreadable.append(str(error))
-                position += 1
-        _check_readable(unreadable, position)
-        return images
+    def decode_each(self) -> Iterator[np.ndarray]:
+        """The arrays of all rows.
 
-
-def _check_readable(unreadable: list[str], number: int) -> None:
-    """Names all images that cannot be read at once, so that they need not be repaired one by one."""
-    if len(unreadable) > 1:
-        first = "; ".join(unreadable[:_MOST_NAMED])
-        rest = f"; and {len(unreadable) - _MOST_NAMED} more" if len(unreadable) > _MOST_NAMED else ""
-        raise UnreadableImageError(f"{len(unreadable):,} of {number:,} images cannot be read: {first}{rest}")
-    if unreadable:
-        raise UnreadableImageError(unreadable[0])
+        Raises:
+            UnreadableImageError, UnreadableSoundError: After the last one, naming all that cannot be read, so that they
+                need not be repaired one by one.
+        """
+        unreadable: list[ValueError] = []
+        rows = (raw for part in self.rows.iter(1000) for raw in part[self.column])
+        for position, raw in enumerate(rows):
+            try:
+                yield self._decode(position, raw)
+            except (UnreadableImageError, UnreadableSoundError) as error:
+                unreadable.append(error)
+        if len(unreadable) == 1:
+            raise unreadable[0]
+        if unreadable:
+            first = "; ".join(map(str, unreadable[:_MOST_NAMED]))
+            rest = f"; and {len(unreadable) - _MOST_NAMED} more" if len(unreadable) > _MOST_NAMED else ""
+            raise type(unreadable[0])(f"{len(unreadable):,} of {len(self):,} {self.kind} cannot be read: {first}{rest}")
 
 
 def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def load_image_splits(
     notes: dict[str, None] = {}
     loaded = []
     for option in split_options:
-        rows, names = _select_rows(config, source, option, notes)
+        rows, names = select_rows(config, source, option, notes, "image", _image_column)
         loaded.append(_load_rows(config, source, rows, names, notes, memory_limit))
     for note in notes if is_main_process() else ():
         print(f"data: {note}")
@@ -93,21 +93,39 @@ def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tu
     return ImageRows(rows, "image", row_names, image_format, num_workers=config.num_workers), list(names)
 
 
-def _select_rows(
-    config: DataConfig, source: DatasetDict, option: str, notes: dict[str, None]
+def select_rows(
+    config: DataConfig,
+    source: DatasetDict,
+    option: str,
+    notes: dict[str, None],
+    kind: str,
+    column_of: Callable[[DataConfig, Dataset], str],
 ) -> tuple[Dataset, RowNames]:
-    """The rows that an option names and that have an image, and what they are called."""
+    """The rows that an option names and that have an image or a sound, and what they are called.
+
+    Args:
+        config: Options.
+        source: All splits.
+        option: The option that names a split.
+        notes: Takes what is to be said of the rows.
+        kind: What the rows hold: "image" or "sound".
+        column_of: Finds the column that holds it.
+
+    Raises:
+        ValueError: For a wrong split or column, or without any such row.
+    """
     held_out = _is_held_out(config, source)
     split = _TRAIN if held_out else getattr(config, option)
     rows = select_split(source, split, option)
-    numbers = np.flatnonzero(_has_image(rows, _image_column(config, rows)))
+    numbers = np.flatnonzero(_is_there(rows, column_of(config, rows)))
     if held_out and len(numbers) == 1:
         raise ValueError(
-            f"There is one split only, {split!r}, and one image in it, which cannot be split in two: add images, or "
+            f"There is one split only, {split!r}, and one {kind} in it, which cannot be split in two: add more, or "
             f"set data.validation_split to {split}, to validate on the same."
         )
     if len(numbers) < len(rows):
-        notes[f"{len(rows) - len(numbers):,} of {len(rows):,} rows of {split!r} have no image and are left out."] = None
+        left_out = len(rows) - len(numbers)
+        notes[f"{left_out:,} of {len(rows):,} rows of {split!r} have no {kind} and are left out."] = None
     if held_out:
         notes[
             f"there is one split only, {split!r} ({len(rows):,} rows): a random tenth of it is held out as "
@@ -119,7 +137,7 @@ def _select_rows(
     elif len(numbers) == len(rows):
         return rows, RowNames(split)
     if not len(numbers):
-        raise ValueError(f"data.{option} {split!r} has no rows with an image.")
+        raise ValueError(f"data.{option} {split!r} has no rows with {'an' if kind == 'image' else 'a'} {kind}.")
     return rows.select(numbers), RowNames(split, numbers)
 
 
@@ -129,8 +147,8 @@ def _is_held_out(config: DataConfig, source: DatasetDict) -> bool:
     return usual and list(source) == [_TRAIN]
 
 
-def _has_image(rows: Dataset, column: str) -> np.ndarray:
-    """Which rows have an image, read from the bits that say so, not from the images."""
+def _is_there(rows: Dataset, column: str) -> np.ndarray:
+    """Which rows have an image or a sound, read from the bits that say so, not from the data."""
     import pyarrow
     from pyarrow import compute
 
@@ -223,6 +241,11 @@ def _kind(feature: Any) -> str | None:
 def _described(feature: Any) -> str:
     """The type of a column, in a word."""
     return getattr(feature, "dtype", None) or type(feature).__name__
+
+
+def holds_bytes(feature: Any) -> bool:
+    """Whether a column may have the bytes of files, or records of "bytes" and "path", of which nothing is said."""
+    return _kind(feature) in ("bytes", "record")
 
 
 def _image_format(config: DataConfig, names: RowNames, first: Any) -> ImageFormat:

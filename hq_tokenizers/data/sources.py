@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hq_tokenizers.image_decoding import image_endings
-from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.data import FILE_NAMES, DataConfig
+from hq_tokenizers.sound_decoding import SOUND_ENDINGS
 
 from .digits import load_digits
 
@@ -34,7 +35,7 @@ def load_source(config: DataConfig) -> DatasetDict:
     if config.name == "digits":
         return load_digits()
     try:
-        source = _load_files(config) if config.name in ("imagefolder", "parquet") else _load_hub_dataset(config)
+        source = _load_files(config) if config.name in FILE_NAMES else _load_hub_dataset(config)
     except DatasetGenerationError as error:
         # Its own text says that there was an error; what it was is the first of its causes.
         raise ValueError(f"data.path {config.path!r} cannot be read: {_first_cause(error)}") from error
@@ -90,11 +91,11 @@ def image_files(root: Path) -> list[Path]:
     found = (Path(name) for name in glob.iglob("**/*", root_dir=root, recursive=True))
     # `datasets` leaves out folders such as __MACOSX as well.
     usual = (name for name in found if not any(part.startswith("__") for part in name.parent.parts))
-    return [root / name for name in usual if _is_image_file(root / name)]
+    return [root / name for name in usual if _is_file_of(root / name, image_endings())]
 
 
-def _is_image_file(path: Path) -> bool:
-    if path.suffix.lower() not in image_endings() or not path.is_file():
+def _is_file_of(path: Path, endings: frozenset[str]) -> bool:
+    if path.suffix.lower() not in endings or not path.is_file():
         return False
     try:
         str(path).encode()
@@ -109,8 +110,8 @@ def _load_files(config: DataConfig) -> DatasetDict:
     # Absolute, since `datasets` takes relative names to be relative to the folder that it is given besides.
     root = Path(str(config.path)).expanduser().absolute()
     files = _data_files(config, root)
-    if config.name == "imagefolder":
-        return _load_image_files(root, files)
+    if config.name in ("imagefolder", "audiofolder"):
+        return _load_folder(root, files, sounds=config.name == "audiofolder")
     named = config.files is not None or root.is_file()
     chosen = {split: [f for f in many if named or f.endswith(".parquet")] for split, many in files.items()}
     if not any(chosen.values()) or (root.is_file() and root.suffix.lower() in image_endings()):
@@ -125,21 +126,34 @@ def _load_files(config: DataConfig) -> DatasetDict:
     )
 
 
-def _load_image_files(root: Path, files: DataFilesDict) -> DatasetDict:
-    """As `load_dataset("imagefolder")`, with the formats that are read here and without anything else."""
+def _load_folder(root: Path, files: DataFilesDict, sounds: bool) -> DatasetDict:
+    """As `load_dataset("imagefolder")` or "audiofolder", with the formats that are read here and nothing else."""
+    from datasets import Audio
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.exceptions import DatasetGenerationError
+    from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
+    kind, endings = ("sound", SOUND_ENDINGS) if sounds else ("image", image_endings())
+
     class ImageFiles(ImageFolder):
-        EXTENSIONS = sorted(image_endings())
+        EXTENSIONS = sorted(endings)
+
+    class SoundPath(Audio):
+        def encode_example(self, value: str) -> dict[str, str | None]:
+            # The base class wants torchcodec even to keep a path.
+            return {"bytes": None, "path": value}
+
+    class SoundFiles(AudioFolder):
+        BASE_FEATURE = SoundPath
+        EXTENSIONS = sorted(endings)
 
     chosen, metadata = {}, set()
     for split, many in files.items():
         pairs = [
             (file, origin)
             for file, origin in zip(many, many.origin_metadata, strict=True)
-            if _is_image_file(Path(file))
+            if _is_file_of(Path(file), endings)
         ]
         if pairs:
             described = [
@@ -150,17 +164,17 @@ def _load_image_files(root: Path, files: DataFilesDict) -> DatasetDict:
             metadata |= {file for file, _ in described}
             chosen[split] = DataFilesList(*map(list, zip(*pairs, *described, strict=True)))
     if not chosen:
-        raise FileNotFoundError(_none_of_the_kind(root, files, "image", ".parquet", "parquet"))
-    builder = ImageFiles(data_files=DataFilesDict(chosen))
+        raise FileNotFoundError(_none_of_the_kind(root, files, kind, ".parquet", "parquet"))
+    builder = (SoundFiles if sounds else ImageFiles)(data_files=DataFilesDict(chosen))
     try:
         builder.download_and_prepare()
     except (ValueError, KeyError, DatasetGenerationError) as error:
         if not metadata:
             raise
         raise ValueError(
-            f"{', '.join(sorted(metadata))} cannot be joined with the images of data.path {str(root)!r}: "
-            f"{_first_cause(error).rstrip('.')}. A file of that name says something about each image, which its column "
-            "file_name names: correct it, or rename it where it is about other things."
+            f"{', '.join(sorted(metadata))} cannot be joined with the {kind}s of data.path {str(root)!r}: "
+            f"{_first_cause(error).rstrip('.')}. A file of that name says something about each {kind}, which its "
+            "column file_name names: correct it, or rename it where it is about other things."
         ) from error
     return builder.as_dataset()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hq_tokenizers.data.compatibility import check_images
 from hq_tokenizers.data.loading import load_image_splits
@@ -19,6 +20,7 @@ from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 from .pictures import named_reconstructions
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split
+from .sound_tokenizer import evaluate_sounds
 
 PICTURE = "reconstructions.png"
 _COLUMNS = 8
@@ -37,6 +39,9 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
     assert config.tokenizer is not None
     model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
     model = model.to(accelerator.device)
+    if model.config.modality == "sound":
+        results = evaluate_sounds(config, model, accelerator, PICTURE)
+        return {"subject": _subject(config.tokenizer, model), "results": results, "left_out": {}}
     split = evaluated_split(config.data)
     (rows,) = load_image_splits(config.data, split)
     check_images(model, rows, split)
@@ -49,17 +54,17 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
         (batch,) = rows.batches([chosen], accelerator.device)
         versions = named_reconstructions(model, batch["pixel_values"])
         save_png(reconstruction_grid(versions, len(chosen) // len(_BLOCKS), _BLOCKS), output_dir / PICTURE)
+    return {"subject": _subject(config.tokenizer, model), "results": found.results, "left_out": metrics.notes}
+
+
+def _subject(path: str, model: PreTrainedModel) -> dict[str, Any]:
     layout = model.code_layout() if model.config.has_codes else None
     return {
-        "subject": {
-            "kind": "tokenizer",
-            "path": config.tokenizer,
-            "weights_sha256": weights_sha256(model),
-            "code_layout": None if layout is None else str(layout),
-            "bits_per_image": None if layout is None else layout.bits_per_image,
-        },
-        "results": found.results,
-        "left_out": metrics.notes,
+        "kind": "tokenizer",
+        "path": path,
+        "weights_sha256": weights_sha256(model),
+        "code_layout": None if layout is None else str(layout),
+        "bits_per_image": None if layout is None else layout.bits_per_image,
     }
 
 

@@ -6,6 +6,7 @@ Every image counts once, for any number of processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
@@ -15,11 +16,14 @@ from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.data.sound import SoundRows, model_inputs
 from hq_tokenizers.metrics.psnr import psnr
 from hq_tokenizers.metrics.running.confusion import Confusion
 from hq_tokenizers.models.modeling_outputs import ImageTokenizerOutput
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.reporting.tracking import Record
+
+from .sound import decibel_figures, squared_error
 
 _MAX_CLASSES = 256  # of a label map stored as bytes
 COMPARED_IMAGES = 512
@@ -62,7 +66,8 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
     Returns:
         "loss" and its terms by their names, as `ImageTokenizerOutput` has them. Of images "mse": mean squared error
         per pixel value; "mse_per_image": summed over the pixel values of an image; "psnr": in dB, the mean of the
-        images' own PSNR. Of label maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
+        images' own PSNR. Of sounds "mse" per value of the normalised spectrograms, and `decibel_figures`. Of label
+        maps "pixel_accuracy" and "mean_iou", the mean over the classes that occur. And per
         level: "perplexity", exp of the entropy of the histogram of all hard codes of the split; "batch_perplexity",
         the mean over batches; "active_codes" that occur in the split; "usage", perplexity / K; "normalized_entropy",
         H / log K; "dead_rate", the share of codes that do not occur; energies per value: "latent_energy" of the group's
@@ -85,23 +90,26 @@ def evaluate_tokenizer(model: PreTrainedModel, data: BatchSource, batch_size: in
         )
     sums = RunningSums()
     for indices, batch in zip(shares, data.batches(shares, accelerator.device), strict=True):
-        pixel_values = batch["pixel_values"]
         compared = [torch.Generator().manual_seed(_NOISE_SEED + i) for i in indices.tolist() if i < COMPARED_IMAGES]
-        output, others = model.compare_codes(pixel_values, compared)
-        _add_batch(sums, pixel_values, output)
+        output, others = model.compare_codes(generators=compared, **model_inputs(batch))
+        levels = [] if output.codes is None else model.code_levels(output.codes, batch.get("attention_mask"))
+        _add_batch(sums, batch, output, levels)
         if model.config.is_stochastic:
             assert output.reconstruction is not None
             kinds = ["argmax", "sampled", *(["relaxed"] if model.config.draws_relaxed_samples else [])]
-            _add_comparison(sums, pixel_values[: len(compared)], kinds, {"argmax": output.reconstruction, **others})
+            first = {name: value[: len(compared)] for name, value in model_inputs(batch).items()}
+            _add_comparison(sums, first, kinds, {"argmax": output.reconstruction, **others})
     figures = _figures(sums.reduce(accelerator))
     if model.config.has_codes:
         figures["codebook_energy"] = [codebook.square().mean().item() for codebook in model.codebooks()]
     if model.config.draws_relaxed_samples:
         figures["temperature"] = model.temperature().item()
-    return figures
+    return figures | (decibel_figures(figures["mse"], data.extractor) if isinstance(data, SoundRows) else {})
 
 
-def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageTokenizerOutput) -> None:
+def _add_batch(sums: RunningSums, batch: Batch, output: ImageTokenizerOutput, levels: Sequence[torch.Tensor]) -> None:
+    """Adds a batch; `levels` are the codes of every level that count."""
+    pixel_values = batch["pixel_values"]
     assert output.loss is not None
     assert output.terms is not None
     assert output.reconstruction is not None
@@ -109,7 +117,12 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
     sums.add("num_images", num_images)
     sums.add("num_batches", 1)
     sums.add("loss", output.loss * num_images)
-    if pixel_values.is_floating_point():
+    if "attention_mask" in batch:
+        for name, value in zip(
+            ("squared_error", "num_values"), squared_error(output.reconstruction, batch), strict=True
+        ):
+            sums.add(name, value)
+    elif pixel_values.is_floating_point():
         _add_errors(sums, pixel_values, output.reconstruction)
     else:
         sums.add("confusion", confusion_matrix(pixel_values, output.reconstruction))
@@ -120,23 +133,27 @@ def _add_batch(sums: RunningSums, pixel_values: torch.Tensor, output: ImageToken
     for name in ("entropy", "variance", "latent_energy", "residual_energy"):
         sums.add(name, output.diagnostics[name] * num_images)
     sums.add("batch_perplexity", output.diagnostics["perplexity"])
-    levels = zip(output.codes.levels(), output.codes.layout.codebook_sizes, strict=True)
-    for level, (indices, size) in enumerate(levels):
+    for level, (indices, size) in enumerate(zip(levels, output.codes.layout.codebook_sizes, strict=True)):
         sums.add(f"counts_{level}", code_counts(indices, size))
 
 
 def _add_comparison(
-    sums: RunningSums, pixel_values: torch.Tensor, kinds: list[str], reconstructions: dict[str, torch.Tensor]
+    sums: RunningSums, batch: Batch, kinds: list[str], reconstructions: dict[str, torch.Tensor]
 ) -> None:
     """Adds the errors of each kind of codes; zeros where a process has none of the compared images."""
-    number = len(pixel_values)
+    number = len(batch["pixel_values"])
     sums.add("num_compared", number)
     for kind in kinds:
-        sums.add(f"compared_{kind}", _quality(reconstructions[kind][:number], pixel_values).sum() if number else 0.0)
+        sums.add(f"compared_{kind}", _quality(reconstructions[kind][:number], batch).sum() if number else 0.0)
 
 
-def _quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Of every image its mean squared error; of a label map the share of pixels that are right."""
+def _quality(reconstruction: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Of every image or sound its mean squared error; of a label map the share of pixels that are right."""
+    pixel_values = batch["pixel_values"]
+    if "attention_mask" in batch:
+        parts = zip(reconstruction.split(1), pixel_values.split(1), batch["attention_mask"].split(1), strict=True)
+        sums = (squared_error(x, {"pixel_values": y, "attention_mask": mask}) for x, y, mask in parts)
+        return torch.stack([error / number for error, number in sums])
     if not pixel_values.is_floating_point():
         return (reconstruction == pixel_values).flatten(1).float().mean(1)
     return (reconstruction - pixel_values).float().square().flatten(1).mean(1)
@@ -159,12 +176,14 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
     num_images, num_batches = sums.pop("num_images"), sums.pop("num_batches")
     counts = [sums.pop(name) for name in [name for name in sums if name.startswith("counts_")]]
     figures: Record = {"num_images": int(num_images)}
+    if "squared_error" in sums:
+        figures["mse"] = (sums.pop("squared_error") / sums.pop("num_values")).item()
     if "confusion" in sums:
         confusion = sums.pop("confusion")
         figures["pixel_accuracy"] = (confusion.trace() / confusion.sum()).item()
         figures["mean_iou"] = Confusion(confusion).intersection_over_union().nanmean().item()
     if "num_compared" in sums:
-        number, measure = sums.pop("num_compared"), "mse" if "mse" in sums else "pixel_accuracy"
+        number, measure = sums.pop("num_compared"), "mse" if "mse" in sums | figures else "pixel_accuracy"
         for name in [name for name in sums if name.startswith("compared_")]:
             figures[f"{measure}_{name.removeprefix('compared_')}"] = (sums.pop(name) / number).item()
     if "term_discrete" in sums:

@@ -96,9 +96,9 @@ def export_self_contained(
 
 
 def image_processor_for(model: PreTrainedModel) -> HQImageProcessor | None:
-    """What makes the inputs of a tokenizer or a generator of images; None for priors and label maps."""
+    """What makes the inputs of a tokenizer or a generator of images; None for priors, label maps and sounds."""
     config = getattr(model.config, "image_tokenizer_config", model.config)
-    if not hasattr(config, "image_size") or getattr(config, "for_label_maps", False):
+    if not hasattr(config, "image_size") or config.for_label_maps or config.modality != "image":
         return None
     return HQImageProcessor.for_config(config)
 

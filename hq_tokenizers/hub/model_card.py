@@ -17,6 +17,7 @@ _KINDS = {
     "generator": "an image generator",
     "image tokenizer": "a discrete image tokenizer",
     "label map tokenizer": "a discrete tokenizer of label maps",
+    "sound tokenizer": "a tokenizer of sounds, by their log-mel spectrograms,",
     "autoencoder": "a variational autoencoder with continuous latents, a baseline without codes,",
     "prior": "a code prior",
 }
@@ -46,6 +47,15 @@ from transformers import AutoModel
 model = AutoModel.from_pretrained("{model_id}").eval()
 codes = model.encode(label_maps)  # a LongTensor (batch, height, width) of classes
 label_maps = model.decode(codes)
+""",
+    "sound tokenizer": """import hq_tokenizers
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("{model_id}")
+model = AutoModel.from_pretrained("{model_id}").eval()
+inputs = extractor(["sound.wav"])
+reconstruction = model(**inputs, return_loss=False).reconstruction
+waveforms = extractor.to_waveforms(reconstruction, inputs["attention_mask"])
 """,
     "autoencoder": """import hq_tokenizers
 from transformers import AutoImageProcessor, AutoModel
@@ -163,6 +173,8 @@ def _slug(text: str) -> str:
 def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
     if model.config.model_type == "hq_generator":
         return "generator", model.code_layout
+    if model.base_model_prefix == "image_tokenizer" and model.config.modality == "sound":
+        return "sound tokenizer", model.code_layout() if model.config.has_codes else None
     if model.base_model_prefix == "image_tokenizer" and not model.config.has_codes:
         return "autoencoder", None
     if model.base_model_prefix == "image_tokenizer":

@@ -19,15 +19,17 @@ MINIMUM_NORM = 1e-6
 
 
 class GaussianImages(nn.Module):
-    """N(x; x̂, σ² I) for images in [0, 1].
+    """N(x; x̂, σ² I) for images in [0, 1], or for spectrograms.
 
     Args:
         learned: Whether log σ² is a parameter; otherwise σ² is at its optimum for each batch.
         num_reconstructions: Of progressive coding, each with a σ² of its own: coarse ones are further from the image.
+        bounded: Whether values lie in [0, 1]; those of normalised spectrograms do not.
     """
 
-    def __init__(self, learned: bool, num_reconstructions: int = 1):
+    def __init__(self, learned: bool, num_reconstructions: int = 1, bounded: bool = True):
         super().__init__()
+        self.bounded = bounded
         shape = () if num_reconstructions == 1 else (num_reconstructions,)
         self.log_variance = nn.Parameter(torch.empty(shape)) if learned else None
 
@@ -36,8 +38,8 @@ class GaussianImages(nn.Module):
         return pixel_values
 
     def outputs(self, decoded: torch.Tensor) -> torch.Tensor:
-        """x̂ from the decoder's last layer: a sigmoid, in float32, so that bfloat16 does not round the pixels."""
-        return decoded.float().sigmoid()
+        """x̂ from the decoder's last layer, in float32, so that bfloat16 does not round it: a sigmoid where bounded."""
+        return decoded.float().sigmoid() if self.bounded else decoded.float()
 
     def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:
         """−log p(x | z_q) per image in nats; `index` of the reconstruction, by default the last, of all levels."""
@@ -65,10 +67,11 @@ class SquaredErrorImages(GaussianImages):
 
     Args:
         data_variance: Variance of the pixel values.
+        bounded: See `GaussianImages`.
     """
 
-    def __init__(self, data_variance: float):
-        super().__init__(learned=False)
+    def __init__(self, data_variance: float, bounded: bool = True):
+        super().__init__(learned=False, bounded=bounded)
         self.data_variance = data_variance
 
     def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:

@@ -31,11 +31,21 @@ from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_sq_vae import SQVAEConfig
 from .networks import ImageDecoder, ImageEncoder, Projection
 from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock, first_block, injected_block
+from .networks_speech import SpeakerDecoder, SpeechBottomUp, SpeechDecoder, SpeechEncoder
 
 
 def build_encoder(config: SQVAEConfig, in_channels: int) -> nn.Module:
     """Pixels to latents of a single-layer tokenizer."""
     variance_channels = config.codebook_dim if config.has_variance_head else 0
+    if config.grid_dims == 1:
+        return SpeechEncoder(
+            in_channels,
+            config.hidden_size,
+            config.num_downsampling,
+            config.num_residual_blocks,
+            latent_width(config),
+            variance_channels,
+        )
     if config.backbone == "diffusers":
         return DiffusersEncoder(
             in_channels, _resolutions(config), latent_width(config), variance_channels, not config.for_label_maps
@@ -55,6 +65,9 @@ def build_encoder(config: SQVAEConfig, in_channels: int) -> nn.Module:
 def build_bottom_up(config: HQVAEConfig) -> nn.Module:
     """Pixels to features at the resolution of every group of a hierarchy."""
     strides = [group.stride for group in config.groups]
+    if config.grid_dims == 1:
+        stages = config.stride.bit_length() - 1
+        return SpeechBottomUp(config.num_channels, config.hidden_size, stages, config.num_residual_blocks)
     if config.backbone == "diffusers":
         return FeaturePyramid(config.num_channels, _resolutions(config), strides)
     return BottomUp(
@@ -82,7 +95,7 @@ def build_top_down(config: HQVAEConfig) -> list[FirstBlock | InjectedBlock]:
             ),
         ]
     return [
-        first_block(width, dim, latents),
+        first_block(width, dim, latents, residual=config.grid_dims == 2),
         *(
             injected_block(width, dim, latents, coarse // fine, config.num_decoder_residual_blocks, with_fill)
             for coarse, fine in itertools.pairwise(strides)
@@ -91,7 +104,7 @@ def build_top_down(config: HQVAEConfig) -> list[FirstBlock | InjectedBlock]:
 
 
 def build_decoder(config: ImageTokenizerConfig, out_channels: int, stride: int, from_codes: bool) -> nn.Module:
-    """To pixels, from code vectors or from the finest top-down state of a hierarchy.
+    """To pixels, from code vectors or from the finest top-down state of a hierarchy, and the speaker if there are any.
 
     Args:
         config: The configuration.
@@ -99,11 +112,23 @@ def build_decoder(config: ImageTokenizerConfig, out_channels: int, stride: int, 
         stride: Stride of the input.
         from_codes: Whether the input is code vectors.
     """
+    in_channels = config.codebook_dim if from_codes else config.hidden_size
+    if config.num_speakers:
+        decoder = _build_decoder(config, in_channels + config.speaker_dim, out_channels, stride)
+        return SpeakerDecoder(decoder, config.num_speakers, config.speaker_dim)
     if config.backbone == "diffusers":
         code_dim = config.codebook_dim if from_codes else None
         return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels)
+    return _build_decoder(config, in_channels, out_channels, stride)
+
+
+def _build_decoder(config: ImageTokenizerConfig, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """The decoder of the papers' networks."""
+    if config.grid_dims == 1:
+        layers, stages = config.num_decoder_residual_blocks, stride.bit_length() - 1
+        return SpeechDecoder(in_channels, config.recurrent_size, layers, out_channels, stages)
     return ImageDecoder(
-        in_channels=config.codebook_dim if from_codes else config.hidden_size,
+        in_channels=in_channels,
         hidden_size=config.hidden_size,
         out_channels=out_channels,
         num_stages=stride.bit_length() - 1,
@@ -240,6 +265,8 @@ def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
 
 def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:
     """The decoder's distribution over images; for VQ its scaled squared error."""
+    bounded = config.modality == "image"
     if config.is_deterministic:
-        return SquaredErrorImages(config.data_variance)
-    return GaussianImages(config.decoder_variance == "learned", num_reconstructions)
+        usual = 0.06 if bounded else 1.0
+        return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, bounded)
+    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, bounded)

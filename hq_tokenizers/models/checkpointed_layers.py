@@ -12,6 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from hq_tokenizers.padding import Padding
+
+from .masked_layers import run_layers
+
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """`model.gradient_checkpointing_enable()`, by its name in every version of transformers."""
@@ -29,21 +33,23 @@ class CheckpointedSequential(nn.Sequential):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., torch.Tensor] = staticmethod(partial(checkpoint, use_reentrant=False))
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(…) → (…), as the layers in a row.
+    takes_padding = True
+
+    def forward(self, input: torch.Tensor, padding: Padding | None = None) -> torch.Tensor:
+        """(…) → (…), as the layers in a row; with padding see `masked_layers.run`.
 
         Raises:
             ValueError: If checkpointing was enabled with use_reentrant=True.
         """
         wanted = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         if not wanted or torch.compiler.is_compiling():
-            return super().forward(input)
+            return run_layers(self, input, padding)
         if getattr(self._gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
             raise ValueError(
                 "The image tokenizers' gradient checkpointing needs use_reentrant=False, which is the default of "
                 "gradient_checkpointing_kwargs: with True, batch norms would see every batch twice."
             )
-        return self._gradient_checkpointing_func(super().forward, input, context_fn=self._contexts)
+        return self._gradient_checkpointing_func(run_layers, self, input, padding, context_fn=self._contexts)
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _FrozenStatistics([m for m in self.modules() if isinstance(m, _BatchNorm)])

@@ -91,6 +91,11 @@ class HQVAEConfig(ImageTokenizerConfig):
             raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
         if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):
             raise ValueError(f"shared_codebook needs equal codebook sizes within a group: {list(self.code_groups)}.")
+        if self.grid_dims == 1 and len(groups) > 1:
+            raise ValueError(
+                f"grid_dims=1 has one resolution, got {list(self.code_groups)}: leave grid_dims at 2 for several, or "
+                "write one line with several levels, 'stride 2: 512 x 4'."
+            )
         if self.learned_prior and len(groups) == 1:
             raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
         if self.learned_prior and not self.is_stochastic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from transformers import PreTrainedConfig
@@ -42,14 +43,22 @@ class ImageTokenizerConfig(PreTrainedConfig):
 
     Args:
         quantizer: How latents become codes; the configuration of a model says which it has.
-        image_size: Height and width of the training images, an integer or [height, width], divisible by the stride.
-            The model accepts any other size that the stride divides.
-        num_channels: Image channels: 1 grey, 3 colour.
+        modality: What is modelled: "image", pixels in [0, 1] (or label maps), or "sound", log-mel spectrograms of
+            `HQFeatureExtractor` with unbounded values, of any length.
+        grid_dims: Of sound: 2 for a spectrogram as an image of one channel and codes over time and frequency, 1 for its
+            bands as the channels of a sequence and codes over time, on the network of the SQ-VAE paper's speech model.
+        image_size: Height and width of the training images, an integer or [height, width], divisible by the stride;
+            of sound [bands, frames], or [1, frames] with `grid_dims=1`. The model accepts any other size that the
+            stride divides.
+        num_channels: Image channels: 1 grey, 3 colour; bands with `grid_dims=1`.
+        num_speakers: Of sound: speakers, one of whom the decoder is told; 0 for none.
+        speaker_dim: Width of the embedding of a speaker.
+        recurrent_size: With `grid_dims=1`: units of the decoder's GRU in each direction.
         backbone: The networks: "resnet" those of the SQ-VAE paper, with batch norms, or "diffusers" the encoder and
             decoder of diffusers' autoencoders, with group norms and attention: those of VQGAN and RQ-VAE.
         hidden_size: Channels of the convolutional features.
-        num_residual_blocks: Residual blocks of the encoder.
-        num_decoder_residual_blocks: Residual blocks of the decoder.
+        num_residual_blocks: Residual blocks of the encoder; with `grid_dims=1` its convolutions at the codes' length.
+        num_decoder_residual_blocks: Residual blocks of the decoder; with `grid_dims=1` layers of its GRU.
         bottleneck_convolution: Whether a 3×3 convolution stands at the bottleneck on both sides.
         bottleneck_norm: Whether BN and ReLU precede the encoder's residual blocks.
         block_out_channels: Channels at the resolutions of strides 1, 2, 4 and so on to the coarsest; by default
@@ -84,8 +93,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         variance_share: With "residual": smallest variance of a level, per variance of the latents that it quantises;
             keeps latents from freezing at their codes.
         commitment_weight: VQ only: β of the commitment term.
-        data_variance: VQ and FSQ only: variance of the pixel values by which the mean squared error is divided, by
-            default that of CIFAR-10; MNIST has 0.09.
+        data_variance: VQ and FSQ only: variance of the pixel values by which the mean squared error is divided. None
+            takes that of CIFAR-10, 0.06, and 1 for sound, whose spectrograms are normalised; MNIST has 0.09.
         codebook_update: Code vectors learned by "gradient"; by moving averages of the latents nearest to them (or, of
             stochastic quantisers, at their most probable codes), "ema"; or, VQ only, "linear": random vectors that
             stay as they are, times one learned linear layer (SimVQ).
@@ -108,9 +117,14 @@ class ImageTokenizerConfig(PreTrainedConfig):
     """The field that decides the stride."""
 
     quantizer: Literal["gaussian", "vmf", "vq", "fsq", "none"] = "gaussian"
+    modality: Literal["image", "sound"] = "image"
+    grid_dims: Literal[1, 2] = 2
     image_size: ImageSize = 32
     num_channels: Width = 3
     backbone: Literal["resnet", "diffusers"] = "resnet"
+    num_speakers: Annotated[int, Range(0, 1_000_000)] = 0
+    speaker_dim: Width = 64
+    recurrent_size: Width = 128
     hidden_size: Annotated[int, Range(2, 65_536)] = 64
     num_residual_blocks: Blocks = 2
     num_decoder_residual_blocks: Annotated[int, Range(0, 1000)] = 2
@@ -139,7 +153,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     variance_factor: Positive = 1.0
     variance_share: NotNegative = 0.1
     commitment_weight: NotNegative = 0.25
-    data_variance: Positive = 0.06
+    data_variance: Positive | None = None
     codebook_update: Literal["gradient", "ema", "linear"] = "gradient"
     ema_decay: Annotated[Number, Range(0, 1, below=True)] = 0.99
     ema_warmup: bool = False
@@ -186,8 +200,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         self._check_names(kwargs)
         class_names(self.id2label or {})
         self._check_unused()
-        prefix = f"image_size and {self.stride_field} do not go together. "
-        check_image_size(self.image_size, self.stride, prefix)
+        self.coarsest_grid(self.image_size, f"image_size and {self.stride_field} do not go together. ")
         super().__post_init__(**kwargs)
 
     def _check_relations(self) -> None:
@@ -212,6 +225,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
             raise ValueError("warmup_epochs collects vectors for reestimation_epochs, which is 0: set both or none.")
         if self.reestimation_epochs and not self.warmup_epochs:
             raise ValueError("reestimation_epochs needs warmup_epochs ≥ 1, in which the vectors are collected.")
+        if self.grid_dims == 1 and not self.num_decoder_residual_blocks:
+            raise ValueError("With grid_dims=1, num_decoder_residual_blocks are the layers of a GRU: at least 1.")
+        if self.modality == "sound" and self.for_label_maps:
+            raise ValueError("modality='sound' is for spectrograms, not label maps: leave likelihood at 'gaussian'.")
+        if self.modality == "sound" and self.backbone != "resnet":
+            raise ValueError(
+                "modality='sound' needs networks in which padding changes nothing, which group norms and attention do "
+                "not have: leave backbone at 'resnet'."
+            )
         if self.backbone == "diffusers":
             self._check_resolutions()
 
@@ -265,9 +287,18 @@ class ImageTokenizerConfig(PreTrainedConfig):
             for name in names
         }
         own_widths = self.backbone == "diffusers" and self.block_out_channels is not None
+        one_dimensional = self.grid_dims == 1
         return {
             **backbones,
+            **dict.fromkeys(("grid_dims", "num_speakers"), (self.modality == "sound", "modality='sound'")),
+            "recurrent_size": (one_dimensional, "grid_dims=1"),
+            "speaker_dim": (self.num_speakers > 0, "num_speakers > 0"),
             "hidden_size": (not own_widths, "models without block_out_channels"),
+            **(
+                dict.fromkeys(("bottleneck_convolution", "bottleneck_norm"), (False, "grids of two dimensions"))
+                if one_dimensional
+                else {}
+            ),
             "commitment_weight": (vq, "quantizer='vq'"),
             "data_variance": (self.is_deterministic, "quantizer='vq' or 'fsq'"),
             "normalize_latents": (self.has_codes, "models with codes"),
@@ -299,6 +330,25 @@ class ImageTokenizerConfig(PreTrainedConfig):
     def stride(self) -> int:
         """Pixels per position of the coarsest grid: both sides of an image are multiples of it."""
         raise AttributeError(f"{type(self).__name__} has no grid: use SQVAEConfig or HQVAEConfig.")
+
+    def coarsest_grid(self, image_size: int | Sequence[int], prefix: str = "") -> tuple[int, int]:
+        """Height and width of the coarsest grid of codes of images of a size; of one-dimensional grids the height is 1.
+
+        Args:
+            image_size: An integer or [height, width].
+            prefix: What to put before an error.
+
+        Raises:
+            ValueError: If the stride does not divide the size, or there are several rows on a one-dimensional grid.
+        """
+        rows = 1 if self.grid_dims == 1 else self.stride
+        height, width = check_image_size(image_size, (rows, self.stride), prefix)
+        if self.grid_dims == 1 and height != 1:
+            raise ValueError(
+                f"{prefix}With grid_dims=1 the bands of a spectrogram are channels: image_size is [1, frames], got "
+                f"{image_size!r}."
+            )
+        return height // rows, width // self.stride
 
 
 def _as_json(value: Any) -> Any:

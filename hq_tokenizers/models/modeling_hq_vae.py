@@ -22,9 +22,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import GaussianImages
+from hq_tokenizers.padding import Padding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.randomness import GeneratorLike
@@ -38,6 +38,7 @@ from .builders import (
     build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
+from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
 
@@ -87,15 +88,24 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 init.constant_(module.prior_log_variances, self.config.initial_log_variance)
 
     @drops_labels
-    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> ImageTokenizerOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        return_loss: bool = True,
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
         In training mode the codes are relaxed samples; in evaluation mode the most probable codes are used, level after
         level, and everything is deterministic.
 
         Args:
-            pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the coarsest stride.
+            pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the coarsest stride. A model of sound
+                takes what `HQFeatureExtractor` gives.
             return_loss: False skips the loss and its terms.
+            attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, which changes nothing.
+            speaker_ids: Speakers (B,) of a model that has `num_speakers`.
 
         Returns:
             `ImageTokenizerOutput`. With progressive coding `terms` has "progressive", the reconstruction terms of
@@ -106,10 +116,19 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             TypeError: For integer pixels.
         """
         temperature = self.temperature() if self.training else None
-        return self._decoded(self._encoded(pixel_values), temperature, targets=pixel_values if return_loss else None)
+        padding = self._padding(pixel_values, attention_mask)
+        targets = pixel_values if return_loss else None
+        encoded = self._encoded(pixel_values, padding)
+        return self._decoded(encoded, temperature, targets=targets, padding=padding, speaker_ids=speaker_ids)
 
     @inference
-    def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        sample: bool = False,
+        generator: GeneratorLike = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> Codes:
         """Codes of images.
 
         Args:
@@ -117,6 +136,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             sample: Draws the codes from P̂, level after level, instead of taking the most probable ones.
             generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
                 depend on the rest of the batch.
+            attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, whose codes are 0.
 
         Raises:
             TypeError: If the images are no tensor of floats.
@@ -124,16 +144,26 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 generators that is not the number of images, or `sample` with a deterministic quantiser.
         """
         generators = self._sampling_generators(sample, generator, pixel_values)
-        return self._codes(self._top_down(self._encoded(pixel_values), generators=generators)[0])
+        padding = self._padding(pixel_values, attention_mask)
+        encoded = self._encoded(pixel_values, padding)
+        return self._codes(self._top_down(encoded, generators=generators, padding=padding)[0])
 
     @inference
-    def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        codes: Codes,
+        num_levels: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Images of codes.
 
         Args:
             codes: Codes of this tokenizer, of any grid size, all levels or the first few (`Codes.truncate`).
             num_levels: Number of levels to decode, by default all there are. Groups that are missing are predicted from
                 the coarser ones when the model was configured with `progressive` or `learned_prior`, else zero.
+            attention_mask: As for `encode`.
+            speaker_ids: As for `forward`.
 
         Returns:
             pixel_values (B, C, H, W), nominally in [0, 1], not clamped.
@@ -143,17 +173,19 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         """
         if num_levels is not None:
             codes = codes.truncate(num_levels)
+        padding = self._decoding_padding(codes, attention_mask)
         vectors = iter(self.embed(codes))
         state = upsampled = None
         for block, grid in zip(self.blocks, codes.groups, strict=False):
-            upsampled = None if state is None else block.upsample(state)
+            upsampled = None if state is None else run(block.upsample, state, padding)
             # Summed in the order of `forward`, so that both give the same bits.
             total = torch.zeros(()).to(grid.device)
             for _ in range(grid.shape[-1]):
                 total = total + next(vectors)
             state = block.next_state(upsampled, self._channels_first(total))
         assert state is not None
-        return self.likelihood.outputs(self._decode_states([self._complete(state, len(codes.groups))])[0])
+        finest = self._complete(state, len(codes.groups), padding)
+        return self._reconstruction(self._decode_states([finest], padding, speaker_ids)[0], padding)
 
     def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
         """The code vectors of every level: a tuple of (B, h_g, w_g, d)."""
@@ -165,8 +197,14 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         return tuple(vectors for quantizer, grid in grids for vectors in quantizer.embed(grid))
 
     @inference
-    def posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def posterior(
+        self, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Normalised log P̂ of every level given the most probable codes before it: float32 (B, h_g, w_g, K_l).
+
+        Args:
+            pixel_values: As for `encode`.
+            attention_mask: As for `encode`; what padding gets means nothing.
 
         Raises:
             ValueError: For a quantiser that is not stochastic.
@@ -175,8 +213,9 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
         result: list[torch.Tensor] = []
         state = None
-        for index, features in enumerate(self._encoded(pixel_values)):
-            latents, upsampled = self._latents(index, features, state)
+        padding = self._padding(pixel_values, attention_mask)
+        for index, features in enumerate(self._encoded(pixel_values, padding)):
+            latents, upsampled = self._latents(index, features, state, padding)
             quantized = self.quantizer[index](latents, None)
             vectors = self.quantizer[index].embed(quantized.indices)
             result += self.quantizer[index].log_probabilities(latents, vectors)
@@ -190,8 +229,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             ValueError: If the coarsest stride does not divide the size.
         """
         size = self.config.image_size if image_size is None else image_size
-        height, width = check_image_size(size, self.stride)
-        return self._layout_of_grid(height // self.stride, width // self.stride)
+        return self._layout_of_grid(*self.config.coarsest_grid(size))
 
     def _layout_of_grid(self, height: int, width: int) -> CodeLayout:
         """The layout whose coarsest grid is height × width."""
@@ -201,18 +239,20 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             tuple(CodeGroup(height * f, width * f, g.codebook_sizes) for f, g in zip(factors, groups, strict=True))
         )
 
-    def _encoded(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    def _encoded(self, pixel_values: torch.Tensor, padding: Padding | None = None) -> list[torch.Tensor]:
         """The features of every resolution, coarse to fine."""
         self._check_pixel_values(pixel_values)
-        return self.bottom_up(pixel_values.to(self.dtype))
+        if padding is None:
+            return self.bottom_up(pixel_values.to(self.dtype))
+        return self.bottom_up(padding.clear(pixel_values).to(self.dtype), padding)
 
     def _latents(
-        self, index: int, features: torch.Tensor, state: torch.Tensor | None
+        self, index: int, features: torch.Tensor, state: torch.Tensor | None, padding: Padding | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Ẑ_g (B, h, w, d), and the upsampled state (None in the first group)."""
         block = self.blocks[index]
-        upsampled = None if state is None else block.upsample(state)
-        latents = self.latent_norms[index](block.latents(features, upsampled))
+        upsampled = None if state is None else run(block.upsample, state, padding)
+        latents = run(self.latent_norms[index], block.latents(features, upsampled, padding), padding)
         return latents.permute(0, 2, 3, 1).contiguous(), upsampled
 
     def _decoded(
@@ -221,21 +261,23 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         targets: torch.Tensor | None = None,
+        padding: Padding | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> ImageTokenizerOutput:
         """Everything after the bottom-up path; with targets also the loss."""
         partial = targets is not None and self.config.progressive
-        quantized, states = self._top_down(encoded, temperature, generators, partial)
-        *previews, decoded = self._decode_states(states)
+        quantized, states = self._top_down(encoded, temperature, generators, partial, padding)
+        *previews, decoded = self._decode_states(states, padding, speaker_ids)
         codes = self._codes(quantized)
         output = ImageTokenizerOutput(
-            reconstruction=self.likelihood.outputs(decoded),
+            reconstruction=self._reconstruction(decoded, padding),
             codes=codes,
-            diagnostics=level_diagnostics(quantized, codes),
+            diagnostics=level_diagnostics(quantized, codes, padding),
         )
         if targets is not None:
-            output.terms = {"reconstruction": self.likelihood.nll(decoded, targets)}
+            output.terms = {"reconstruction": self._nll(decoded, targets, padding)}
             if previews:
-                per_level = [self.likelihood.nll(preview, targets, i) for i, preview in enumerate(previews)]
+                per_level = [self._nll(preview, targets, padding, i) for i, preview in enumerate(previews)]
                 output.terms["progressive"] = torch.stack(per_level).sum()
             for name in quantized[0].terms:
                 output.terms[name] = torch.stack([group.terms[name] for group in quantized]).sum()
@@ -248,28 +290,29 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         partial: bool = False,
+        padding: Padding | None = None,
     ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
         """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
         quantized: list[QuantizerOutput] = []
         states: list[torch.Tensor] = []
         state = None
         for index, features in enumerate(encoded):
-            latents, upsampled = self._latents(index, features, state)
+            latents, upsampled = self._latents(index, features, state, padding)
             arguments = [latents, temperature, generators]
             if self.config.learned_prior and index > 0:
-                arguments.append(self.blocks[index].fill(upsampled).permute(0, 2, 3, 1))
-            group = self.quantizer[index](*arguments)
+                arguments.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
+            group = self._run_quantizer(self.quantizer[index], padding, *arguments)
             quantized.append(group)
             for total in group.partial_sums if partial else group.partial_sums[-1:]:
                 state = self.blocks[index].next_state(upsampled, self._channels_first(total))
-                states.append(self._complete(state, index + 1) if partial else state)
+                states.append(self._complete(state, index + 1, padding) if partial else state)
         return quantized, states if partial else states[-1:]
 
-    def _complete(self, state: torch.Tensor, first_missing: int) -> torch.Tensor:
+    def _complete(self, state: torch.Tensor, first_missing: int, padding: Padding | None) -> torch.Tensor:
         """The finest state when the groups from `first_missing` on have no codes."""
         for block in list(self.blocks)[first_missing:]:
-            upsampled = block.upsample(state)
-            filled = block.fill(upsampled)
+            upsampled = run(block.upsample, state, padding)
+            filled = block.fill(upsampled, padding)
             if filled is None:
                 filled = upsampled.new_zeros(upsampled.shape[0], self.config.codebook_dim, *upsampled.shape[2:])
             state = block.next_state(upsampled, filled)
@@ -279,12 +322,14 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         # One memory layout on every path: convolutions differ in the last bit between layouts.
         return vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
 
-    def _decode_states(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _decode_states(
+        self, states: list[torch.Tensor], padding: Padding | None, speaker_ids: torch.Tensor | None
+    ) -> list[torch.Tensor]:
         """The decoder's last layer for each of the finest states."""
         if self.training:
             # Together, so that batch normalisation sees in training the mixture that its running averages describe.
-            return list(self.decoder(torch.cat(states)).chunk(len(states)))
-        return [self.decoder(state) for state in states]
+            return list(self._run_decoder(torch.cat(states), padding, speaker_ids).chunk(len(states)))
+        return [self._run_decoder(state, padding, speaker_ids) for state in states]
 
     def _codes(self, quantized: Sequence[QuantizerOutput]) -> Codes:
         height, width = quantized[0].indices.shape[1:3]  # type: ignore[union-attr]

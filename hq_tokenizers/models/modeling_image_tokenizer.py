@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.quantization.full_precision import without_rounding
+from hq_tokenizers.padding import Padding, quantize_real, real_codes
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
@@ -29,8 +31,10 @@ from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .masked_layers import run
 from .modeling_outputs import ImageTokenizerOutput
 from .networks import Projection
+from .networks_speech import SpeakerDecoder, SpeechDecoder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,7 +94,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     _supports_flex_attn = True
 
     quantizer: nn.Module
-    likelihood: nn.Module
+    decoder: nn.Module
+    likelihood: Any
     _encoded: Callable[..., Sequence[torch.Tensor | None]]
     _decoded: Callable[..., ImageTokenizerOutput]
 
@@ -122,14 +127,24 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
                 _init_as_pytorch(module)
             else:
                 init.normal_(module.weight, std=1 / math.sqrt(fan_in) if isinstance(module, Projection) else 0.02)
-            if config.convolution_bias == "uniform":
+            if module.bias is not None and config.convolution_bias == "uniform":
                 bound = 1 / math.sqrt(fan_in)
                 init.uniform_(module.bias, -bound, bound)
-            else:
+            elif module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and config.backbone == "diffusers":
             _init_as_pytorch(module)
             init.zeros_(module.bias)
+        elif isinstance(module, SpeechDecoder):
+            # As PyTorch does.
+            for layer, width in (
+                (module.recurrent, module.recurrent.hidden_size),
+                (module.head, module.head.in_features),
+            ):
+                for parameter in layer.parameters():
+                    init.uniform_(parameter, -(width**-0.5), width**-0.5)
+        elif isinstance(module, SpeakerDecoder):
+            init.normal_(module.speakers.weight)
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -178,7 +193,11 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     @inference
     def compare_codes(
-        self, pixel_values: torch.Tensor, generators: Sequence[torch.Generator] = ()
+        self,
+        pixel_values: torch.Tensor,
+        generators: Sequence[torch.Generator] = (),
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> tuple[ImageTokenizerOutput, dict[str, torch.Tensor]]:
         """What evaluation makes of images, and what it would make of them with two other kinds of codes.
 
@@ -187,6 +206,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         Args:
             pixel_values: As for `forward`.
             generators: Noise for the first n images, one generator each; their results do not depend on the batch.
+            attention_mask: As for `forward`.
+            speaker_ids: As for `forward`.
 
         Returns:
             The output of `forward` in evaluation mode, whose codes are the most probable ones, and reconstructions of
@@ -194,16 +215,21 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             from relaxed samples at the current temperature, which are what training decodes there. None for systems
             that are not stochastic, or without generators.
         """
-        encoded = self._encoded(pixel_values)
-        output = self._decoded(encoded, targets=pixel_values)
+        padding = self._padding(pixel_values, attention_mask)
+        encoded = self._encoded(pixel_values, padding)
+        output = self._decoded(encoded, targets=pixel_values, padding=padding, speaker_ids=speaker_ids)
         number = len(generators)
         if not (self.config.is_stochastic and number):
             return output, {}
         first = [None if part is None else part[:number] for part in encoded]
+        own: dict[str, Any] = {
+            "padding": None if padding is None else replace(padding, frames=padding.frames[:number]),
+            "speaker_ids": None if speaker_ids is None else speaker_ids[:number],
+        }
         others: dict[str, torch.Tensor] = {}
         relaxed = {"relaxed": self.temperature()} if self.config.draws_relaxed_samples else {}
         for kind, temperature in {"sampled": None, **relaxed}.items():
-            reconstruction = self._decoded(first, temperature, generators).reconstruction
+            reconstruction = self._decoded(first, temperature, generators, **own).reconstruction
             assert reconstruction is not None
             others[kind] = reconstruction
         return output, others
@@ -276,6 +302,64 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             raise ValueError("A deterministic quantiser has one code per latent vector: leave sample at False.")
         return sample_generators(generator, pixel_values.shape[0])
 
+    def _padding(self, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None) -> Padding | None:
+        """The padding of a batch of sounds; None where there is none."""
+        _check_tensor(pixel_values)
+        if attention_mask is not None and self.config.modality != "sound":
+            raise ValueError("attention_mask is for models of sound (modality='sound'): leave it out for images.")
+        return Padding.of(attention_mask, pixel_values.shape[-1], self.config.stride)
+
+    def _decoding_padding(self, codes: Codes, attention_mask: torch.Tensor | None) -> Padding | None:
+        """The padding of a batch of codes, whose mask counts frames."""
+        width = codes.groups[0].shape[2] * self.config.stride
+        return Padding.of(attention_mask, width, self.config.stride)
+
+    def _run_quantizer(
+        self, quantizer: nn.Module, padding: Padding | None, latents: torch.Tensor, temperature: Any, *others: Any
+    ) -> QuantizerOutput:
+        """The quantiser's output, to which padding adds nothing; `others` as the quantiser takes them."""
+        if padding is None:
+            return quantizer(latents, temperature, *others)
+        noise_of_items = any(isinstance(other, list) for other in others)
+        one_by_one = noise_of_items or (temperature is None and not self.config.has_codes)
+        sums = not self.config.is_deterministic
+        return quantize_real(quantizer, padding, latents, temperature, *others, sums=sums, one_by_one=one_by_one)
+
+    def _run_decoder(
+        self, hidden_states: torch.Tensor, padding: Padding | None, speaker_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The decoder's last layer; `hidden_states` may be several batches one after the other."""
+        decoder = self.decoder
+        if isinstance(decoder, SpeakerDecoder):
+            return decoder(hidden_states, *_repeated(len(hidden_states), padding, speaker_ids))
+        if speaker_ids is not None:
+            raise ValueError("speaker_ids are for tokenizers with num_speakers > 0, which this one does not have.")
+        return run(decoder, hidden_states, _repeated(len(hidden_states), padding, None)[0])
+
+    def _reconstruction(self, decoded: torch.Tensor, padding: Padding | None) -> torch.Tensor:
+        """What the decoder's last layer means, 0 where there is padding."""
+        reconstruction = self.likelihood.outputs(decoded)
+        return reconstruction if padding is None else padding.clear(reconstruction)
+
+    def _nll(
+        self, decoded: torch.Tensor, pixel_values: torch.Tensor, padding: Padding | None, *index: int
+    ) -> torch.Tensor:
+        """The likelihood's term, of what is no padding; `index` of a reconstruction of progressive coding."""
+        if padding is None:
+            return self.likelihood.nll(decoded, pixel_values, *index)
+        # A frame is to the likelihood like an item of one frame.
+        nll = self.likelihood.nll(padding.pack(decoded), padding.pack(pixel_values), *index)
+        return nll if self.config.is_deterministic else padding.per_item(nll)
+
+    def code_levels(self, codes: Codes, attention_mask: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """The codes of every level for figures of their usage: (B, h, w), or (M,) without those of padding.
+
+        Args:
+            codes: Of a batch.
+            attention_mask: Of the same batch, (B, W).
+        """
+        return real_codes(codes, self._decoding_padding(codes, attention_mask))
+
     def _objective(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
         weights = {"reconstruction": 1.0, "progressive": 1.0}
@@ -291,14 +375,20 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             )
         if not pixel_values.shape[0]:
             raise ValueError("pixel_values is an empty batch: give at least one image.")
+        if not pixel_values.is_floating_point() and self.config.modality == "sound":
+            raise TypeError(f"Spectrograms are floats, as HQFeatureExtractor gives them, got {pixel_values.dtype}.")
         if not pixel_values.is_floating_point():
             raise TypeError(
                 f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}: divide integers by 255, or use "
                 "HQImageProcessor."
             )
-        check_image_size(tuple(pixel_values.shape[-2:]), self.config.stride)
+        self.config.coarsest_grid(tuple(pixel_values.shape[-2:]))
         if _values_are_at_hand(pixel_values):
             low, high = (float(bound) for bound in pixel_values.detach().aminmax())
+            if self.config.modality == "sound":
+                if not math.isfinite(low) or not math.isfinite(high):
+                    raise ValueError("pixel_values, the spectrograms, hold values that are NaN or infinite.")
+                return
             # Not `low < …`: NaN is neither below nor above.
             if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):
                 raise ValueError(
@@ -365,9 +455,22 @@ def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
     return [(group.height, group.width, *group.codebook_sizes) for group in layout.groups]
 
 
-def level_diagnostics(quantized: Sequence[QuantizerOutput], codes: Codes | None) -> dict[str, torch.Tensor]:
+def _repeated(
+    number: int, padding: Padding | None, speaker_ids: torch.Tensor | None
+) -> tuple[Padding | None, torch.Tensor | None]:
+    """Padding and speakers of a batch, for `number` rows that are the batch several times."""
+    if padding is not None:
+        padding = replace(padding, frames=padding.frames.repeat(number // len(padding.frames), 1))
+    if speaker_ids is not None and len(speaker_ids) and number % len(speaker_ids) == 0:
+        speaker_ids = speaker_ids.repeat(number // len(speaker_ids))
+    return padding, speaker_ids
+
+
+def level_diagnostics(
+    quantized: Sequence[QuantizerOutput], codes: Codes | None, padding: Padding | None = None
+) -> dict[str, torch.Tensor]:
     """The `diagnostics` of `ImageTokenizerOutput` for the quantised groups of a batch."""
-    counts = [] if codes is None else list(map(code_counts, codes.levels(), codes.layout.codebook_sizes))
+    counts = [] if codes is None else list(map(code_counts, real_codes(codes, padding), codes.layout.codebook_sizes))
     empty = quantized[0].partial_sums[0].new_zeros(0)
     diagnostics = {
         "entropy": torch.cat([group.entropy for group in quantized]),

@@ -18,7 +18,7 @@ class ImageTokenizerOutput(ModelOutput):
         loss: Negative ELBO per image in nats with its constants, averaged over the batch: a scalar. No bound, but the
             sum of its terms, with a `kl_weight` other than 1, progressive coding or a deterministic quantiser. None
             when `return_loss=False`.
-        reconstruction: (B, C, H, W), nominally in [0, 1]; never clamped.
+        reconstruction: (B, C, H, W), nominally in [0, 1], of sounds normalised spectrograms; never clamped.
         codes: Hard codes of the batch; None for the VAE, which has none.
         terms: Scalars that sum to `loss`, but for `kl_weight`: "reconstruction", "continuous", "discrete", and what a
             system adds.

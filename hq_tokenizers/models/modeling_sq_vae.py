@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
+from hq_tokenizers.padding import Padding, item_means
 from hq_tokenizers.quantization.gaussian import GaussianVariance
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
@@ -38,6 +38,7 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
+from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
 
@@ -85,7 +86,13 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             init.constant_(module.log_inverse_concentration, -math.log(self.config.initial_label_concentration))
 
     @drops_labels
-    def forward(self, pixel_values: torch.Tensor, return_loss: bool = True) -> ImageTokenizerOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        return_loss: bool = True,
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
         In training mode the codes are relaxed samples and the loss is an unbiased estimate for the relaxed model; in
@@ -93,8 +100,11 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the stride. A model of label maps takes
-                them as LongTensors (B, H, W) instead, and its reconstruction is one.
+                them as LongTensors (B, H, W) instead, and its reconstruction is one; a model of sound takes what
+                `HQFeatureExtractor` gives.
             return_loss: False skips the loss and its terms.
+            attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, which changes nothing.
+            speaker_ids: Speakers (B,) of a model that has `num_speakers`.
 
         Returns:
             `ImageTokenizerOutput` with one level.
@@ -104,10 +114,19 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             TypeError: For integer pixels.
         """
         temperature = self.temperature() if self.training else None
-        return self._decoded(self._encoded(pixel_values), temperature, targets=pixel_values if return_loss else None)
+        padding = self._padding(pixel_values, attention_mask)
+        targets = pixel_values if return_loss else None
+        encoded = self._encoded(pixel_values, padding)
+        return self._decoded(encoded, temperature, targets=targets, padding=padding, speaker_ids=speaker_ids)
 
     @inference
-    def encode(self, pixel_values: torch.Tensor, sample: bool = False, generator: GeneratorLike = None) -> Codes:
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        sample: bool = False,
+        generator: GeneratorLike = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> Codes:
         """Codes of images.
 
         Args:
@@ -115,6 +134,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             sample: Draws the codes from P̂(z_q | z) instead of taking the most probable ones.
             generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
                 depend on the rest of the batch.
+            attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, whose codes are 0.
 
         Raises:
             TypeError: If the images are no tensor of floats.
@@ -122,15 +142,24 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
                 generators that is not the number of images, or `sample` with a deterministic quantiser.
         """
         generators = self._sampling_generators(sample, generator, pixel_values)
-        return self._codes(self._quantize(self._encoded(pixel_values), generators=generators))
+        padding = self._padding(pixel_values, attention_mask)
+        return self._codes(self._quantize(self._encoded(pixel_values, padding), generators=generators, padding=padding))
 
     @inference
-    def decode(self, codes: Codes, num_levels: int | None = None) -> torch.Tensor:
+    def decode(
+        self,
+        codes: Codes,
+        num_levels: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Images of codes.
 
         Args:
             codes: Codes of this tokenizer, of any grid size.
             num_levels: Accepted for the interface shared with the hierarchical tokenizers; there is one level.
+            attention_mask: As for `encode`.
+            speaker_ids: As for `forward`.
 
         Returns:
             pixel_values (B, C, H, W), nominally in [0, 1], not clamped.
@@ -141,7 +170,8 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         if num_levels is not None:
             codes = codes.truncate(num_levels)
         (vectors,) = self.embed(codes)
-        return self.likelihood.outputs(self._decode_vectors(vectors))
+        padding = self._decoding_padding(codes, attention_mask)
+        return self._reconstruction(self._decode_vectors(vectors, padding, speaker_ids), padding)
 
     def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
         """The code vectors: a tuple with one tensor (B, h, w, d)."""
@@ -151,15 +181,19 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         return tuple(self.quantizer.embed(codes.groups[0]))
 
     @inference
-    def posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor]:
+    def posterior(self, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor]:
         """Log P̂(z_q | z) at every position: a tuple with one float32 tensor (B, h, w, K), normalised.
+
+        Args:
+            pixel_values: As for `encode`.
+            attention_mask: As for `encode`; what padding gets means nothing.
 
         Raises:
             ValueError: For a quantiser that is not stochastic.
         """
         if not self.config.is_stochastic:
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
-        latents, log_variance = self._encoded(pixel_values)
+        latents, log_variance = self._encoded(pixel_values, self._padding(pixel_values, attention_mask))
         return (self.quantizer.log_probabilities(latents, log_variance),)
 
     def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
@@ -169,32 +203,39 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             ValueError: If the stride does not divide the size.
         """
         size = self.config.image_size if image_size is None else image_size
-        height, width = check_image_size(size, self.stride)
-        return self._layout_of_grid(height // self.stride, width // self.stride)
+        return self._layout_of_grid(*self.config.coarsest_grid(size))
 
     def _layout_of_grid(self, height: int, width: int) -> CodeLayout:
         return CodeLayout((CodeGroup(height, width, (self.config.codebook_size,)),))
 
-    def _encoded(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _encoded(
+        self, pixel_values: torch.Tensor, padding: Padding | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Latents and log-variance map, (B, h, w, d)."""
         if self.config.for_label_maps:
             self._check_label_map(pixel_values)
         else:
             self._check_pixel_values(pixel_values)
-        latents, log_variance = self.encoder(self.likelihood.inputs(pixel_values).to(self.dtype))
-        latents = self.latent_norm(latents)
-        return latents.permute(0, 2, 3, 1).contiguous(), None if log_variance is None else log_variance.permute(
-            0, 2, 3, 1
-        )
+        inputs = self.likelihood.inputs(pixel_values if padding is None else padding.clear(pixel_values))
+        latents, log_variance = self.encoder(inputs.to(self.dtype), *(() if padding is None else (padding,)))
+        latents = run(self.latent_norm, latents, padding).permute(0, 2, 3, 1).contiguous()
+        if log_variance is None:
+            return latents, None
+        log_variance = log_variance.permute(0, 2, 3, 1)
+        if padding is not None and self.config.variance_type == "II":
+            log_variance = item_means(log_variance, padding)
+        return latents, log_variance
 
     def _quantize(
         self,
         encoded: Sequence[torch.Tensor | None],
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        padding: Padding | None = None,
     ) -> QuantizerOutput:
         latents, log_variance = encoded
-        return self.quantizer(latents, temperature, log_variance, generators)
+        assert latents is not None
+        return self._run_quantizer(self.quantizer, padding, latents, temperature, log_variance, generators)
 
     def _decoded(
         self,
@@ -202,24 +243,29 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         targets: torch.Tensor | None = None,
+        padding: Padding | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> ImageTokenizerOutput:
         """Everything after the encoder; with targets also the loss."""
-        quantized = self._quantize(encoded, temperature, generators)
-        decoded = self._decode_vectors(quantized.quantized)
+        quantized = self._quantize(encoded, temperature, generators, padding)
+        decoded = self._decode_vectors(quantized.quantized, padding, speaker_ids)
         codes = None if quantized.indices is None else self._codes(quantized)
         output = ImageTokenizerOutput(
-            reconstruction=self.likelihood.outputs(decoded),
+            reconstruction=self._reconstruction(decoded, padding),
             codes=codes,
-            diagnostics=level_diagnostics([quantized], codes),
+            diagnostics=level_diagnostics([quantized], codes, padding),
         )
         if targets is not None:
-            output.terms = {"reconstruction": self.likelihood.nll(decoded, targets), **quantized.terms}
+            output.terms = {"reconstruction": self._nll(decoded, targets, padding), **quantized.terms}
             output.loss = self._objective(output.terms)
         return output
 
-    def _decode_vectors(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _decode_vectors(
+        self, vectors: torch.Tensor, padding: Padding | None, speaker_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         # One memory layout on every path: convolutions differ in the last bit between layouts.
-        return self.decoder(vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous())
+        channels_first = vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
+        return self._run_decoder(channels_first, padding, speaker_ids)
 
     def _codes(self, quantized: QuantizerOutput) -> Codes:
         if quantized.indices is None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hq_tokenizers.padding import Padding
+
 from .checkpointed_layers import CheckpointedSequential
+from .masked_layers import run
 
 
 class Projection(nn.Conv2d):
@@ -41,9 +44,11 @@ class ResidualBlock(nn.Module):
             nn.BatchNorm2d(channels),
         )
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    takes_padding = True
+
+    def forward(self, hidden_states: torch.Tensor, padding: Padding | None = None) -> torch.Tensor:
         """(B, c, h, w) → (B, c, h, w)."""
-        return hidden_states + self.layers(hidden_states)
+        return hidden_states + self.layers(hidden_states, padding)
 
 
 def residual_stack(channels: int, num_blocks: int) -> nn.Sequential:
@@ -141,10 +146,17 @@ class ImageEncoder(nn.Module):
         self.mean_head = latent_head(hidden_size, out_channels)
         self.variance_head = latent_head(hidden_size, variance_channels) if variance_channels else None
 
-    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    takes_padding = True
+
+    def forward(
+        self, pixel_values: torch.Tensor, padding: Padding | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, C, H, W) → latents (B, d, h, w) and the log-variance map of the same grid, if there is one."""
-        features = self.blocks(self.stem(pixel_values))
-        return self.mean_head(features), None if self.variance_head is None else self.variance_head(features)
+        features = run(self.blocks, self.stem(pixel_values, padding), padding)
+        heads = (self.mean_head, self.variance_head)
+        mean, log_variance = (None if head is None else run(head, features, padding) for head in heads)
+        assert mean is not None
+        return mean, log_variance
 
 
 class ImageDecoder(nn.Module):
@@ -174,6 +186,9 @@ class ImageDecoder(nn.Module):
         self.blocks = residual_stack(hidden_size, num_blocks)
         self.head = upsampling_head(hidden_size, out_channels, num_stages, first_convolution)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    takes_padding = True
+
+    def forward(self, hidden_states: torch.Tensor, padding: Padding | None = None) -> torch.Tensor:
         """(B, d, h, w) → (B, C, H, W), before any output activation."""
-        return self.head(self.blocks(self.projection(hidden_states)))
+        features = run(self.blocks, self.projection(hidden_states), padding)
+        return self.head(features, padding)

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from hq_tokenizers.padding import Padding
+
 from .checkpointed_layers import CheckpointedSequential
+from .masked_layers import run
 from .networks import Projection, downsampling_stem, latent_head, norm_relu, residual_stack
 
 
@@ -54,12 +57,14 @@ class BottomUp(nn.Module):
             stages.append(nn.Sequential(nn.ReLU(), down, residual_stack(hidden_size, num_blocks - 1)))
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+    takes_padding = True
+
+    def forward(self, pixel_values: torch.Tensor, padding: Padding | None = None) -> list[torch.Tensor]:
         """(B, C, H, W) → features of every group, coarse to fine."""
         features = []
         hidden_states = pixel_values
         for stage in self.stages:
-            hidden_states = stage(hidden_states)
+            hidden_states = run(stage, hidden_states, padding)
             features.append(hidden_states)
         return features[::-1]
 
@@ -77,9 +82,9 @@ class FirstBlock(nn.Module):
         self.latent_head = latent_head
         self.state = state
 
-    def latents(self, features: torch.Tensor, upsampled: None = None) -> torch.Tensor:
+    def latents(self, features: torch.Tensor, upsampled: None = None, padding: Padding | None = None) -> torch.Tensor:
         """Ẑ from the bottom-up features."""
-        return self.latent_head(features)
+        return run(self.latent_head, features, padding)
 
     def next_state(self, upsampled: None, quantized: torch.Tensor) -> torch.Tensor:
         """The top-down state after this group, (B, c, h, w)."""
@@ -112,13 +117,14 @@ class InjectedBlock(nn.Module):
         self.fill_head = fill_head
         self.state = state
 
-    def latents(self, features: torch.Tensor, upsampled: torch.Tensor) -> torch.Tensor:
+    def latents(self, features: torch.Tensor, upsampled: torch.Tensor, padding: Padding | None = None) -> torch.Tensor:
         """Ẑ from the bottom-up features and the upsampled top-down state, of the same grid."""
-        return self.latent_head(self.merge(torch.cat([features, upsampled], dim=1)))
+        merged = run(self.merge, torch.cat([features, upsampled], dim=1), padding)
+        return run(self.latent_head, merged, padding)
 
-    def fill(self, upsampled: torch.Tensor) -> torch.Tensor | None:
+    def fill(self, upsampled: torch.Tensor, padding: Padding | None = None) -> torch.Tensor | None:
         """Prediction of the group's code vectors from the coarser groups alone; None where there is no head."""
-        return None if self.fill_head is None else self.fill_head(upsampled)
+        return None if self.fill_head is None else run(self.fill_head, upsampled, padding)
 
     def next_state(self, upsampled: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
         """The top-down state after this group: coarser groups and this one side by side, mixed 1×1.
@@ -128,16 +134,18 @@ class InjectedBlock(nn.Module):
         return self.state(torch.cat([upsampled, quantized], dim=1))
 
 
-def first_block(hidden_size: int, code_dim: int, latent_channels: int) -> FirstBlock:
+def first_block(hidden_size: int, code_dim: int, latent_channels: int, residual: bool = True) -> FirstBlock:
     """The block of the coarsest group on the papers' networks.
 
     Args:
         hidden_size: Channels c of the features.
         code_dim: Width d of code vectors.
         latent_channels: Width of the latents before their norm.
+        residual: Whether a residual block comes before the projection to the latents.
     """
+    head = latent_head(hidden_size, latent_channels) if residual else Projection(hidden_size, latent_channels)
     state = nn.Identity() if code_dim == hidden_size else Projection(code_dim, hidden_size)
-    return FirstBlock(latent_head(hidden_size, latent_channels), state)
+    return FirstBlock(head, state)
 
 
 def injected_block(

@@ -88,6 +88,23 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "bottleneck_convolution": False,
         "bottleneck_norm": False,
     },
+    "speech": {
+        "modality": "sound",
+        "grid_dims": 1,
+        "image_size": [1, 32],
+        "num_channels": 80,
+        "hidden_size": 768,
+        "num_downsampling": 1,
+        "initial_log_variance": math.log(10),
+    },
+    "fsdd": {"modality": "sound", "image_size": [80, 64], "num_channels": 1, "initial_log_variance": math.log(20)},
+    "urbansound": {
+        "modality": "sound",
+        "image_size": [80, 344],
+        "num_channels": 1,
+        "hidden_size": 128,
+        "initial_log_variance": math.log(20),
+    },
 }
 """Networks and codebook sizes.
 
@@ -97,6 +114,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 * "imagenet256": VQGAN with 16×16 (CompVis/taming-transformers, vqgan_imagenet_f16_16384: ch 128, ch_mult 1 1 2 2 4, two
   residual blocks, attention at 16×16, K = 16384).
 * "debug": a small one of the same kind.
+* "speech": SQ-VAE's speech model; "fsdd" and "urbansound": networks of images for spectrograms, the latter of HQ-VAE's
+  size, 80 bands and 4 seconds.
 
 Encoder and decoder of the published two have 100,207,491 and 71,879,555 parameters; ours lack the two 1×1 convolutions
 around the codes, 131,584 of them.
@@ -110,6 +129,9 @@ STRIDES = {
     "debug": (8, 4),
     "ffhq256": (32, 16),
     "imagenet256": (16, 8),
+    "speech": (2,),
+    "fsdd": (8, 4),
+    "urbansound": (8, 4),
 }
 """Strides of the two-level systems by network. Of those in the papers' networks the second is that of the single-layer
 systems where both exist; the others have as many resolutions as the first says."""
@@ -204,6 +226,8 @@ def _residual_group(name: str, num_levels: int, codebook_size: int | None, overr
 def _two_groups(name: str, codebook_size: int | None, overrides: Mapping[str, Any]) -> list[str]:
     _check_groups_given_once(overrides, codebook_size=codebook_size is not None)
     check_choice("network", name, tuple(STRIDES))
+    if len(STRIDES[name]) < 2:
+        raise ValueError(f"The network {name!r} has one resolution: choose another, or a system of one grid.")
     return [f"stride {stride}: {_codebook_size(name, codebook_size)}" for stride in STRIDES[name]]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from hq_tokenizers.checks import ImageSize, Length, Name, Range, check_fields
+from hq_tokenizers.options.sound import SoundConfig
+
+FILE_NAMES = ("imagefolder", "audiofolder", "parquet")
+"""Names of data that lie at `path`."""
 
 
 @dataclass(kw_only=True)
@@ -17,7 +21,9 @@ class DataConfig:
     """
 
     name: Annotated[
-        Name, '"digits" (embedded, 8×8 grey, no network), "imagefolder", "parquet", or the id of a data set on the Hub'
+        Name,
+        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", or the id of a data set '
+        "on the Hub",
     ] = "digits"
     path: Annotated[Name | None, "folder of the images or parquet files, or a pattern such as data/train-*.parquet"] = (
         None
@@ -59,6 +65,7 @@ class DataConfig:
         "height times width up to which an image is decoded, so that a small file cannot fill the memory; null takes "
         "Pillow's limit, 89,478,485",
     ] = None
+    sound: SoundConfig = field(default_factory=SoundConfig)
     horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
     num_workers: Annotated[
         int, Range(0, 1024), "processes that decode images when the decoded data set exceeds 2 GB of memory"
@@ -66,8 +73,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="data.")
-        if self.name in ("imagefolder", "parquet") and self.path is None:
-            raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the images.')
+        if self.name in FILE_NAMES and self.path is None:
+            raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the data.')
         if self.name == "digits" and (self.path or self.files):
             raise ValueError(
                 "data.path or data.files is set but data.name is digits, the embedded set: set data.name to "

@@ -14,6 +14,8 @@ CARD_ROW = "model_card_row.md"
 _LABELS = {
     "mse": "MSE",
     "rmse": "RMSE",
+    "mse_db2": "MSE (dB²)",
+    "rmse_db": "RMSE (dB)",
     "psnr": "mean PSNR of images (dB)",
     "psnr_of_mse": "PSNR of the MSE (dB)",
     "ssim": "SSIM",
@@ -127,7 +129,9 @@ def _conditions(provenance: dict[str, Any]) -> str:
     reference = provenance["reference"]
     name = f"{reference['name']} {reference['split']}"
     number, references = provenance["num_images"], reference["num_images"]
-    return f"{name}, {number:,} images" + (f" against {references:,}" if references != number else "")
+    return f"{name}, {number:,} {provenance.get('kind', 'images')}" + (
+        f" against {references:,}" if references != number else ""
+    )
 
 
 def _text(value: Any) -> str:

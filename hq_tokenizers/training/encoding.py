@@ -41,6 +41,11 @@ def encode_images(config: EncodeConfig) -> EncodedImages:
 def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> EncodedImages:
     model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
     model = model.to(accelerator.device)
+    if model.config.modality == "sound":
+        raise ValueError(
+            f"The tokenizer {config.tokenizer!r} is one of sound, of whose codes priors are not trained yet: encode is "
+            "for images. In Python, tokenizer.encode gives its codes."
+        )
     _check_posterior(model, config)
     names = {"train": "train_split", "validation": "validation_split"}
     names |= {"test": "test_split"} if config.data.test_split else {}

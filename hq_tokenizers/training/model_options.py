@@ -22,7 +22,7 @@ from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
 
 TOKENIZER_CONFIGS = (SQVAEConfig, HQVAEConfig)
 PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig)
-FROM_DATA = ("image_size", "num_channels", "num_classes", "code_layout", "code_vector_dim")
+FROM_DATA = ("image_size", "num_channels", "num_classes", "num_speakers", "code_layout", "code_vector_dim")
 """Fields that the data, or the tokenizer, decide."""
 DEFAULT_NETWORK = "cifar10"
 
@@ -48,6 +48,17 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     accepted = config_fields(config_class) | _own_arguments(construct)
     hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
     return construct(network, **_checked(accepted, hints, fields, from_data))
+
+
+def sound_config(section: Mapping[str, Any]) -> PreTrainedConfig | None:
+    """The configuration that a `model` section means before its data are known; None unless it is one of sound."""
+    network = NETWORKS.get(section.get("network", DEFAULT_NETWORK), {}) if "preset" in section else {}
+    if {**network, **section}.get("modality") != "sound":
+        return None
+    fields = {name: value for name, value in section.items() if name not in FROM_DATA}
+    # Divisible by every stride.
+    one_dimensional = {**network, **section}.get("grid_dims") == 1
+    return build_tokenizer_config(fields, {"image_size": [1 if one_dimensional else 2**16, 2**16]})
 
 
 def build_model_config(

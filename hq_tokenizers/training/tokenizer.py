@@ -14,17 +14,21 @@ from hq_tokenizers.checks import as_image_size, image_height_width
 from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
 from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
+from hq_tokenizers.data.sound_loading import feature_extractor, load_sound_splits
 from hq_tokenizers.data.synthetic import synthetic_images
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.pictures import named_reconstructions
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
+from hq_tokenizers.evaluation.sound import spectrogram_pictures, squared_error
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.options.sound import SoundConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.quantization.moving_averages import set_accumulation
@@ -38,9 +42,10 @@ from .continuation import count_steps
 from .dry_run import dry_run, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import build_tokenizer_config
+from .model_options import build_tokenizer_config, sound_config
 from .stage import Metrics, Stage
 
+Rows = ImageRows | SoundRows
 NUM_PICTURES = 32
 _PANELS = {
     "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
@@ -48,6 +53,7 @@ _PANELS = {
     "MSE per pixel": ["mse"],
     "MSE by kind of codes": ["mse_argmax", "mse_relaxed", "mse_sampled"],
     "pixel accuracy by kind of codes": ["pixel_accuracy_argmax", "pixel_accuracy_relaxed", "pixel_accuracy_sampled"],
+    "MSE of log-mel (dB²)": ["mse_db2"],
     "LPIPS": ["lpips", "lpips_by_levels"],
     "discriminator": ["discriminator_loss", "real_logit", "fake_logit"],
     "adversarial weight": ["adversarial_weight"],
@@ -93,6 +99,8 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
 
 def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
     """See `dry_run`; the size of the images is that of the options, or else the network's."""
+    if sound_config(config.model) is not None:
+        raise ValueError("dry_run is for images, and the model is one of sound: leave it out.")
     size = {} if config.data.image_size is None else {"image_size": config.data.image_size}
     if config.data.label_map_classes is not None:
         size["num_classes"] = config.data.label_map_classes
@@ -125,7 +133,7 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
     report = {
         "model_type": model.config.model_type,
         "num_parameters": model.num_parameters(),
-        **_describe_codes(model),
+        **_describe_codes(model, train),
         "steps": loop.step,
         "epochs": loop.step / loop.plan.steps_per_epoch,
         "test": figures,
@@ -158,15 +166,19 @@ def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
     return model.code_layout().codebook_sizes if model.config.has_codes else ()
 
 
-def _describe_codes(model: PreTrainedModel) -> dict[str, Any]:
+def _describe_codes(model: PreTrainedModel, train: Rows) -> dict[str, Any]:
     if not codebook_sizes(model):
         return {"code_layout": None, "codebook_sizes": [], "bits_per_image": None}
     layout = model.code_layout()
-    return {
+    described = {
         "code_layout": str(layout),
         "codebook_sizes": list(layout.codebook_sizes),
         "bits_per_image": layout.bits_per_image,
     }
+    if isinstance(train, SoundRows):
+        seconds = image_height_width(model.config.image_size)[1] / train.extractor.frames_per_second
+        described["bits_per_second"] = layout.bits_per_image / seconds
+    return described
 
 
 def _describe_discriminator(stage: TokenizerStage, history: list[Record]) -> dict[str, Any]:
@@ -180,19 +192,33 @@ def _describe_discriminator(stage: TokenizerStage, history: list[Record]) -> dic
     return {"discriminator": {"num_parameters": size, **figures}}
 
 
-def pictures(model: PreTrainedModel, data: ImageRows, device: torch.device) -> np.ndarray:
-    """The first images of a split and their reconstructions, as one picture."""
+def pictures(model: PreTrainedModel, data: Rows, device: torch.device) -> np.ndarray:
+    """The first images or sounds of a split and their reconstructions, as one picture."""
     (batch,) = data.batches([torch.arange(min(NUM_PICTURES, len(data)))], device)
-    return reconstruction_grid(named_reconstructions(model, batch["pixel_values"]))
+    versions = named_reconstructions(model, **model_inputs(batch))
+    return reconstruction_grid(
+        spectrogram_pictures(versions, batch, data.extractor) if isinstance(data, SoundRows) else versions
+    )
 
 
-def load_splits(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, ImageRows]:
+def load_splits(config: TokenizerTrainingConfig) -> tuple[Rows, Rows, Rows]:
     """The training, validation and test split; the validation split again where there is no test split.
 
     Raises:
         ValueError: If they differ in the size or the channels of their images.
     """
     names = ["train_split", "validation_split"] + (["test_split"] if config.data.test_split else [])
+    sounds = sound_config(config.model)
+    if sounds is not None:
+        extractor = feature_extractor(config.data, sounds.grid_dims, sounds.stride)
+        measure = config.data.sound.mean_db is None
+        heard, *others = load_sound_splits(config.data, extractor, *names, measure=measure)
+        return heard, others[0], others[-1]
+    if config.data.sound != SoundConfig():
+        raise ValueError(
+            "data.sound is for models of sound, and the model is one of images: choose a network of sounds (speech, "
+            "fsdd, urbansound) or set model.modality to sound."
+        )
     train, validation, *test = load_image_splits(config.data, *names)
     for rows, name in ((validation, "validation_split"), *((rows, "test_split") for rows in test)):
         if rows.image_format != train.image_format:
@@ -203,7 +229,7 @@ def load_splits(config: TokenizerTrainingConfig) -> tuple[ImageRows, ImageRows, 
     return train, validation, test[0] if test else validation
 
 
-def check_model(config: TokenizerTrainingConfig, train: ImageRows) -> None:
+def check_model(config: TokenizerTrainingConfig, train: Rows) -> None:
     """Builds the model of a run without its memory, so that many runs can be checked before the first of them.
 
     Raises:
@@ -214,7 +240,9 @@ def check_model(config: TokenizerTrainingConfig, train: ImageRows) -> None:
         _check_warmup(config, AutoModel.from_config(_model_config(config, train)), train, num_processes=1)
 
 
-def _model_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedConfig:
+def _model_config(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedConfig:
+    if isinstance(train, SoundRows):
+        return build_tokenizer_config(config.model, train.model_fields(config.data.sound.segment_frames))
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
     from_data: dict[str, Any] = {"image_size": as_image_size(height, width)}
     if config.data.label_map_classes is None:
@@ -230,15 +258,13 @@ def _model_config(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrain
     return model_config
 
 
-def _build_model(config: TokenizerTrainingConfig, train: ImageRows) -> PreTrainedModel:
+def _build_model(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedModel:
     model_config = _model_config(config, train)
     set_seed(config.seed)
     return AutoModel.from_config(model_config)
 
 
-def _check_warmup(
-    config: TokenizerTrainingConfig, model: PreTrainedModel, train: ImageRows, num_processes: int
-) -> None:
+def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train: Rows, num_processes: int) -> None:
     """Refuses a run in which codebooks would never be estimated."""
     steps_per_epoch = len(train) // config.batch_size
     if not model.config.reestimation_epochs or not steps_per_epoch:
@@ -283,8 +309,8 @@ class TokenizerStage(Stage):
         config: TokenizerTrainingConfig,
         accelerator: Accelerator,
         model: PreTrainedModel,
-        train: ImageRows,
-        validation: ImageRows,
+        train: Rows,
+        validation: Rows,
     ) -> None:
         super().__init__(model)
         set_accumulation(model, config.gradient_accumulation)
@@ -305,17 +331,19 @@ class TokenizerStage(Stage):
 
     def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """The negative ELBO (or the VQ objective) of a batch, and the losses of images that are trained besides."""
-        pixel_values = batch["pixel_values"]
+        segment = self.config.data.sound.segment_frames
+        if "attention_mask" in batch and segment is not None:
+            batch = random_segments(batch, segment)
         if self.config.data.horizontal_flip:
-            pixel_values = flip_at_random(pixel_values)
-        output = wrapped(pixel_values)
+            batch = {**batch, "pixel_values": flip_at_random(batch["pixel_values"])}
+        output = wrapped(**model_inputs(batch))
         diagnostics = dict(output.diagnostics or {})
         if "perplexity" in diagnostics:
             diagnostics["batch_perplexity"] = diagnostics.pop("perplexity")
-        figures = {**_batch_quality(output.reconstruction, pixel_values), **output.terms, **diagnostics}
+        figures = {**_batch_quality(output.reconstruction, batch), **output.terms, **diagnostics}
         if self._image_losses is None:
             return output.loss, figures
-        added, further = self._image_losses(output.reconstruction, pixel_values)
+        added, further = self._image_losses(output.reconstruction, batch["pixel_values"])
         return output.loss + added, {**figures, **further, "loss": output.loss}
 
     def discriminator_step(self) -> tuple[torch.Tensor, Metrics] | None:
@@ -399,15 +427,16 @@ def _check_evaluation_options(config: TokenizerTrainingConfig) -> None:
     check_unused_in_training(config)
     if config.evaluation_steps is None:
         return
-    if config.data.label_map_classes is not None:
+    if config.data.label_map_classes is not None or sound_config(config.model) is not None:
         raise ValueError(
-            "evaluation_steps is for images; of label maps every validation reports pixel accuracy and mean IoU."
+            "evaluation_steps is for images; of label maps every validation reports pixel accuracy and mean IoU, of "
+            "sounds the error in dB²."
         )
     check_packages()
 
 
 def _evaluation_metrics(
-    config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: ImageRows
+    config: TokenizerTrainingConfig, accelerator: Accelerator, model: PreTrainedModel, validation: Rows
 ) -> ReconstructionMetrics | None:
     """The metrics of `evaluate` on the validation split; None when not asked for."""
     if config.evaluation_steps is None:
@@ -424,18 +453,26 @@ def _image_losses(
 ) -> ImageLosses | None:
     """LPIPS and the discriminator; None when not asked for."""
     wanted = config.perceptual.network is not None or config.adversarial.start_step is not None
+    if wanted and model.config.modality == "sound":
+        raise ValueError("perceptual and adversarial losses are for images: leave them out for a model of sound.")
     return ImageLosses(config, model, accelerator) if wanted else None
 
 
-def _batch_quality(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> Metrics:
+def _batch_quality(reconstruction: torch.Tensor, batch: Batch) -> Metrics:
+    pixel_values = batch["pixel_values"]
+    if "attention_mask" in batch:
+        error, number = squared_error(reconstruction, batch)
+        return {"mse": error / number}
     if not pixel_values.is_floating_point():
         return {"pixel_accuracy": (reconstruction == pixel_values).float().mean()}
     return {"mse": (reconstruction.detach().float() - pixel_values).square().mean()}
 
 
-def _save(output_dir: Path, model: PreTrainedModel, test: ImageRows, device: torch.device) -> None:
+def _save(output_dir: Path, model: PreTrainedModel, test: Rows, device: torch.device) -> None:
     with replacing_files(output_dir) as new:
         model.save_pretrained(new)
-        if not model.config.for_label_maps:
+        if isinstance(test, SoundRows):
+            test.extractor.save_pretrained(new)
+        elif not model.config.for_label_maps:
             HQImageProcessor.for_config(model.config).save_pretrained(new)
     save_png(pictures(model, test, device), output_dir / "reconstructions.png")

@@ -98,7 +98,7 @@ def test_the_hash_of_many_encoded_images_is_of_some_spread_evenly(tmp_path, monk
     pixels = _write_folder(tmp_path)
     config = DataConfig(name="imagefolder", path=str(tmp_path))
     (lazy,) = load_image_splits(config, "train_split", memory_limit=0)
-    monkeypatch.setattr("hq_tokenizers.data.images._HASHED_ROWS", 3)
+    monkeypatch.setattr("hq_tokenizers.data.images.HASHED_ROWS", 3)
     decoded = [np.asarray(Image.open(io.BytesIO(raw))) for raw in lazy._lazy.some_encoded(3)]
     assert all(np.array_equal(image, pixels[index]) for image, index in zip(decoded, (0, 2, 5), strict=True))
     first = lazy.sha256()

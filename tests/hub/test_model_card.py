@@ -8,8 +8,9 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from hq_tokenizers import HQImageProcessor, SQVAEModel, sq_vae, vae
+from hq_tokenizers import HQFeatureExtractor, HQImageProcessor, SQVAEModel, sq_vae, vae
 from hq_tokenizers.hub import create_model_card
+from hq_tokenizers.sound_decoding import encode_wav
 
 
 def test_generator_header(generator, tmp_path):
@@ -134,3 +135,18 @@ def test_figures_of_other_libraries_are_numbers(value):
 def test_metrics_that_are_none(metrics):
     with pytest.raises(TypeError, match="metrics"):
         create_model_card(SQVAEModel(sq_vae("digits", hidden_size=8)), "a/b", metrics=metrics)
+
+
+def test_code_of_the_card_of_a_tokenizer_of_sounds_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = SQVAEModel(sq_vae("fsdd", hidden_size=4, codebook_dim=4, codebook_size=8)).eval()
+    model.save_pretrained("model")
+    HQFeatureExtractor(sampling_rate=8000, pad_to_multiple_of=4).save_pretrained("model")
+    (tmp_path / "sound.wav").write_bytes(encode_wav(0.1 * np.sin(np.arange(4000)), 8000))
+    card = create_model_card(model, "model")
+    assert card.data.pipeline_tag is None
+    assert "20 × 16" in card.text
+    scope: dict = {}
+    exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
+    assert scope["reconstruction"].shape == (1, 1, 80, 28)
+    assert scope["waveforms"][0].shape == (25 * 160,)

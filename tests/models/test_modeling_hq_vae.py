@@ -353,7 +353,7 @@ def reconstruction_term(
 ) -> float:
     if model.config.quantizer == "vq":
         error = (model.decode(codes, num_levels=num_levels).double() - pixels.double()).square().mean()
-        return float(error) / model.config.data_variance
+        return float(error) / model.likelihood.data_variance
     return float(gaussian_nll(model.decode(codes, num_levels=num_levels), pixels, log_variance).detach())
 
 

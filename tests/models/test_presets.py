@@ -28,7 +28,10 @@ from hq_tokenizers.models.presets import (
 )
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "codebook_dim": 6}
-IMAGE_NETWORKS = [name for name in NETWORKS if name != "celebamask" and "backbone" not in NETWORKS[name]]
+IMAGE_NETWORKS = [
+    name for name, fields in NETWORKS.items() if name != "celebamask" and not {"backbone", "modality"} & set(fields)
+]
+SOUND_NETWORKS = [name for name, fields in NETWORKS.items() if fields.get("modality") == "sound"]
 
 
 def small(preset: str, **fields: Any) -> dict[str, Any]:
@@ -81,11 +84,29 @@ def test_every_network_of_every_preset_builds(preset: str, network: str) -> None
     torch.testing.assert_close(output.loss, torch.stack(weighted).sum())
 
 
+@pytest.mark.parametrize("network", SOUND_NETWORKS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_parameter_receives_a_gradient(preset: str) -> None:
-    model = build(PRESETS[preset]("digits", **small(preset))).train()
+def test_every_network_of_sound_builds(preset: str, network: str) -> None:
+    if network == "speech" and preset in ("sq_vae_2", "vq_vae_2", "hybrid_vae"):
+        with pytest.raises(ValueError, match="'speech' has one resolution"):
+            PRESETS[preset](network, **small(preset))
+        return
+    model = build(PRESETS[preset](network, **small(preset))).eval()
+    height = model.config.image_size[0]
+    mask = (torch.arange(16) < 9).long()[None]
+    output = model(torch.randn(1, model.config.num_channels, height, 16), attention_mask=mask)
+    assert output.reconstruction.shape == (1, model.config.num_channels, height, 16)
+    assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("preset", "network"), [*((preset, "digits") for preset in PRESETS), ("sq_vae", "speech"), ("rsq_vae", "speech")]
+)
+def test_every_parameter_receives_a_gradient(preset: str, network: str) -> None:
+    model = build(PRESETS[preset](network, **small(preset))).train()
     model.start_epoch(10)
-    model(torch.rand(4, 1, 8, 8)).loss.backward()
+    values = torch.rand(4, 1, 8, 8) if network == "digits" else torch.rand(4, 80, 1, 8)
+    model(values).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -113,11 +134,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_is_left_uninitialised(preset: str) -> None:
     assert torch.empty(3).isnan().all(), "the fixture has no effect"
-    for options in ({}, OPTIONS.get(preset, {})):
+    systems = [("digits", {}), ("digits", OPTIONS.get(preset, {}))]
+    systems += [("speech", {"num_speakers": 2})] if preset == "sq_vae" else []
+    for network, options in systems:
         states = []
         for _ in range(2):
             torch.manual_seed(0)
-            states.append(build(PRESETS[preset]("digits", **small(preset), **options)).state_dict())
+            states.append(build(PRESETS[preset](network, **small(preset), **options)).state_dict())
         for name, value in states[0].items():
             assert value.isfinite().all(), name
             assert torch.equal(value, states[1][name]), name

@@ -1,0 +1,54 @@
+"""Errors of spectrograms, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from hq_tokenizers.data.images import Batch
+from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
+from hq_tokenizers.reporting.tracking import Record
+
+
+def squared_error(reconstruction: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Σ (x − x̂)² over the values that are no padding, and how many these are.
+
+    Args:
+        reconstruction: (B, C, H, W).
+        batch: "pixel_values" of the same shape, and "attention_mask" (B, W).
+    """
+    real = batch["attention_mask"][:, None, None]
+    error = (reconstruction.detach().float() - batch["pixel_values"].float()).square() * real
+    values_per_frame = reconstruction.shape[1] * reconstruction.shape[2]
+    return error.sum(), real.sum() * values_per_frame
+
+
+def decibel_figures(mse: float, extractor: HQFeatureExtractor) -> Record:
+    """The mean squared error of normalised spectrograms in dB² ("mse_db2"), and its root in dB ("rmse_db").
+
+    "rmse" is the root in units of the training sounds' standard deviation.
+    """
+    mse_db2 = mse * extractor.std_db**2
+    return {"mse_db2": mse_db2, "rmse_db": mse_db2**0.5, "rmse": mse**0.5}
+
+
+def spectrogram_pictures(
+    versions: Mapping[str, torch.Tensor], batch: Batch, extractor: HQFeatureExtractor
+) -> dict[str, torch.Tensor]:
+    """Spectrograms as grey pictures, low frequencies below: from the floor in black to the loudest original in white.
+
+    Args:
+        versions: By name, the originals first, as models take and give them.
+        batch: Whose "attention_mask" says what is padding, which becomes white.
+        extractor: The front end.
+
+    Returns:
+        (B, 1, bands, W) in [0, 1] each.
+    """
+    padding = batch["attention_mask"][:, None] == 0
+    decibels = {name: extractor.to_decibels(values) for name, values in versions.items()}
+    floor = extractor.floor_db
+    span = (next(iter(decibels.values())).max() - floor).clamp_min(1.0)
+    grey = {name: ((values - floor) / span).clamp(0, 1) for name, values in decibels.items()}
+    return {name: values.masked_fill(padding, 1.0).flip(-2)[:, None] for name, values in grey.items()}
