@@ -85,7 +85,8 @@ class CodePriorConfig(PreTrainedConfig):
         if self.intermediate_size is None:
             gated = -(-self.hidden_size * 8 // (3 * 64)) * 64
             self.intermediate_size = 4 * self.hidden_size if self.block_type == "gpt" else gated
-        if self.id2label is None:
+        if self.id2label is None or not (self.id2label or self.num_classes):
+            self.id2label = None
             kwargs["num_labels"] = self.num_classes
         else:
             self.id2label = self._one_name_per_class(self.id2label)

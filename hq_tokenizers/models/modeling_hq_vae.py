@@ -298,10 +298,10 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         state = None
         for index, features in enumerate(encoded):
             latents, upsampled = self._latents(index, features, state, padding)
-            arguments = [latents, temperature, generators]
+            prior = []
             if self.config.learned_prior and index > 0:
-                arguments.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
-            group = self._run_quantizer(self.quantizer[index], padding, *arguments)
+                prior.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
+            group = self._run_quantizer(self.quantizer[index], padding, latents, temperature, generators, *prior)
             quantized.append(group)
             for total in group.partial_sums if partial else group.partial_sums[-1:]:
                 state = self.blocks[index].next_state(upsampled, self._channels_first(total))

@@ -17,8 +17,8 @@ from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
-from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
+from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir

@@ -195,8 +195,8 @@ class TokenizerTrainingConfig(LoopConfig):
         "rsq_vae, rq_vae, sq_vae_2, vq_vae_2, hybrid_vae) with a network (digits, mnist, cifar10, which is the "
         "default, celeba, ffhq256, imagenet256, debug, for label maps celebamask, for sounds speech, fsdd, "
         "urbansound), as {preset: sq_vae, network: mnist}; or {model_type: sq_vae} or hq_vae, whose fields start from "
-        "the papers' settings; and any field of its configuration (--model.codebook_size 256), which `--help model` explains; "
-        "image_size and num_channels come from the data",
+        "the papers' settings; and any field of its configuration (--model.codebook_size 256), which `--help model` "
+        "explains; image_size and num_channels come from the data",
     ] = field(default_factory=dict)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)

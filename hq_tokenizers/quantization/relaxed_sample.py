@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -24,7 +24,10 @@ SMALLEST_ROWS = 32
 """With fewer vectors per slice, matrix products spend their time on reading the codebook."""
 
 
-def _in_float32(backward: Callable[..., tuple]) -> Callable[..., tuple]:
+Backward = TypeVar("Backward", bound=Callable[..., Any])
+
+
+def _in_float32(backward: Backward) -> Backward:
     """A backward pass without autocast, in which it runs where the caller's `loss.backward()` stands inside of one."""
 
     @functools.wraps(backward)
@@ -32,7 +35,7 @@ def _in_float32(backward: Callable[..., tuple]) -> Callable[..., tuple]:
         with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
             return backward(ctx, *gradients)
 
-    return run
+    return cast(Backward, run)
 
 
 class _RelaxedSample(torch.autograd.Function):

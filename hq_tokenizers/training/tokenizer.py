@@ -71,6 +71,7 @@ _PANELS = {
     "energy per value, left over": ["residual_energy"],
     "energy per value, latents and codes": ["latent_energy", "codebook_energy"],
     "rate (bits per image)": ["kl_bits_per_image", "histogram_bits_per_image"],
+    "rate of the levels (bits per image)": ["histogram_bits_by_level"],
     "Gumbel temperature": ["temperature"],
 }
 
@@ -442,6 +443,7 @@ def _evaluation_metrics(
     if config.evaluation_steps is None:
         return None
     identity = data_identity(config.data, "validation_split")
+    assert isinstance(validation, ImageRows)  # `_check_evaluations` refused sounds
     metrics = ReconstructionMetrics(config.metrics, model.to(accelerator.device), validation, identity, accelerator)
     for name, reason in metrics.notes.items() if accelerator.is_main_process else ():
         print(f"left out: {name}: {reason}")

@@ -133,11 +133,14 @@ def test_the_fields_of_a_model_follow_what_is_chosen(capsys):
     main(["train-tokenizer", "--model.preset", "rsq_vae", "--model.num_levels", "3", "--help", "model"])
     residual = capsys.readouterr().out
     assert "--model.num_levels (default: " in residual
-    assert "--model.gumbel_decay" in residual
+    assert "--model.variance_share" in residual
+    assert "--model.gumbel_decay" not in residual
+    main(["train-tokenizer", "--model.preset", "rsq_vae", "--model.recipe", "paper", "--help", "model"])
+    assert "--model.gumbel_decay" in capsys.readouterr().out
     main(["train-tokenizer", "--model.preset", "vq_vae", "--help", "model"])
     deterministic = capsys.readouterr().out
     assert "--model.commitment_weight (default: 0.25)" in deterministic
-    assert "--model.gumbel_decay" not in deterministic
+    assert "--model.variance_share" not in deterministic
     main(["train-prior", "--model.model_type", "masked_prior", "--help", "model"])
     assert "model_type masked_prior (of rq_prior, masked_prior)" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="train-tokenizer and train-prior have --help model"):

@@ -118,7 +118,7 @@ def test_resizing_keeps_the_centre_and_the_aspect_ratio(tmp_path):
     image = np.zeros((8, 24), np.uint8)
     image[:, 8:16] = 255
     Image.fromarray(image).save(tmp_path / "a.png")
-    config = DataConfig(name="imagefolder", path=str(tmp_path), image_size=4, num_channels=3)
+    config = DataConfig(name="imagefolder", path=str(tmp_path), image_size=4, num_channels=3, validation_split="train")
     (rows,) = load_image_splits(config, "train_split")
     pixel_values = _all(rows)["pixel_values"]
     assert pixel_values.shape == (1, 3, 4, 4)
@@ -278,7 +278,7 @@ def test_images_stored_as_arrays(tmp_path, dtype, values, message):
 
     rows = Dataset.from_dict({"image": [np.array(values, dtype)]}, features=Features({"image": Array2D((2, 2), dtype)}))
     rows.to_parquet(tmp_path / "a.parquet")
-    config = DataConfig(name="parquet", path=str(tmp_path / "a.parquet"))
+    config = DataConfig(name="parquet", path=str(tmp_path / "a.parquet"), validation_split="train")
     if message is None:
         (rows,) = load_image_splits(config, "train_split")
         assert _all(rows)["pixel_values"][0, 0].tolist() == [[1.0, 0.0], [0.0, 1.0]]

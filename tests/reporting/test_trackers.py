@@ -50,7 +50,7 @@ def test_services_get_the_records_and_a_continued_run_stays_one(tmp_path, servic
             tracker.record(_record(first_step + 3, loss=0.5, perplexity=[3.0, 5.0]))
             tracker.image("pictures", np.zeros((4, 6, 3), np.uint8), first_step + 3)
     assert not (tmp_path / "tensorboard").exists()
-    values = {"train/loss": 0.5, "train/epoch": 0.5, "train/perplexity/level_0": 3.0, "train/perplexity/level_1": 5.0}
+    values = {"train/loss": 0.5, "train/epoch": 0.5, "train/perplexity/level_1": 3.0, "train/perplexity/level_2": 5.0}
     for name, service in services.items():
         starts = [call[1] for call in service.calls if call[0] == "init"]
         assert starts[0] == starts[1]
