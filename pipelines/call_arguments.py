@@ -73,7 +73,7 @@ def image_seeds(seed: Any, num_images: int) -> list[int]:
         return [first + index for index in range(num_images)]
     if not is_list(seed):
         raise TypeError(f"seed is an integer, a list of them, or None, got {seed!r} of type {type(seed).__name__}.")
-    values = list(seed)
+    values = seed.tolist() if hasattr(seed, "tolist") else list(seed)  # arrays and tensors, as Python's numbers
     if len(values) != num_images:
         raise ValueError(f"Got {len(values)} seeds for {num_images} images: give one per image, or a single integer.")
     return [_list_item(value, index) for index, value in enumerate(values)]

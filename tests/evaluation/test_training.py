@@ -87,8 +87,9 @@ def test_figures_are_those_of_the_command_and_are_drawn(tmp_path, six_pixels, mo
     assert ("frechet_distance", "evaluation") in panels
     with Image.open(tmp_path / "run" / "curves.png") as picture:
         # Loss, MSE, Fréchet distance, MSE of the first levels, perplexity, perplexity / K, active codes, share of dead
-        # codes, entropy, variance: 500 × 400 pixels each, four in a row.
-        assert picture.size == (4 * 500, 3 * 400)
+        # codes, entropy, variance, energies left over and of latents and codes, rates in all and by level: 500 × 400
+        # pixels each, four in a row.
+        assert picture.size == (4 * 500, 4 * 400)
 
 
 def test_mistakes_come_before_training(tmp_path, six_pixels, no_weights):
