@@ -70,6 +70,8 @@ def test_recipes_are_valid_given_a_data_path(path):
     if name == "train-tokenizer":
         size, channels = (28, 1) if path.stem.startswith("mnist") else (options.data.image_size or 32, 3)
         from_data = {"image_size": size, "num_channels": channels}
+        if options.model.get("network") == "speech":
+            from_data = {"image_size": [1, 32], "num_channels": 80}
         if options.data.label_map_classes is not None:
             from_data = {"image_size": options.data.image_size, "num_classes": options.data.label_map_classes}
         config = build_tokenizer_config(options.model, from_data)

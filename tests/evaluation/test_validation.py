@@ -57,6 +57,10 @@ class Tokenizer:
         others = {"relaxed": torch.stack(noise), "sampled": 1 - torch.stack(noise)} if noise else {}
         return output, others
 
+    def code_levels(self, codes, attention_mask=None):
+        assert attention_mask is None
+        return [level for group in codes.groups for level in group.unbind(-1)]
+
     def codebooks(self):
         return [torch.full((size, 2), float(size)) for size in (5, 3, 4)]
 
@@ -161,7 +165,8 @@ def test_label_maps_against_scikit_learn():
     guess = torch.where(torch.rand(7, 5, 6) < 0.7, truth, torch.randint(4, (7, 5, 6)))
     answers = {tuple(label_map.flatten().tolist()): other for label_map, other in zip(truth, guess, strict=True)}
 
-    def compare_codes(label_maps, generators):
+    def compare_codes(pixel_values, generators):
+        label_maps = pixel_values
         found = torch.stack([answers[tuple(label_map.flatten().tolist())] for label_map in label_maps])
         return ImageTokenizerOutput(loss=torch.tensor(1.0), reconstruction=found, terms={}), {
             "relaxed": label_maps[: len(generators)],
