@@ -2,8 +2,8 @@
 
     x → encoder → z → P̂(z_q | z) → z_q → decoder → x̂
 
-Negative ELBO (eq. 8 of the paper, with its constants), minimised in encoder, decoder, codebook and variances alike,
-without stop-gradients, commitment weights, moving averages or code resets:
+Negative ELBO (eq. 8 of the paper, with its constants), which the paper minimises in encoder, decoder, codebook and
+variances alike; the configuration has other ways for the encoder's gradient, the codebook and the variances:
 
     L = E[ ‖x − x̂‖² / (2σ²) + ½ Σ_i (z_i − z_{q,i})ᵀ Σ_φ⁻¹ (z_i − z_{q,i}) ] − E Σ_i H(P̂(·|z_i))
         + (D/2) log 2πσ² + N log K
