@@ -13,7 +13,7 @@ from typing import Any
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED
+from hq_tokenizers.models.presets import TUNED, tuned
 
 Settings = dict[str, Any]
 
@@ -58,14 +58,11 @@ def _lacking(config: ImageTokenizerConfig, settings: Settings) -> Settings:
 
 def combination(config: ImageTokenizerConfig) -> Settings:
     """The settings of a stochastic tokenizer that work together, those of the presets; some of them alone do harm."""
-    settings = dict(TUNED)
+    settings = tuned(config.variance_type if isinstance(config, SQVAEConfig) else "I")
     settings["restart_threshold"] = max(config.restart_threshold, TUNED["restart_threshold"])
     settings["kl_weight"] = min(config.kl_weight, LIGHT_KL)
     if config.codebook_update == "ema":
         del settings["ema_warmup"]
-    # A network predicts the variances of these types.
-    if isinstance(config, SQVAEConfig) and config.variance_type != "I":
-        del settings["variance_update"]
     return _lacking(config, settings)
 
 

@@ -187,11 +187,17 @@ def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
         return PAPER
     if overrides.get("quantizer") in ("vq", "fsq", "none"):
         return {}
-    fields = dict(TUNED)
+    fields = tuned(overrides.get("variance_type", "I"))
     if overrides.get("codebook_update", "ema") != "ema":
         del fields["restart_threshold"], fields["ema_warmup"]
-    # A network predicts the variances of these types.
-    if overrides.get("variance_type", "I") != "I":
+    return fields
+
+
+def tuned(variance_type: str) -> dict[str, Any]:
+    """`TUNED`, as far as a stochastic system with this kind of variance can have it."""
+    fields = dict(TUNED)
+    # A network predicts the variances of types II to IV.
+    if variance_type != "I":
         del fields["variance_update"]
     return fields
 
@@ -215,8 +221,11 @@ def _check_groups_given_once(overrides: Mapping[str, Any], **given: bool) -> Non
             raise ValueError(f"{name} has no effect beside code_groups, which say it all: leave one of the two out.")
 
 
-def _residual_group(name: str, num_levels: int, codebook_size: int | None, overrides: Mapping[str, Any]) -> list[str]:
-    _check_groups_given_once(overrides, num_levels=num_levels != _NUM_LEVELS, codebook_size=codebook_size is not None)
+def _residual_group(
+    name: str, num_levels: int | None, codebook_size: int | None, overrides: Mapping[str, Any]
+) -> list[str]:
+    _check_groups_given_once(overrides, num_levels=num_levels is not None, codebook_size=codebook_size is not None)
+    num_levels = _NUM_LEVELS if num_levels is None else num_levels
     check_minimum("num_levels", num_levels, 1)
     check_choice("network", name, tuple(STRIDES))
     stride = 2 ** network(name, {}).get("num_downsampling", 2)
@@ -300,7 +309,7 @@ def fsq_vae(network_name: str = "cifar10", /, **overrides: Any) -> SQVAEConfig:
 def rsq_vae(
     network_name: str = "cifar10",
     /,
-    num_levels: Levels = _NUM_LEVELS,
+    num_levels: Levels | None = None,
     codebook_size: CodebookSize | None = None,
     recipe: Recipe = "tuned",
     **overrides: Any,
@@ -309,7 +318,7 @@ def rsq_vae(
 
     Args:
         network_name: A key of `NETWORKS`.
-        num_levels: Codes per position, L.
+        num_levels: Codes per position, L; None takes 4.
         codebook_size: Codes K of every level; None takes the network's.
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration.
@@ -321,7 +330,7 @@ def rsq_vae(
 def rq_vae(
     network_name: str = "cifar10",
     /,
-    num_levels: Levels = _NUM_LEVELS,
+    num_levels: Levels | None = None,
     codebook_size: CodebookSize | None = None,
     **overrides: Any,
 ) -> HQVAEConfig:
@@ -329,7 +338,7 @@ def rq_vae(
 
     Args:
         network_name: A key of `NETWORKS`.
-        num_levels: Codes per position, L.
+        num_levels: Codes per position, L; None takes 4.
         codebook_size: Codes K of every level; None takes the network's.
         **overrides: Fields of the configuration.
     """

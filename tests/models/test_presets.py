@@ -309,6 +309,7 @@ def test_a_group_needs_a_level() -> None:
     ("preset", "arguments"),
     [
         (rsq_vae, {"num_levels": 7}),
+        (rsq_vae, {"num_levels": 4}),
         (rq_vae, {"codebook_size": 16}),
         (sq_vae_2, {"codebook_size": 16}),
         (hybrid_vae, {"codebook_size": 16}),
