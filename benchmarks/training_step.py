@@ -1,9 +1,9 @@
-"""Seconds per training step of SQ-VAE against a plain, unfused implementation of the same network.
+"""Training speed of stochastic systems against deterministic ones, and of SQ-VAE against a plain implementation.
 
     python benchmarks/training_step.py mnist
     python benchmarks/training_step.py cifar10
 
-Both take turns in one process, and the medians and their ratio are printed: only the ratio means something on a machine
+All take turns in one process, and the medians and their ratios are printed: only the ratios mean something on a machine
 that does other work too. The plain implementation writes the quantiser as the paper's formulas read, and reports the
 perplexity, the entropy and the codes of every batch, as ours does.
 """
@@ -13,15 +13,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
 from torch import nn
 
-from hq_tokenizers import SQVAEModel, sq_vae
+from hq_tokenizers import HQVAEModel, SQVAEModel, rq_vae, rsq_vae, sq_vae, vq_vae
 from hq_tokenizers.models.presets import NETWORKS
 
-WARM_UP, REPEATS = 10, 60
+BATCH_SIZE = 32
+WARM_UP, REPEATS = 5, 30
 
 
 class PlainSQVAE(nn.Module):
@@ -29,7 +31,7 @@ class PlainSQVAE(nn.Module):
 
     def __init__(self, network: str):
         super().__init__()
-        model = SQVAEModel(sq_vae(network))
+        model = SQVAEModel(sq_vae(network, recipe="paper"))
         self.encoder, self.decoder = model.encoder, model.decoder
         self.codebook = nn.Parameter(torch.randn(model.config.codebook_size, model.config.codebook_dim))
         self.log_variance = nn.Parameter(torch.tensor(float(model.config.initial_log_variance)))
@@ -69,6 +71,24 @@ def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callabl
     return step
 
 
+def contestants(network: str, device: torch.device) -> dict[str, nn.Module]:
+    """Systems by name, in training mode, each stochastic one before what it is compared with."""
+    models = {
+        "SQ-VAE, the paper's": SQVAEModel(sq_vae(network, recipe="paper")),
+        "SQ-VAE, the paper's, plain": PlainSQVAE(network),
+        "SQ-VAE": SQVAEModel(sq_vae(network)),
+        "VQ-VAE": SQVAEModel(vq_vae(network)),
+        "RSQ-VAE, L = 4": HQVAEModel(rsq_vae(network)),
+        "RQ-VAE, L = 4": HQVAEModel(rq_vae(network)),
+    }
+    return {name: model.train().to(device) for name, model in models.items()}
+
+
+def loss_of(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    output = model(pixel_values)
+    return output if isinstance(output, torch.Tensor) else output.loss
+
+
 def main() -> None:
     if len(sys.argv) != 2 or sys.argv[1] not in ("mnist", "cifar10"):
         print(__doc__)
@@ -76,20 +96,23 @@ def main() -> None:
     network = sys.argv[1]
     size, channels = NETWORKS[network]["image_size"], NETWORKS[network].get("num_channels", 3)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    pixel_values = torch.rand(32, channels, size, size, device=device)
-    ours, plain = SQVAEModel(sq_vae(network)).train().to(device), PlainSQVAE(network).train().to(device)
-    steps = (training_step(ours, lambda: ours(pixel_values).loss), training_step(plain, lambda: plain(pixel_values)))
-    times: tuple[list[float], list[float]] = ([], [])
+    pixel_values = torch.rand(BATCH_SIZE, channels, size, size, device=device)
+    models = contestants(network, device)
+    steps = {name: training_step(model, partial(loss_of, model, pixel_values)) for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(WARM_UP + REPEATS):
-        for step, record in zip(steps, times, strict=True):
+        for name, step in steps.items():
             started = time.perf_counter()
             step()
             if device.type != "cpu":
                 torch.accelerator.synchronize()
-            record.append(time.perf_counter() - started)
-    mine, theirs = (1e3 * median(record[WARM_UP:]) for record in times)
-    print(f"{network}, batch 32, {device.type}, {torch.get_num_threads()} threads")
-    print(f"hq_tokenizers {mine:.1f} ms, plain {theirs:.1f} ms, ratio {mine / theirs:.2f}")
+            times[name].append(time.perf_counter() - started)
+    print(f"{network}, batch {BATCH_SIZE}, {device.type}, {torch.get_num_threads()} threads")
+    seconds = {name: median(record[WARM_UP:]) for name, record in times.items()}
+    names = list(models)
+    for name, other in zip(names[::2], names[1::2], strict=True):
+        rates = " and ".join(f"{each} {BATCH_SIZE / seconds[each]:.0f}" for each in (name, other))
+        print(f"images/s: {rates}: {seconds[other] / seconds[name]:.2f} times")
 
 
 if __name__ == "__main__":
