@@ -151,6 +151,9 @@ TUNED: dict[str, Any] = {
 }
 """What the stochastic systems have by default; docs/results/stochastic_training.md has the study that found it."""
 
+SHARP = 0.3
+"""`variance_factor` of systems with one grid; with several grids, coarse codes went unused at it."""
+
 PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
 
@@ -180,7 +183,7 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if field not in unused}
 
 
-def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _training(recipe: Recipe, overrides: Mapping[str, Any], num_grids: int) -> dict[str, Any]:
     """Fields of a recipe for a stochastic system, without those that an override takes the purpose from."""
     check_choice("recipe", recipe, get_args(Recipe))
     if recipe == "paper":
@@ -190,6 +193,8 @@ def _training(recipe: Recipe, overrides: Mapping[str, Any]) -> dict[str, Any]:
     fields = tuned(overrides.get("variance_type", "I"))
     if overrides.get("codebook_update", "ema") != "ema":
         del fields["restart_threshold"], fields["ema_warmup"]
+    if num_grids == 1 and overrides.get("variance_update", fields.get("variance_update")) == "residual":
+        fields["variance_factor"] = SHARP
     return fields
 
 
@@ -248,7 +253,7 @@ def sq_vae(network_name: str = "cifar10", /, recipe: Recipe = "tuned", **overrid
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration; `variance_type` chooses types I to IV.
     """
-    fields = network(network_name, {**_training(recipe, overrides), **overrides})
+    fields = network(network_name, {**_training(recipe, overrides, 1), **overrides})
     if recipe == "paper" and fields.get("quantizer", "gaussian") == "gaussian":
         # The authors' vision code adds 1 to the variance of type I, and to no other.
         fields = {"variance_floor": 1.0 if fields.get("variance_type", "I") == "I" else 0.0, **fields}
@@ -324,7 +329,12 @@ def rsq_vae(
         **overrides: Fields of the configuration.
     """
     groups = _residual_group(network_name, num_levels, codebook_size, overrides)
-    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
+    return _hierarchical(
+        network_name,
+        overrides,
+        code_groups=groups,
+        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+    )
 
 
 def rq_vae(
@@ -369,7 +379,12 @@ def sq_vae_2(
         **overrides: Fields of the configuration.
     """
     groups = _two_groups(network_name, codebook_size, overrides)
-    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
+    return _hierarchical(
+        network_name,
+        overrides,
+        code_groups=groups,
+        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+    )
 
 
 def vq_vae_2(
@@ -407,7 +422,12 @@ def hybrid_vae(
         **overrides: Fields of the configuration.
     """
     groups = [f"{group} x 2" for group in _two_groups(network_name, codebook_size, overrides)]
-    return _hierarchical(network_name, overrides, code_groups=groups, **_training(recipe, overrides))
+    return _hierarchical(
+        network_name,
+        overrides,
+        code_groups=groups,
+        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+    )
 
 
 PRESETS: dict[str, Callable[..., SQVAEConfig | HQVAEConfig]] = {

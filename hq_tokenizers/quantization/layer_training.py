@@ -93,7 +93,7 @@ class StochasticTraining(CodebookTraining):
     restart_threshold: NotNegative = 0.5
     bottleneck_gradient: Literal["straight_through", "pathwise"] = "straight_through"
     variance_update: Literal["residual", "trained"] = "residual"
-    variance_factor: Positive = 1.0
+    variance_factor: Positive = 0.3
     variance_share: NotNegative = 0.1
     initial_log_variance: LogVariance | None = None
     kl_weight: NotNegative = 0.05
