@@ -41,7 +41,7 @@ def describe_generator(pipe: HQGenerationPipeline) -> str:
     classes = f" of {len(names)} classes" if names else ""
     return (
         f"A generator of {height}×{width} {kind} images{classes}. An image is {layout.num_codes} codes, "
-        f"{layout} ({layout.bits_per_image:.0f} bits), drawn by a {model.prior.config.model_type.replace('_', ' ')}."
+        f"{layout} ({layout.bits_per_image:.0f} bits), drawn by its {model.prior.config.model_type}."
     )
 
 
@@ -55,4 +55,4 @@ def launch_app(app: gr.Blocks, **settings: Any) -> Any:
     Returns:
         What `launch` does.
     """
-    return app.launch(css=CSS, theme=gr.themes.Default(), ssr_mode=False, footer_links=["api", "gradio"], **settings)
+    return app.launch(css=CSS, theme=gr.themes.Default(), ssr_mode=False, footer_links=["api", "gradio", "settings"], **settings)

@@ -63,11 +63,11 @@ class CodebookTab:
                     visible=False,
                     label="Usage",
                 )
-                decodes = gallery(self._pipe, "Decoded codes", columns=8, visible=False)
+                title, decodes = gr.Markdown(), gallery(self._pipe, columns=6, visible=False)
         once_at_a_time = {"api_visibility": "private", "concurrency_id": "generator"}
         counted = button.click(self.count, [files, number, seed], [codes, table], **once_at_a_time)
         for event in (counted.success, level.change):
-            event(self.show_level, [codes, level], [plot, decodes], **once_at_a_time)
+            event(self.show_level, [codes, level], [plot, title, decodes], **once_at_a_time)
 
     def count(self, files: list[str] | None, number: int, seed: int | None) -> tuple[Codes, str]:
         """The codes of the files, or of images that are drawn, and a table of how each level is used."""
@@ -84,10 +84,10 @@ class CodebookTab:
         num_classes = len(self._pipe.model.config.id2label or {})
         return [index % num_classes if num_classes else None for index in range(number)]
 
-    def show_level(self, codes: Codes | None, level: int) -> tuple[Any, Any]:
+    def show_level(self, codes: Codes | None, level: int) -> tuple[Any, Any, Any]:
         """How often the codes of a level are used, and what those used most look like."""
         if codes is None:
-            return gr.skip(), gr.skip()
+            return gr.skip(), gr.skip(), gr.skip()
         with shown_on_page():
             level = min(level, self._num_levels) - 1
             counts = level_counts(codes)[level]
@@ -99,15 +99,13 @@ class CodebookTab:
             images = self._pipe.image_processor.postprocess(decoded.cpu())
         use = pd.DataFrame({"rank": range(1, len(order) + 1), "share": shares[order].tolist()})
         pictures = list(zip(images, captions, strict=True))
-        return gr.update(value=use, visible=True), gr.update(
-            value=pictures, label=_title(level, len(counts)), visible=True
-        )
+        return gr.update(value=use, visible=True), _title(level, len(counts)), gr.update(value=pictures, visible=True)
 
 
 def _title(level: int, size: int) -> str:
     which = f"the {_SHOWN} most used of {size} codes" if size > _SHOWN else f"all {size} codes"
     rest = ", over the most used code of every level before" if level else ""
-    return f"Level {level + 1}, {which}, each decoded from a grid of nothing else{rest}; number and share of positions"
+    return f"Level {level + 1}, {which}, each decoded from a grid of nothing else{rest}. Below it, its number and share."
 
 
 def level_counts(codes: Codes) -> list[torch.Tensor]:

@@ -35,7 +35,7 @@ class GenerateTab:
                 controls = self.controls.build(num_images=8)
                 button = gr.Button("Generate", variant="primary")
             with gr.Column(scale=5, min_width=320):
-                images, said = gallery(self._pipe, "Images"), gr.Markdown()
+                said, images = gr.Markdown("Choose a class, then draw."), gallery(self._pipe)
         button.click(
             self.draw,
             controls,

@@ -25,30 +25,41 @@ class ImageInput:
 
     def __init__(self, pipe: HQGenerationPipeline) -> None:
         self._pipe = pipe
+        self._image: gr.Image
+        self._button: gr.Button
 
     def build(self, height: int = 280) -> gr.Image:
         """Adds both to the page and returns the field, whose value is the path of a file, which the library reads."""
-        image = gr.Image(
+        self._image = gr.Image(
             type="filepath",
             format="png",
-            label="Image",
+            show_label=False,
             sources=["upload", "clipboard"],
             buttons=[],
             height=height,
             elem_classes=picture_classes(self._pipe),
         )
-        button = gr.Button("Let the generator draw one", size="sm")
-        button.click(
-            self.draw_one, None, image, api_visibility="private", concurrency_id="generator", show_progress="minimal"
-        )
-        return image
+        self._button = gr.Button("Let the generator draw one", size="sm")
+        return self._image
 
-    def draw_one(self) -> Image.Image:
-        """An image of any class."""
+    def draw_class_of(self, class_labels: gr.Dropdown | None) -> None:
+        """Makes the button draw an image of the class chosen there; of any, where there is no choice."""
+        self._button.click(
+            self.draw_one,
+            class_labels,
+            self._image,
+            api_visibility="private",
+            concurrency_id="generator",
+            show_progress="minimal",
+        )
+
+    def draw_one(self, class_label: int | None = None) -> Image.Image:
+        """An image of a class, by default of any."""
         with shown_on_page():
             names = self._pipe.model.config.id2label
-            label = random.randrange(len(names)) if names else None
-            return self._pipe(label, seed=random.randrange(_SEEDS))
+            if class_label is None and names:
+                class_label = random.randrange(len(names))
+            return self._pipe(class_label, seed=random.randrange(_SEEDS))
 
 
 def seen_by_generator(pipe: HQGenerationPipeline, image: Any) -> Image.Image:

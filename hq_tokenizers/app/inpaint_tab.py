@@ -40,14 +40,17 @@ class InpaintTab:
         height, width = image_size(self._pipe)
         canvas = magnified(Image.new("L", (width, height)), _SIDE).size
         with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                image = ImageInput(self._pipe).build(height=200)
+            with gr.Column(scale=3, min_width=320):
+                given = ImageInput(self._pipe)
+                image = given.build(height=200)
                 controls = self.controls.build(num_images=4)
-            with gr.Column(scale=3, min_width=canvas[0] + 60):
+                given.draw_class_of(self.controls.class_labels)
+            with gr.Column(scale=3, min_width=canvas[0] + 20):
+                gr.Markdown("Mark with the brush what to paint anew.")
                 editor = gr.ImageEditor(
                     type="pil",
                     format="png",
-                    label="Mark with the brush what to paint anew",
+                    show_label=False,
                     sources=(),
                     transforms=(),
                     layers=False,
@@ -57,8 +60,8 @@ class InpaintTab:
                     brush=gr.Brush(default_size=min(canvas) // 8, colors=[_BRUSH], color_mode="fixed"),
                 )
                 button = gr.Button("Paint anew", variant="primary")
-            with gr.Column(scale=4, min_width=320):
-                images, said = gallery(self._pipe, "Results", columns=2), gr.Markdown()
+            with gr.Column(scale=4, min_width=300):
+                said, images = gr.Markdown("The results appear here."), gallery(self._pipe, columns=2)
         image.change(
             self.show_in_editor,
             image,

@@ -27,14 +27,18 @@ def picture_classes(pipe: HQGenerationPipeline) -> list[str]:
     return ["picture", *(["pixels"] if min(image_size(pipe)) < _SMALL else [])]
 
 
-def gallery(pipe: HQGenerationPipeline, label: str, columns: int = 4, **settings: Any) -> gr.Gallery:
-    """A gallery of a generator's images; what is downloaded from it has the generator's own pixels."""
+def gallery(pipe: HQGenerationPipeline, columns: int = 4, **settings: Any) -> gr.Gallery:
+    """A gallery of a generator's images; what is downloaded from it has the generator's own pixels.
+
+    It has no label: Gradio would lay it over the first picture.
+    """
+    defaults = {"elem_classes": picture_classes(pipe), "buttons": ["download", "fullscreen"]}
     return gr.Gallery(
-        label=label,
         columns=columns,
         format="png",
         object_fit="contain",
+        height="auto",
         interactive=False,
-        elem_classes=picture_classes(pipe),
-        **{"buttons": ["download", "fullscreen"], **settings},
+        show_label=False,
+        **defaults | settings,
     )

@@ -15,6 +15,8 @@ from .image_input import ImageInput, seen_by_generator
 from .library_errors import shown_on_page
 from .pictures import gallery, picture_classes
 
+_SIDE = 512
+
 
 class ReconstructTab:
     """Encodes and decodes an image by the pipeline's `reconstruct`.
@@ -34,7 +36,9 @@ class ReconstructTab:
         classes = picture_classes(self._pipe)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                image = ImageInput(self._pipe).build()
+                given = ImageInput(self._pipe)
+                image = given.build()
+                given.draw_class_of(None)
                 levels = gr.Slider(
                     1,
                     max(self._num_levels, 2),
@@ -45,13 +49,16 @@ class ReconstructTab:
                 )
                 said = gr.Markdown()
             with gr.Column(scale=5, min_width=320):
+                shown = {"format": "png", "interactive": False, "show_label": False, "elem_classes": classes, "height": 300}
                 with gr.Row():
-                    shown = {"format": "png", "interactive": False, "elem_classes": classes, "height": 300}
-                    seen = gr.Image(label="As the generator sees it", buttons=[], **shown)
-                    reconstruction = gr.Image(label="Decoded from the codes", buttons=["download"], **shown)
-                grids = gallery(
-                    self._pipe, "The codes: one picture a level, one colour a code", columns=min(self._num_levels, 4)
-                )
+                    with gr.Column():
+                        gr.Markdown("As the generator sees it")
+                        seen = gr.Image(buttons=[], **shown)
+                    with gr.Column():
+                        gr.Markdown("Decoded from the codes")
+                        reconstruction = gr.Image(buttons=["download"], **shown)
+                gr.Markdown("The codes: a picture for each level, a colour for each code")
+                grids = gallery(self._pipe, columns=max(3, min(self._num_levels, 4)), elem_classes=["picture"])
         gr.on(
             [image.change, levels.change],
             self.reconstruct,
@@ -81,7 +88,7 @@ def code_pictures(codes: Codes) -> list[tuple[Any, str]]:
     pictures = []
     for level, (indices, size) in enumerate(zip(codes.levels(), codes.layout.codebook_sizes, strict=True), start=1):
         height, width = indices.shape[1:]
-        pictures.append((code_grid_image(indices[0], size), f"level {level}: {height}×{width} of {size} codes"))
+        pictures.append((code_grid_image(indices[0], size, _SIDE), f"level {level}: {height}×{width} of {size} codes"))
     return pictures
 
 

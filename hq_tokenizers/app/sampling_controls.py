@@ -28,6 +28,7 @@ class SamplingControls:
         self._names = pipe.model.config.id2label or {}
         self._steps = prior.scheduler.config.num_steps if self._config.model_type == "masked_prior" else None
         self.arguments_shown: list[str] = []
+        self.class_labels: gr.Dropdown | None = None
 
     def build(self, num_images: int) -> list[gr.components.Component]:
         """Adds the controls to the page; their values, in this order, are what `arguments` takes.
@@ -41,9 +42,12 @@ class SamplingControls:
             choices = [(name, number) for number, name in self._names.items()]
             # A prior that never saw an image without its class has not learned to draw one.
             choices += [("no class", _NO_CLASS)] * can_be_guided
-            controls["class_labels"] = gr.Dropdown(choices, value=choices[0][1], label="Class")
+            self.class_labels = gr.Dropdown(choices, value=choices[0][1], label="Class")
+            controls["class_labels"] = self.class_labels
         with gr.Row():
-            controls["num_images"] = gr.Slider(1, MAX_IMAGES, num_images, step=1, label="Images", min_width=120)
+            controls["num_images"] = gr.Slider(
+                1, MAX_IMAGES, num_images, step=1, label="Images", min_width=120, buttons=[]
+            )
             controls["seed"] = gr.Number(
                 0, precision=0, label="Seed", info="empty: others every time", min_width=120, minimum=0
             )
@@ -77,4 +81,4 @@ def _setting(name: str, saved: Any, low: float, high: float, step: float, meanin
     if isinstance(saved, list | tuple):
         listed = ", ".join(map(str, saved))
         return gr.Number(None, label=name, info=f"empty: {listed}, by level; {meaning}", min_width=120)
-    return gr.Slider(low, max(high, saved), saved, step=step, label=name, info=meaning, min_width=120)
+    return gr.Slider(low, max(high, saved), saved, step=step, label=name, info=meaning, min_width=120, buttons=[])

@@ -68,8 +68,8 @@ def export_space(generator: str, directory: str | Path) -> Path:
             f"export_space {str(directory)!r} holds the generator {generator!r} itself: choose another folder."
         )
     directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory / _FOLDER, ignore_errors=True)
     if copied:
-        shutil.rmtree(directory / _FOLDER, ignore_errors=True)
         shutil.copytree(source, directory / _FOLDER, ignore=shutil.ignore_patterns(".*", "*.partial"))
     place = f'str(Path(__file__).parent / "{_FOLDER}")' if copied else repr(generator)
     text = _APP.format(generator=place)

@@ -34,7 +34,8 @@ class VariationsTab:
         """Adds the image, controls and results to the page."""
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                image = ImageInput(self._pipe).build()
+                given = ImageInput(self._pipe)
+                image = given.build()
                 kept = gr.Slider(
                     0,
                     self._num_levels,
@@ -44,9 +45,10 @@ class VariationsTab:
                     info=self._meaning(),
                 )
                 controls = self.controls.build(num_images=8)
+                given.draw_class_of(self.controls.class_labels)
                 button = gr.Button("Vary", variant="primary")
             with gr.Column(scale=5, min_width=320):
-                images, said = gallery(self._pipe, "Variations"), gr.Markdown()
+                said, images = gr.Markdown("Choose an image and what to keep of it."), gallery(self._pipe)
         button.click(
             self.vary,
             [image, kept, *controls],

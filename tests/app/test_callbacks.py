@@ -64,7 +64,7 @@ def test_the_page_has_every_tab(any_pipe):
 
 def test_the_page_says_what_the_generator_is(pipe, hierarchical_pipe):
     assert describe_generator(pipe) == (
-        "A generator of 8×8 grey images of 3 classes. An image is 16 codes, 4×4×1 of 16 (64 bits), drawn by a rq prior."
+        "A generator of 8×8 grey images of 3 classes. An image is 16 codes, 4×4×1 of 16 (64 bits), drawn by its rq_prior."
     )
     assert "8×12 colour images of 2 classes" in describe_generator(hierarchical_pipe)
 
@@ -240,23 +240,29 @@ def test_shows_the_codes_by_their_use(hierarchical_pipe):
     tab = CodebookTab(hierarchical_pipe)
     codes, _ = tab.count(None, 8, 0)
     for level in range(3):
-        plot, pictures = tab.show_level(codes, level + 1)
+        plot, title, pictures = tab.show_level(codes, level + 1)
         counts = level_counts(codes)[level]
         numbers = [int(caption.partition(":")[0]) for _, caption in pictures["value"]]
         assert sorted(numbers) == list(range(len(counts)))
         assert counts[numbers].diff().max() <= 0
+        assert title.startswith(f"Level {level + 1}, all {len(counts)} codes")
         assert plot["value"]["share"].sum() == pytest.approx(100, rel=1e-5)
     assert usage_table(codes).count("\n") == 6
 
 
 def test_before_anything_is_counted_nothing_changes(pipe):
-    assert CodebookTab(pipe).show_level(None, 1) == (gr.skip(), gr.skip())
+    assert CodebookTab(pipe).show_level(None, 1) == (gr.skip(),) * 3
 
 
 def test_draws_one_to_work_on(any_pipe):
     drawn = [ImageInput(any_pipe).draw_one() for _ in range(2)]
     assert drawn[0].size == seen_by_generator(any_pipe, drawn[0]).size
     assert drawn[0].tobytes() != drawn[1].tobytes()
+
+
+def test_draws_one_of_the_class_that_is_chosen(pipe, monkeypatch):
+    monkeypatch.setattr("random.randrange", lambda end: 4)
+    assert same([ImageInput(pipe).draw_one(2)], [pipe("frog", seed=4)])
 
 
 def test_errors_have_the_librarys_words(pipe, tmp_path):
