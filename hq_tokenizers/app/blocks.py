@@ -55,4 +55,6 @@ def launch_app(app: gr.Blocks, **settings: Any) -> Any:
     Returns:
         What `launch` does.
     """
-    return app.launch(css=CSS, theme=gr.themes.Default(), ssr_mode=False, footer_links=["api", "gradio", "settings"], **settings)
+    return app.launch(
+        css=CSS, theme=gr.themes.Default(), ssr_mode=False, footer_links=["api", "gradio", "settings"], **settings
+    )

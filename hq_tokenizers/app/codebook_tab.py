@@ -16,7 +16,7 @@ from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from .library_errors import shown_on_page
 from .pictures import gallery
 
-_SHOWN = 48
+_SHOWN = 36
 _MAX_SAMPLES = 256
 
 
@@ -38,7 +38,9 @@ class CodebookTab:
         codes = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                files = gr.File(file_count="multiple", file_types=["image"], label="Images", height=140)
+                files = gr.File(
+                    file_count="multiple", file_types=["image"], label="Images whose codes to count", height=140
+                )
                 number = gr.Slider(
                     1,
                     _MAX_SAMPLES,
@@ -46,11 +48,18 @@ class CodebookTab:
                     step=1,
                     label="Images to draw",
                     info="where no files are given; the classes take turns",
+                    buttons=[],
                 )
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="empty: others every time")
                 button = gr.Button("Count the codes", variant="primary")
                 level = gr.Slider(
-                    1, max(self._num_levels, 2), 1, step=1, label="Level to look at", visible=self._num_levels > 1
+                    1,
+                    max(self._num_levels, 2),
+                    1,
+                    step=1,
+                    label="Level to look at",
+                    visible=self._num_levels > 1,
+                    buttons=[],
                 )
             with gr.Column(scale=5, min_width=320):
                 table = gr.Markdown("Count the codes of some images to see how they are used.")
@@ -64,7 +73,7 @@ class CodebookTab:
                     label="Usage",
                 )
                 title, decodes = gr.Markdown(), gallery(self._pipe, columns=6, visible=False)
-        once_at_a_time = {"api_visibility": "private", "concurrency_id": "generator"}
+        once_at_a_time: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "generator"}
         counted = button.click(self.count, [files, number, seed], [codes, table], **once_at_a_time)
         for event in (counted.success, level.change):
             event(self.show_level, [codes, level], [plot, title, decodes], **once_at_a_time)
@@ -98,21 +107,22 @@ class CodebookTab:
             captions = [f"{code}: {shares[code]:.1f} %" for code in shown.tolist()]
             images = self._pipe.image_processor.postprocess(decoded.cpu())
         use = pd.DataFrame({"rank": range(1, len(order) + 1), "share": shares[order].tolist()})
+        plot = gr.update(value=use, x_lim=[0, len(order) + 1], visible=True)
         pictures = list(zip(images, captions, strict=True))
-        return gr.update(value=use, visible=True), _title(level, len(counts)), gr.update(value=pictures, visible=True)
+        return plot, _title(level, len(counts)), gr.update(value=pictures, visible=True)
 
 
 def _title(level: int, size: int) -> str:
     which = f"the {_SHOWN} most used of {size} codes" if size > _SHOWN else f"all {size} codes"
     rest = ", over the most used code of every level before" if level else ""
-    return f"Level {level + 1}, {which}, each decoded from a grid of nothing else{rest}. Below it, its number and share."
+    return (
+        f"Level {level + 1}, {which}, each decoded from a grid of nothing else{rest}. Below it, its number and share."
+    )
 
 
 def level_counts(codes: Codes) -> list[torch.Tensor]:
     """How often each code of each level occurs: one (K_l,) per level."""
-    return [
-        code_counts(level, size) for level, size in zip(codes.levels(), codes.layout.codebook_sizes, strict=True)
-    ]
+    return [code_counts(level, size) for level, size in zip(codes.levels(), codes.layout.codebook_sizes, strict=True)]
 
 
 def usage_table(codes: Codes) -> str:

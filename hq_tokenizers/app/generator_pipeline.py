@@ -14,7 +14,7 @@ SHIPPED = "fashion-mnist"
 
 def shipped_generator() -> str:
     """Folder of the generator that comes with the package."""
-    from hq_tokenizers.pretrained import pretrained
+    from hq_tokenizers.pretrained_models import pretrained
 
     return str(pretrained(SHIPPED))
 

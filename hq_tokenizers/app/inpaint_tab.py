@@ -56,7 +56,7 @@ class InpaintTab:
                     layers=False,
                     buttons=[],
                     canvas_size=canvas,
-                    height=canvas[1] + 110,
+                    height=canvas[1] + 80,
                     brush=gr.Brush(default_size=min(canvas) // 8, colors=[_BRUSH], color_mode="fixed"),
                 )
                 button = gr.Button("Paint anew", variant="primary")

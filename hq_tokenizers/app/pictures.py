@@ -14,7 +14,12 @@ _SMALL = 128
 CSS = """
 .pixels img { image-rendering: pixelated; }
 .picture img { width: 100%; height: 100%; object-fit: contain !important; }
+.picture .grid-wrap { max-height: none !important; min-height: 0 !important; }
+.picture .thumbnail-lg { aspect-ratio: auto !important; height: auto !important; flex-direction: column; }
+.picture .thumbnail-lg img { height: auto; }
+.picture .thumbnail-lg .caption-label { position: static; max-width: none; width: 100%; border: 0; border-radius: 0; }
 """
+"""Galleries as high as their pictures, captions below them: Gradio would scroll, and lay captions over the pictures."""
 
 
 def image_size(pipe: HQGenerationPipeline) -> tuple[int, int]:

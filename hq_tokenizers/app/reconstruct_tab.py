@@ -33,7 +33,6 @@ class ReconstructTab:
 
     def build(self) -> None:
         """Adds the image, the slider and the pictures to the page."""
-        classes = picture_classes(self._pipe)
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 given = ImageInput(self._pipe)
@@ -46,10 +45,12 @@ class ReconstructTab:
                     step=1,
                     label="Levels of codes, coarse to fine",
                     visible=self._num_levels > 1,
+                    buttons=[],
                 )
                 said = gr.Markdown()
             with gr.Column(scale=5, min_width=320):
-                shown = {"format": "png", "interactive": False, "show_label": False, "elem_classes": classes, "height": 300}
+                shown: dict[str, Any] = {"format": "png", "interactive": False, "show_label": False, "height": 300}
+                shown["elem_classes"] = picture_classes(self._pipe)
                 with gr.Row():
                     with gr.Column():
                         gr.Markdown("As the generator sees it")

@@ -52,13 +52,9 @@ class SamplingControls:
                 0, precision=0, label="Seed", info="empty: others every time", min_width=120, minimum=0
             )
         with gr.Row():
-            controls["temperature"] = _setting(
-                "Temperature", self._saved.temperature, 0, 2, 0.05, "0: the likeliest codes"
-            )
+            controls["temperature"] = _setting("Temperature", self._saved.temperature, 0, 2, 0.05, "0 is greedy")
             if can_be_guided:
-                controls["guidance_scale"] = _setting(
-                    "Guidance", self._saved.guidance_scale, 0, 10, 0.1, "1: off; more: truer to the class"
-                )
+                controls["guidance_scale"] = _setting("Guidance", self._saved.guidance_scale, 0, 10, 0.1, "1 is off")
             if self._steps is not None:
                 steps = self._saved.num_steps or self._steps
                 controls["num_steps"] = _setting("Steps", steps, 1, 64, 1, "for each level of codes")

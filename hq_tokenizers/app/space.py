@@ -108,4 +108,6 @@ def _readme(hub_id: str | None) -> str:
         **({} if hub_id is None else {"models": [hub_id]}),
     }
     what = f"the generator in `{_FOLDER}/`" if hub_id is None else f"the generator `{hub_id}`"
-    return _README.format(front_matter=yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip(), title=title, what=what)
+    return _README.format(
+        front_matter=yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip(), title=title, what=what
+    )

@@ -43,6 +43,7 @@ class VariationsTab:
                     step=1,
                     label="Levels of codes to keep, coarse to fine",
                     info=self._meaning(),
+                    buttons=[],
                 )
                 controls = self.controls.build(num_images=8)
                 given.draw_class_of(self.controls.class_labels)

@@ -20,15 +20,13 @@ class AppConfig:
     generator: Annotated[
         Name | None, "folder or Hub id of a generator; null takes the one that comes with the package"
     ] = None
-    host: Annotated[
-        Name, "address to serve at; 0.0.0.0 lets other machines in, who may then use this one's time"
-    ] = "127.0.0.1"
+    host: Annotated[Name, "address to serve at; 0.0.0.0 lets other machines in, who may then use this one's time"] = (
+        "127.0.0.1"
+    )
     port: Annotated[
         Annotated[int, Range(1, 65_535)] | None, "port to serve at; null takes the first free one from 7860 on"
     ] = None
-    share: Annotated[
-        bool, "also make a public link, through servers of Gradio's makers; needs the internet"
-    ] = False
+    share: Annotated[bool, "also make a public link, through servers of Gradio's makers; needs the internet"] = False
     open_browser: Annotated[bool, "open the page in this machine's browser"] = False
     export_space: Annotated[
         Name | None, "serve nothing; write the page into this folder, as a Space of the Hugging Face Hub"

@@ -107,7 +107,7 @@ def code_grid_image(indices: torch.Tensor, num_codes: int, side: int = 256) -> n
     gap = 1 if cell >= 4 * _GAP else 0
     colours = _code_colours(num_codes)[indices.cpu().numpy()]
     picture = Image.fromarray(colours.repeat(cell, 0).repeat(cell, 1))
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(_FONT_SIZE, cell // 5))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(_FONT_SIZE, cell // 3))
     numbers = font.getlength(str(num_codes - 1)) <= cell - 4 * _GAP
     for row, column in np.ndindex(height, width):
         left, top = column * cell, row * cell
@@ -121,7 +121,7 @@ def code_grid_image(indices: torch.Tensor, num_codes: int, side: int = 256) -> n
 
 
 def _code_colours(num_codes: int) -> np.ndarray:
-    """uint8 (K, 3): hues a golden ratio of the circle apart, so that neighbouring numbers, which mean nothing, do not look alike."""
+    """uint8 (K, 3): hues a golden ratio of the circle apart, so that numbers that follow each other look different."""
     from matplotlib.colors import hsv_to_rgb
 
     codes = np.arange(num_codes)

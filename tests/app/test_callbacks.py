@@ -64,7 +64,8 @@ def test_the_page_has_every_tab(any_pipe):
 
 def test_the_page_says_what_the_generator_is(pipe, hierarchical_pipe):
     assert describe_generator(pipe) == (
-        "A generator of 8×8 grey images of 3 classes. An image is 16 codes, 4×4×1 of 16 (64 bits), drawn by its rq_prior."
+        "A generator of 8×8 grey images of 3 classes. An image is 16 codes, 4×4×1 of 16 (64 bits), "
+        "drawn by its rq_prior."
     )
     assert "8×12 colour images of 2 classes" in describe_generator(hierarchical_pipe)
 

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from hq_tokenizers import HQGeneratorModel, HQVAEConfig, HQVAEModel, RQPriorConfig, RQPriorModel, SQVAEConfig, SQVAEModel
+from hq_tokenizers import (
+    HQGeneratorModel,
+    HQVAEConfig,
+    HQVAEModel,
+    RQPriorConfig,
+    RQPriorModel,
+    SQVAEConfig,
+    SQVAEModel,
+)
 from hq_tokenizers.app.generator_pipeline import load_generator_pipeline
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -26,7 +34,7 @@ def test_loads_what_was_saved(pipe, tmp_path):
 def test_label_maps_are_refused(tmp_path):
     settings = {"image_size": 8, "hidden_size": 8, "num_downsampling": 1, "codebook_size": 4, "codebook_dim": 2}
     tokenizer = SQVAEModel(SQVAEConfig(likelihood="vmf", num_classes=3, **settings))
-    with pytest.raises(ValueError, match="draws label maps.*hq-tokenizers generate"):
+    with pytest.raises(ValueError, match=r"draws label maps.*hq-tokenizers generate"):
         load_generator_pipeline(saved(tokenizer, tmp_path))
 
 
