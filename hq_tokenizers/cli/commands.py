@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hq_tokenizers.options.app import AppConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
@@ -115,5 +116,22 @@ COMMANDS = {
         examples=("hq-tokenizers demo --output_dir runs/demo",),
         options=DemoConfig,
         runner="hq_tokenizers.cli.demo:run_demo",
+    ),
+    "app": Command(
+        summary="a generator as a page in the browser, or as a Space",
+        explanation=(
+            "Serves a page on which one draws images of a class, sees an image's codes and what each level of them "
+            "keeps, paints over a part to have it drawn anew, varies an image, and looks at the codebooks. Everything "
+            "is computed here, and nothing is loaded from the internet. Needs pip install 'hq_tokenizers[app]'. "
+            "With export_space it writes a folder that runs by `python app.py`, here or as a Space of the Hugging Face "
+            "Hub. Label maps and sounds have no page."
+        ),
+        examples=(
+            "hq-tokenizers app",
+            "hq-tokenizers app --generator runs/demo/generator --port 8000",
+            "hq-tokenizers app --generator runs/demo/generator --export_space runs/space",
+        ),
+        options=AppConfig,
+        runner="hq_tokenizers.cli.app:run_app",
     ),
 }

@@ -25,7 +25,8 @@ def overview() -> str:
         "",
         "The usual order: train-tokenizer, encode, train-prior, generate; evaluate judges what came of it.",
         "demo does all but the last on a small data set.",
-        "To reconstruct, vary or inpaint images of your own, call Python's pipeline('hq-generation', model=FOLDER).",
+        "To reconstruct, vary or inpaint images of your own, use the app, or Python's pipeline('hq-generation', "
+        "model=FOLDER).",
         "`hq-tokenizers COMMAND --help` explains a command and every option of it;",
         "`hq-tokenizers train-tokenizer --model.preset rsq_vae --help model` the fields of that model.",
     ]

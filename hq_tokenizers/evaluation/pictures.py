@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from hq_tokenizers.codes import Codes
+from hq_tokenizers.quantization.usage import code_counts
+
 
 @torch.no_grad()
 def named_reconstructions(
@@ -29,3 +32,29 @@ def named_reconstructions(
                 codes, num_levels=count, **others
             )
     return versions | {"reconstruction": model(pixel_values, return_loss=False, **others).reconstruction}
+
+
+@torch.no_grad()
+def decoded_codes(model: PreTrainedModel, codes: Codes, level: int, indices: torch.Tensor) -> torch.Tensor:
+    """What codes of a level look like, each decoded from a grid of nothing else.
+
+    Levels are refined by the next ones, so that the levels before hold a code too: that which is used most there. The
+    levels after are left out, as in a reconstruction from the first levels.
+
+    Args:
+        model: The tokenizer, in evaluation mode.
+        codes: Codes of some images, of which the most used ones are counted.
+        level: Index of the level.
+        indices: Codes (N,) of that level, on the device of the model.
+
+    Returns:
+        (N, C, H, W), nominally in [0, 1].
+    """
+    truncated = codes.truncate(level + 1)
+    sizes = truncated.layout.codebook_sizes
+    held = [code_counts(grid, size).argmax() for grid, size in zip(truncated.levels()[:-1], sizes, strict=False)]
+    level_of_code = truncated.layout.level_of_code().to(indices.device)
+    flat = indices[:, None].expand(-1, len(level_of_code)).clone()
+    for before, code in enumerate(held):
+        flat[:, level_of_code == before] = code.to(indices.device)
+    return model.decode(truncated.layout.unflatten(flat))

@@ -20,6 +20,8 @@ _GAP = 2
 _FONT_SIZE = 11
 _TITLE_HEIGHT = 16
 _COLUMNS = 4
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+_LUMA = np.array([0.299, 0.587, 0.114])
 _STYLES: dict[str, dict[str, Any]] = {
     "train": {"linewidth": 0.8},
     "validation": {"marker": ".", "linestyle": "--"},
@@ -83,12 +85,62 @@ def reconstruction_grid(
     return image_grid(torch.cat(rows), columns, titles)
 
 
+def magnified(image: Image.Image, side: int) -> Image.Image:
+    """An image whose shorter side has `side` pixels at least, each pixel enlarged to a square by a whole factor."""
+    factor = _whole_factor(image.size, side)
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def code_grid_image(indices: torch.Tensor, num_codes: int, side: int = 256) -> np.ndarray:
+    """Codes of a level as a picture: a square for every position, a colour for every code, its number where it fits.
+
+    Args:
+        indices: (h, w), integers in [0, K); of a `Codes` for one image, `codes.levels()[level][0]`.
+        num_codes: K.
+        side: Pixels that the shorter side has at least.
+
+    Returns:
+        uint8 (height, width, 3).
+    """
+    height, width = indices.shape
+    cell = _whole_factor((height, width), side)
+    gap = 1 if cell >= 4 * _GAP else 0
+    colours = _code_colours(num_codes)[indices.cpu().numpy()]
+    picture = Image.fromarray(colours.repeat(cell, 0).repeat(cell, 1))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(max(_FONT_SIZE, cell // 3))
+    numbers = font.getlength(str(num_codes - 1)) <= cell - 4 * _GAP
+    for row, column in np.ndindex(height, width):
+        left, top = column * cell, row * cell
+        if gap:
+            draw.rectangle((left, top, left + cell - 1, top + cell - 1), outline="white", width=gap)
+        if numbers:
+            light = colours[row, column] @ _LUMA > 140
+            centre = (left + cell / 2, top + cell / 2)
+            draw.text(centre, str(int(indices[row, column])), "black" if light else "white", font, anchor="mm")
+    return np.asarray(picture)
+
+
+def _code_colours(num_codes: int) -> np.ndarray:
+    """uint8 (K, 3): hues a golden ratio of the circle apart, so that numbers that follow each other look different."""
+    from matplotlib.colors import hsv_to_rgb
+
+    codes = np.arange(num_codes)
+    hues = codes * _GOLDEN_RATIO % 1
+    saturations, values = 0.45 + 0.2 * (codes % 3), 0.95 - 0.2 * (codes // 3 % 3)
+    return (hsv_to_rgb(np.stack([hues, saturations, values], axis=1)) * 255).round().astype(np.uint8)
+
+
+def _whole_factor(size: Sequence[int], side: int) -> int:
+    """By how much an image is enlarged for its shorter side to have `side` pixels at least."""
+    return math.ceil(side / min(size))
+
+
 def _tiles(images: torch.Tensor) -> np.ndarray:
     """uint8 (N, height, width, 3), each side at least `_SMALLEST_TILE`."""
     if not images.is_floating_point():
         images = _coloured(images)
     pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().permute(0, 2, 3, 1).numpy()
-    factor = math.ceil(_SMALLEST_TILE / min(images.shape[-2:]))
+    factor = _whole_factor(images.shape[-2:], _SMALLEST_TILE)
     pixels = pixels.repeat(factor, 1).repeat(factor, 2)
     return np.broadcast_to(pixels, (*pixels.shape[:3], 3))
 

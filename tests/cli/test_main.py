@@ -57,7 +57,7 @@ def test_the_examples_of_the_help_are_valid_options():
         for example in command.examples:
             program, command_name, *words = shlex.split(example)
             assert (program, command_name) == ("hq-tokenizers", name)
-            source = EXAMPLES.parent / words.pop(0) if words[0].endswith(".yaml") else None
+            source = EXAMPLES.parent / words.pop(0) if words and words[0].endswith(".yaml") else None
             load_options(command.options, source, words)
 
 

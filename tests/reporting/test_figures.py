@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 
 from hq_tokenizers.files import DiskFullError
-from hq_tokenizers.reporting.figures import image_grid, reconstruction_grid, save_curves
+from hq_tokenizers.reporting.figures import (
+    code_grid_image,
+    image_grid,
+    magnified,
+    reconstruction_grid,
+    save_curves,
+)
 from hq_tokenizers.reporting.trackers import TENSORBOARD
 from hq_tokenizers.reporting.tracking import HISTORY, Tracker, read_history, summary
 
@@ -40,6 +46,36 @@ def test_no_tile_is_smaller_than_64_pixels(size):
     side = image_grid(torch.rand(1, 1, size, size), 1).shape[0] - 4
     assert side >= 64
     assert side % size == 0
+
+
+@pytest.mark.parametrize(("size", "factor"), [((28, 28), 12), ((8, 12), 40), ((400, 500), 1)])
+def test_magnified_pixels_are_squares(size, factor):
+    image = Image.fromarray((torch.rand(*size[::-1]) * 255).byte().numpy())
+    enlarged = np.asarray(magnified(image, 320))
+    assert enlarged.shape == (size[1] * factor, size[0] * factor)
+    for row, column in np.ndindex(factor, factor):
+        assert (enlarged[row::factor, column::factor] == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("num_codes", [4, 64, 4096])
+def test_code_grids_have_a_colour_for_every_code(num_codes):
+    indices = torch.randint(num_codes, (3, 5), generator=torch.Generator().manual_seed(0))
+    indices[0, 0], indices[2, 4] = num_codes - 1, num_codes - 1
+    grid = code_grid_image(indices, num_codes, side=300)
+    assert grid.shape == (300, 500, 3)
+    # Beside the white line and the number, which is in the middle.
+    colours = {tuple(grid[row * 100 + 5, column * 100 + 5]): indices[row, column] for row, column in np.ndindex(3, 5)}
+    assert len(colours) == len(indices.unique())
+    assert (grid[5, 5] == grid[205, 405]).all()
+    numbered = [len(np.unique(grid[r : r + 98, c : c + 98].reshape(-1, 3), axis=0)) for r, c in ((1, 1), (1, 101))]
+    assert min(numbered) > 2
+
+
+def test_code_grids_of_many_positions_have_no_numbers():
+    indices = torch.arange(64 * 64).reshape(64, 64)
+    grid = code_grid_image(indices, 4096, side=64)
+    assert grid.shape == (64, 64, 3)
+    assert (code_grid_image(indices, 4096, side=128) == grid.repeat(2, 0).repeat(2, 1)).all()
 
 
 def ink(grid):

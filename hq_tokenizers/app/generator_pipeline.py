@@ -1,0 +1,47 @@
+"""The generator that the page shows, as the pipeline by which everything on the page is made."""
+
+from __future__ import annotations
+
+from transformers import AutoImageProcessor
+
+from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
+from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
+from hq_tokenizers.processes import create_accelerator
+
+SHIPPED = "fashion-mnist"
+
+
+def shipped_generator() -> str:
+    """Folder of the generator that comes with the package."""
+    from hq_tokenizers.pretrained_models import pretrained
+
+    return str(pretrained(SHIPPED))
+
+
+def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
+    """Loads a generator of images onto the accelerator there is.
+
+    Args:
+        generator: Folder or Hub id.
+
+    Raises:
+        ValueError: If there is no generator, or it does not draw images.
+    """
+    model = load_trained(generator, "generator", HQGeneratorConfig, "generator", "train-prior")
+    tokenizer = model.config.image_tokenizer_config
+    if getattr(tokenizer, "for_label_maps", False):
+        raise ValueError(
+            f"generator {generator!r} draws label maps, and the app shows images: draw with `hq-tokenizers generate`, "
+            "or the generator's method generate."
+        )
+    if getattr(tokenizer, "modality", "image") != "image":
+        raise ValueError(
+            f"generator {generator!r} draws spectrograms of sounds, and the app shows images: call the generator's "
+            "method generate."
+        )
+    try:
+        processor = AutoImageProcessor.from_pretrained(generator)
+    except (OSError, ValueError):
+        processor = None  # Saved by the model alone: the pipeline makes the one its configuration asks for.
+    return HQGenerationPipeline(model, image_processor=processor, device=create_accelerator().device)
