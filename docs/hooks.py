@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from latex2mathml.converter import convert
+from math_core import LatexToMathML
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {"hq_tokenizers": "", "priors": "priors", "pipelines": "pipelines"}
 TEXTS = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s:#]+)(?:#([^)\s]*))?\)")
-CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -101,11 +101,12 @@ def module_name(path: str) -> str:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Formulas as MathML."""
+    """Formulas as MathML; what is no formula raises a `LatexError`."""
+    converter = LatexToMathML()
 
     def formula(match: re.Match[str]) -> str:
-        block = match[1] == "div"
-        mathml = convert(html.unescape(match[2]).strip(), display="block" if block else "inline")
+        latex = html.unescape(match[2]).strip()
+        mathml = converter.convert_with_local_state(latex, displaystyle=match[1] == "div")
         return f'<{match[1]} class="formula">{mathml}</{match[1]}>'
 
     return FORMULA.sub(formula, content)
