@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hq_tokenizers.options.evaluation import EvaluateConfig
-from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
+from hq_tokenizers.options.generation import DemoConfig, EnvConfig, GenerateConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
 
@@ -115,5 +115,12 @@ COMMANDS = {
         examples=("hq-tokenizers demo --output_dir runs/demo",),
         options=DemoConfig,
         runner="hq_tokenizers.cli.demo:run_demo",
+    ),
+    "env": Command(
+        summary="versions and devices, for the report of a bug",
+        explanation="Prints the versions of Python and of the packages that matter, processors and accelerators.",
+        examples=("hq-tokenizers env",),
+        options=EnvConfig,
+        runner="hq_tokenizers.cli.environment:print_environment",
     ),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, diagnose
+from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, Finding, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.presets import TUNED
