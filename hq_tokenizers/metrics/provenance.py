@@ -11,14 +11,14 @@ from hq_tokenizers._version import __version__
 _LIBRARIES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "evaluate", "numpy", "pillow")
 
 
-def library_versions(libraries: Sequence[str] = _LIBRARIES) -> dict[str, str]:
+def library_versions(libraries: Sequence[str] | None = None) -> dict[str, str]:
     """Versions of this package and of libraries, absent ones left out.
 
     Args:
-        libraries: Their names; by default those that a metric's value may depend on.
+        libraries: Their names; None for those that a metric's value may depend on.
     """
     versions = {"hq_tokenizers": __version__}
-    for library in libraries:
+    for library in _LIBRARIES if libraries is None else libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
