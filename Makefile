@@ -13,10 +13,11 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-FOLDERS := $(wildcard hq_tokenizers priors pipelines tests benchmarks examples)
+FOLDERS := $(wildcard hq_tokenizers priors pipelines tests benchmarks examples docs)
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' hq_tokenizers/_version.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,27 @@ lint: $(VENV)/.installed-dev ## check formatting, lint and types
 format: $(VENV)/.installed-dev ## format the code and fix what ruff can fix
 	$(BIN)/ruff format $(FOLDERS)
 	$(BIN)/ruff check --fix $(FOLDERS)
+
+docs: $(VENV)/.installed-dev ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Ratios, since times depend on what else the machine does. One thread, so that other work disturbs less.
+bench: $(VENV)/.installed-dev ## print what is how many times as fast as what, in a few minutes
+	$(BIN)/python benchmarks/quantizer.py --threads 1 --repeats 5 --sizes 2048x512x64 2048x4096x64
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py mnist
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py cifar10
+	$(BIN)/python benchmarks/sampling.py --threads 1 --repeats 1 --naive_steps 2
+
+# With TAG=v0.1.0 the tag has to be the version, and the changelog to have a section on it.
+dist: $(BIN)/python ## build what is published into dist, and check it
+	@test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)" || \
+		{ echo "the tag $(TAG) is not the version $(VERSION) of hq_tokenizers/_version.py" >&2; exit 1; }
+	@test -z "$(TAG)" || grep -q "^## \[$(VERSION)\]" CHANGELOG.md || \
+		{ echo "CHANGELOG.md has no section [$(VERSION)]" >&2; exit 1; }
+	$(PIP) install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 clean: ## remove the virtual environment, builds and caches, but no results
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -50,7 +50,7 @@ class HQFeatureExtractor(SequenceFeatureExtractor):
     Raises:
         ValueError: For a window longer than the transform, fewer than two bands, or no spread to divide by.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hq_tokenizers import HQFeatureExtractor
         >>> extractor = HQFeatureExtractor(sampling_rate=8000, hop_length=80, win_length=200, pad_to_multiple_of=4)

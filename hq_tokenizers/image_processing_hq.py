@@ -61,7 +61,7 @@ class HQImageProcessor(TorchvisionBackend):
         image_mean: One number or one per channel.
         image_std: One number or one per channel.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from hq_tokenizers import HQImageProcessor
         >>> processor = HQImageProcessor(size=32, do_resize=True)

@@ -25,7 +25,7 @@ class HQGeneratorConfig(PreTrainedConfig):
         ValueError: If a model_type is unknown or of the other kind, the tokenizer has no codes, or `id2label` does not
             name each class of the prior once.
 
-    Example:
+    Examples:
         >>> from hq_tokenizers import HQGeneratorConfig, HQGeneratorModel
         >>> model = HQGeneratorModel(HQGeneratorConfig())
         >>> model.code_layout

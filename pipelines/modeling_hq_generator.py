@@ -54,7 +54,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
     Raises:
         ValueError: If the prior's codes are not the tokenizer's.
 
-    Example:
+    Examples:
         >>> generator = HQGeneratorModel.from_sub_models_pretrained("my-tokenizer", "my-prior")  # doctest: +SKIP
         >>> generator.save_pretrained("my-generator")  # doctest: +SKIP
         >>> output = generator.generate(class_labels=["7", "3"], num_images=4, generator=0)  # doctest: +SKIP

@@ -45,7 +45,7 @@ class HQGenerationPipeline(Pipeline):
     `pipeline("hq-generation", model=…)` takes a directory, a Hub id, or a model object. Settings given there
     (`output_type`, `batch_size`, `temperature`, …) become the defaults of every call.
 
-    Example:
+    Examples:
         >>> import hq_tokenizers
         >>> from transformers import pipeline
         >>> generate = pipeline("hq-generation", model="my-generator")  # doctest: +SKIP
@@ -127,7 +127,7 @@ class HQGenerationPipeline(Pipeline):
                 wrong type.
             ValueError: For an unknown class, an id out of range, or a value that is not accepted.
 
-        Example:
+        Examples:
             >>> generate("cat")                                    # an image  # doctest: +SKIP
             >>> generate(["cat", "dog"])                           # [image, image]  # doctest: +SKIP
             >>> generate("cat", num_images=2)                      # [image, image]  # doctest: +SKIP
@@ -181,7 +181,7 @@ class HQGenerationPipeline(Pipeline):
             UnreadableImageError: If an image is broken or larger than `PIL.Image.MAX_IMAGE_PIXELS`; a ValueError.
             ValueError: If `num_levels` is not between 1 and the number of levels, or a value is not accepted.
 
-        Example:
+        Examples:
             >>> generate.reconstruct("cat.png").save("again.png")  # doctest: +SKIP
         """
         self._sanitize_parameters(output_type=output_type)
@@ -215,7 +215,7 @@ class HQGenerationPipeline(Pipeline):
         Returns:
             One image for each of the batch, see `HQGeneratorModel.preview`.
 
-        Example:
+        Examples:
             >>> generate("cat", callback_on_step_end=lambda done, total, partial: show(generate.preview(partial)))
             ... # doctest: +SKIP
         """
@@ -264,7 +264,7 @@ class HQGenerationPipeline(Pipeline):
             TypeError: As a call does, or if `image` is neither an image nor a list of images.
             ValueError: As a call does, or if `keep_levels` is out of range.
 
-        Example:
+        Examples:
             >>> generate.variations("cat.png", keep_levels=1, num_images=4, seed=0)  # doctest: +SKIP
         """
         known = first_levels(keep_levels, self.model.code_layout)
@@ -340,7 +340,7 @@ class HQGenerationPipeline(Pipeline):
             ValueError: As a call does, or if there are several masks but not one per image, or a mask has another size
                 than its image, or has something in it but marks nothing.
 
-        Example:
+        Examples:
             >>> generate.inpaint("cat.png", "mask.png", "cat", seed=0).save("other-cat.png")  # doctest: +SKIP
         """
         images, masks = list_images("image", image), list(decode_each("mask", list_images("mask", mask)))

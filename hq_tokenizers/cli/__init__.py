@@ -84,7 +84,7 @@ def _run(words: list[str]) -> None:
     options: Any = load_options(command.options, source, rest)
     _prepare_libraries()
     module, _, function = command.runner.partition(":")
-    with naming_full_disk(options.output_dir):
+    with naming_full_disk(getattr(options, "output_dir", ".")):
         getattr(import_module(module), function)(options)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hq_tokenizers.options.app import AppConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
-from hq_tokenizers.options.generation import DemoConfig, GenerateConfig
+from hq_tokenizers.options.generation import DemoConfig, EnvConfig, GenerateConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
 
@@ -133,5 +133,12 @@ COMMANDS = {
         ),
         options=AppConfig,
         runner="hq_tokenizers.cli.app:run_app",
+    ),
+    "env": Command(
+        summary="versions and devices, for the report of a bug",
+        explanation="Prints the versions of Python and of the packages that matter, processors and accelerators.",
+        examples=("hq-tokenizers env",),
+        options=EnvConfig,
+        runner="hq_tokenizers.cli.environment:print_environment",
     ),
 }

@@ -24,7 +24,7 @@ def overview() -> str:
         *(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()),
         "",
         "The usual order: train-tokenizer, encode, train-prior, generate; evaluate judges what came of it.",
-        "demo does all but the last on a small data set.",
+        "demo does all but the last on a small data set; env says what a report of a bug has to.",
         "To reconstruct, vary or inpaint images of your own, use the app, or Python's pipeline('hq-generation', "
         "model=FOLDER).",
         "`hq-tokenizers COMMAND --help` explains a command and every option of it;",

@@ -81,12 +81,17 @@ class Finding:
         where = f"Level{'s' * (len(self.levels) > 1)} {numbers}"
         return (
             f"{where}: {self.symptom} ({self.measured}). Likely cause: {self.cause}.\n"
-            f'  Try: {self.remedy} (docs/troubleshooting.md, "{self.symptom.capitalize()}").'
+            f"  Try: {self.remedy} ({self.page})."
         )
+
+    @property
+    def page(self) -> str:
+        """The section of the documentation on the symptom."""
+        return f"docs/troubleshooting.md#{self.symptom.replace(' ', '-')}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {**asdict(self), "levels": list(self.levels), "remedy": self.remedy}
+        return {**asdict(self), "levels": list(self.levels), "remedy": self.remedy, "page": self.page}
 
 
 @dataclass(frozen=True)

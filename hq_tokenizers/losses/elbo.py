@@ -4,7 +4,7 @@
 
 | term | function |
 |---|---|
-| −log p(x | z_q) of images | `gaussian_nll`; of label maps see `losses.likelihoods` |
+| reconstruction, −log p(x ∣ z_q) of images | `gaussian_nll`; of label maps see `losses.likelihoods` |
 | continuous, Gaussian: ½ (z − z_q)ᵀ Σ⁻¹ (z − z_q) | `mahalanobis` |
 | continuous, von Mises–Fisher: κ (1 − z_qᵀ z) | `vmf_distance` |
 | discrete: KL(P̂ ‖ uniform) = N log K − Σ H(P̂) | `categorical_kl` |

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hq_tokenizers._version import __version__
@@ -11,10 +11,14 @@ from hq_tokenizers._version import __version__
 _LIBRARIES = ("torch", "torchvision", "torchmetrics", "torch-fidelity", "evaluate", "numpy", "pillow")
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of this package and of the libraries a metric's value may depend on; absent ones are left out."""
+def library_versions(libraries: Sequence[str] | None = None) -> dict[str, str]:
+    """Versions of this package and of libraries, absent ones left out.
+
+    Args:
+        libraries: Their names; None for those that a metric's value may depend on.
+    """
     versions = {"hq_tokenizers": __version__}
-    for library in _LIBRARIES:
+    for library in _LIBRARIES if libraries is None else libraries:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:

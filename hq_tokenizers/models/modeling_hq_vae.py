@@ -49,7 +49,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
     Args:
         config: The configuration.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hq_tokenizers import HQVAEConfig, HQVAEModel
         >>> model = HQVAEModel(HQVAEConfig(code_groups=["stride 8: 512", "stride 4: 512 x 2"])).eval()

@@ -49,7 +49,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     Args:
         config: The configuration.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from hq_tokenizers import SQVAEConfig, SQVAEModel
         >>> model = SQVAEModel(SQVAEConfig(image_size=32, codebook_size=512)).eval()

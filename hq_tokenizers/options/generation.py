@@ -1,4 +1,4 @@
-"""Options of the commands `generate` and `demo`."""
+"""Options of the commands `generate`, `demo` and `env`."""
 
 from __future__ import annotations
 
@@ -44,3 +44,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    """Options of `env`: none."""

@@ -17,7 +17,7 @@ class ImageTokenizerCallback(TrainerCallback):
     counts is saved with the weights, so that a run continues from a checkpoint as it would have gone on. Priors need
     no callback.
 
-    Example:
+    Examples:
         >>> trainer = Trainer(model, arguments, callbacks=[ImageTokenizerCallback()])  # doctest: +SKIP
     """
 

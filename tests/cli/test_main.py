@@ -341,3 +341,13 @@ def test_a_command_that_is_told_to_stop(tmp_path, number, code):
     assert "Traceback" not in errors
     (step,) = re.findall(r"Stopped at step (\d+) of 1000000: run the same command to continue\.", said)
     assert read_state(list_checkpoints(folder)[-1])["step"] == int(step)
+
+
+def test_env_says_what_a_report_of_a_bug_needs(capsys):
+    main(["env"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["hq_tokenizers"] == __version__
+    assert lines["torch"] == torch.__version__
+    assert {"python", "processors", "accelerator", "transformers", "numpy"} < set(lines)
+    with pytest.raises(SystemExit, match="Unknown option 'all'"):
+        main(["env", "--all", "true"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, diagnose
+from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, Finding, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.presets import TUNED
@@ -300,6 +300,13 @@ def test_a_codebook_is_shared_within_its_group_only():
 
 
 def test_every_symptom_has_its_section_in_the_page_that_messages_name():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
-    assert {symptom.capitalize() for symptom in SYMPTOMS} <= set(headings)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    # GitHub and the site make the same anchors of headings of words.
+    anchors = {line.removeprefix("## ").lower().replace(" ", "-") for line in text.splitlines() if line[:3] == "## "}
+    for symptom in SYMPTOMS:
+        finding = Finding((0,), symptom, "measured", "cause", {"progressive": True})
+        page, _, anchor = finding.page.partition("#")
+        assert page == "docs/troubleshooting.md"
+        assert anchor in anchors
+        assert str(finding).endswith(f"Try: --model.progressive true ({finding.page}).")
+        assert finding.to_dict()["page"] == finding.page
