@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, SquaredErrorImages, VonMisesFisherLabels
+from hq_tokenizers.losses.likelihoods import (
+    Activation,
+    CategoricalLabels,
+    GaussianImages,
+    SquaredErrorImages,
+    VonMisesFisherLabels,
+)
 from hq_tokenizers.quantization.continuous import GaussianBottleneck
 from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
@@ -88,7 +94,7 @@ def build_top_down(config: HQVAEConfig) -> list[FirstBlock | InjectedBlock]:
     if config.backbone == "diffusers":
         resolutions = _resolutions(config)
         return [
-            diffusers_first_block(resolutions, dim, latents),
+            diffusers_first_block(resolutions, dim, latents, config.post_quant_channels),
             *(
                 diffusers_injected_block(resolutions, coarse, fine, dim, latents, with_fill)
                 for coarse, fine in itertools.pairwise(strides)
@@ -118,7 +124,7 @@ def build_decoder(config: ImageTokenizerConfig, out_channels: int, stride: int, 
         return SpeakerDecoder(decoder, config.num_speakers, config.speaker_dim)
     if config.backbone == "diffusers":
         code_dim = config.codebook_dim if from_codes else None
-        return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels)
+        return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels, config.post_quant_channels)
     return _build_decoder(config, in_channels, out_channels, stride)
 
 
@@ -144,6 +150,7 @@ def _resolutions(config: ImageTokenizerConfig) -> Resolutions:
         norm_num_groups=config.norm_num_groups,
         mid_block_attention=config.mid_block_attention,
         attention_strides=tuple(config.attention_strides),
+        state_of_coarser=isinstance(config, HQVAEConfig) and config.state_width == "coarser",
     )
 
 
@@ -265,8 +272,9 @@ def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
 
 def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:
     """The decoder's distribution over images; for VQ its scaled squared error."""
-    bounded = config.modality == "image"
+    of_images = config.modality == "image"
+    activation: Activation = config.output_activation if of_images else "identity"
     if config.is_deterministic:
-        usual = 0.06 if bounded else 1.0
-        return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, bounded)
-    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, bounded)
+        usual = 0.06 if of_images else 1.0
+        return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, activation)
+    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, activation)

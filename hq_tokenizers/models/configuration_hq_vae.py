@@ -53,6 +53,8 @@ class HQVAEConfig(ImageTokenizerConfig):
             discrete term becomes KL(P̂ ‖ prior). The first group's prior stays uniform.
         progressive: Whether every level l adds the reconstruction from levels 1 … l to the loss (progressive coding);
             missing groups are then filled by a network instead of zeros.
+        state_width: With `backbone="diffusers"` and several groups: width of the decoder's state where a finer group
+            joins it, that of its "resolution", or that of the "coarser" one it comes from, as in diffusers' decoder.
     """
 
     model_type = "hq_vae"
@@ -65,6 +67,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     log_variance_range: Annotated[list[LogVariance] | tuple[LogVariance, ...], Length(2, 2)] = (-14.0, 8.0)
     learned_prior: bool = False
     progressive: bool = False
+    state_width: Literal["resolution", "coarser"] = "resolution"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.code_groups, list | tuple):
@@ -108,6 +111,10 @@ class HQVAEConfig(ImageTokenizerConfig):
                 f"initial_log_variance must lie in log_variance_range {self.log_variance_range}, got "
                 f"{self.initial_log_variance}."
             )
+
+    def _purposes(self) -> dict[str, tuple[bool, str]]:
+        several = self.backbone == "diffusers" and len(self.groups) > 1
+        return {**super()._purposes(), "state_width": (several, "backbone='diffusers' with several groups")}
 
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
