@@ -55,7 +55,8 @@ def _unpickled(path: Path) -> Any:
         with torch.serialization.safe_globals(classes):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError) as error:
+        # What torch says of a pickle it does not read advises to run it.
         raise ValueError(
-            f"{path} cannot be read as weights alone ({str(error).splitlines()[0]}). Where you trust it, save its "
-            "state_dict with safetensors.torch.save_file, and convert that."
+            f"{path} is damaged, or holds what cannot be read as weights alone. Where you trust it, save its state_dict "
+            "with safetensors.torch.save_file, and convert that."
         ) from error
