@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from hq_tokenizers.hashing import tensors_sha256
 
-from .configuration_hq_vae import HQVAEConfig
+from .configuration_hq_vae import HQVAEConfig, code_group_line, parse_code_group
 from .configuration_sq_vae import SQVAEConfig
 from .presets import Recipe, training_fields
 
@@ -151,7 +151,9 @@ def autoencoder_config(
         ValueError: For a field that the networks decide, a quantiser whose codes are not in the space of the latents,
             or a hierarchy that does not start at the stride of the latents.
     """
-    networks = autoencoder.fields()
+    networks, stride = autoencoder.fields(), autoencoder.stride
+    if config_class is SQVAEConfig:
+        networks["num_downsampling"] = stride.bit_length() - 1
     for name, value in fields.items():
         if name in networks and name != "num_channels" and value != networks[name]:
             raise ValueError(f"{name} is that of the autoencoder, {networks[name]!r}: leave it out, got {value!r}.")
@@ -166,20 +168,13 @@ def autoencoder_config(
             f"The autoencoder is one of images of {networks['num_channels']} channels, got images of "
             f"{fields['num_channels']}."
         )
-    stride = autoencoder.stride
     own: dict[str, Any] = {"image_size": _divisible(autoencoder.image_size, stride), "normalize_latents": True}
     own["restore_latent_scale"] = fields.get("normalize_latents", True)
-    if config_class is SQVAEConfig:
-        own["num_downsampling"] = len(autoencoder.channels) - 1
-    else:
+    if config_class is HQVAEConfig:
+        _check_coarsest(fields.get("code_groups"), stride)
         own["code_groups"] = [f"stride {stride}: {_CODEBOOK_SIZE} x {_NUM_LEVELS}"]
     together = {**networks, **training_fields(recipe, fields), **own, **fields}
     config = config_class(**together)
-    if config.stride != stride:
-        raise ValueError(
-            f"The latents of the autoencoder have stride {stride}, which is that of the first line of code_groups (and "
-            f"those of further lines are smaller): got {config.stride}."
-        )
     if isinstance(config, HQVAEConfig) and len(config.groups) > 1 and "state_width" not in fields:
         return config_class(**together, state_width="coarser")
     return config
@@ -327,6 +322,17 @@ def _decoder_names(model: Any, hierarchical: bool) -> Iterator[tuple[str, str]]:
             yield f"{next(modules)}0.", f"decoder.up_blocks.{block}.upsamplers.0."
     yield "decoder.head.0.", "decoder.conv_norm_out."
     yield "decoder.head.2.", "decoder.conv_out."
+
+
+def _check_coarsest(code_groups: Any, stride: int) -> None:
+    """Refuses a hierarchy that starts at another stride; what is no hierarchy, the configuration refuses."""
+    lines = code_groups if isinstance(code_groups, list | tuple) else []
+    found = [parse_code_group(code_group_line(line)).stride for line in lines[:1]]
+    if found not in ([], [stride]):
+        raise ValueError(
+            f"The latents of the autoencoder have stride {stride}, which is that of the first line of code_groups (those "
+            f"of further lines are smaller): got {found[0]}."
+        )
 
 
 def _divisible(image_size: int | Sequence[int], stride: int) -> int | list[int]:

@@ -35,6 +35,7 @@ from .backbones import (
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_sq_vae import SQVAEConfig
+from .latent_scale import LatentNorm
 from .networks import ImageDecoder, ImageEncoder, Projection
 from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock, first_block, injected_block
 from .networks_speech import SpeakerDecoder, SpeechBottomUp, SpeechDecoder, SpeechEncoder
@@ -160,7 +161,9 @@ def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
     if config.bottleneck_batch_norm:
         width = latent_width(config)
         layers += [nn.BatchNorm2d(width), Projection(width, config.codebook_dim)]
-    if config.normalize_latents:
+    if config.restore_latent_scale:
+        layers.append(LatentNorm(config.codebook_dim))
+    elif config.normalize_latents:
         layers.append(nn.BatchNorm2d(config.codebook_dim, affine=False))
     return nn.Sequential(*layers)
 

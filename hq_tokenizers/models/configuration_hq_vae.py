@@ -72,7 +72,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.code_groups, list | tuple):
             raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
-        self.code_groups = [_code_group_line(item) for item in self.code_groups]
+        self.code_groups = [code_group_line(item) for item in self.code_groups]
         if "codebook_size" in kwargs:
             raise ValueError(
                 "A hierarchy has no single codebook_size: write the sizes into code_groups, as in 'stride 4: 512 x 4'."
@@ -119,7 +119,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
         """`code_groups`, parsed."""
-        return tuple(parse_code_group(_code_group_line(item)) for item in self.code_groups)
+        return tuple(parse_code_group(code_group_line(item)) for item in self.code_groups)
 
     @property
     def stride(self) -> int:
@@ -127,7 +127,7 @@ class HQVAEConfig(ImageTokenizerConfig):
         return self.groups[0].stride
 
 
-def _code_group_line(item: Any) -> str:
+def code_group_line(item: Any) -> str:
     """A line of the hierarchy as text; YAML reads it as a mapping, {"stride 4": 512}, where it has no quotes.
 
     Raises:

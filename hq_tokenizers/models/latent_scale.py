@@ -23,21 +23,53 @@ class LatentScale:
     mean: torch.Tensor
     deviation: torch.Tensor
 
-    @classmethod
-    def of_batch(cls, norm: nn.BatchNorm2d, latents: torch.Tensor) -> LatentScale:
-        """What a batch norm takes off latents (B, d, h, w): in training their own scale, else its running one."""
-        if not norm.training:
-            return cls.running(norm)
-        variance, mean = torch.var_mean(latents.float(), dim=(0, 2, 3), correction=0)
-        return cls(mean, (variance + norm.eps).sqrt())
-
-    @classmethod
-    def running(cls, norm: nn.BatchNorm2d) -> LatentScale:
-        """What a batch norm takes off in evaluation."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        return cls(norm.running_mean.float(), (norm.running_var.float() + norm.eps).sqrt())
-
     def restore(self, vectors: torch.Tensor) -> torch.Tensor:
         """Code vectors (B, h, w, d) in the scale of the latents."""
         return self.mean + self.deviation * vectors
+
+
+class LatentNorm(nn.BatchNorm2d):
+    """A batch norm without learned scale whose running statistics are right from the first batch on, for any scale.
+
+    Batch number n moves them by 1 / n, and by 0.1 from the tenth on.
+
+    Args:
+        num_channels: d.
+    """
+
+    def __init__(self, num_channels: int):
+        # Far below the variance of any latents.
+        super().__init__(num_channels, eps=1e-20, momentum=0.1, affine=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, d, h, w) → (B, d, h, w), float32."""
+        return self.normalize(input)[0]
+
+    def normalize(self, latents: torch.Tensor) -> tuple[torch.Tensor, LatentScale]:
+        """Latents (B, d, h, w) normalised, in float32, and the scale that was taken off: in training the batch's."""
+        latents = latents.float()
+        if self.training:
+            variance, mean = torch.var_mean(latents, dim=(0, 2, 3), correction=0)
+            self._follow(mean.detach(), variance.detach())
+            scale = LatentScale(mean, (variance + self.eps).sqrt())
+        else:
+            scale = self.running()
+        per_channel = scale.mean[:, None, None], scale.deviation[:, None, None]
+        return (latents - per_channel[0]) / per_channel[1], scale
+
+    def running(self) -> LatentScale:
+        """The scale that is taken off in evaluation."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return LatentScale(self.running_mean.float(), (self.running_var.float() + self.eps).sqrt())
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        weight = self.num_batches_tracked.reciprocal().clamp_min(self.momentum)
+        self.running_mean += weight * (mean - self.running_mean)
+        self.running_var += weight * (variance - self.running_var)

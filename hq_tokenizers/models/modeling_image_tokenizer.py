@@ -409,15 +409,17 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """Latents (B, d, h, w) as (B, h, w, d) for the quantiser, and the scale that code vectors get back, if any."""
         scale = None
         if self.config.restore_latent_scale:
-            *before, norm = norm
+            *before, last = norm
             for layer in before:
                 latents = layer(latents)
-            scale = LatentScale.of_batch(norm, latents)
-        return run(norm, latents, padding).permute(0, 2, 3, 1).contiguous(), scale
+            latents, scale = last.normalize(latents)
+        else:
+            latents = run(norm, latents, padding)
+        return latents.permute(0, 2, 3, 1).contiguous(), scale
 
     def _running_scale(self, norm: Any) -> LatentScale | None:
         """The scale that vectors of codes get back that come without latents."""
-        return LatentScale.running(norm[-1]) if self.config.restore_latent_scale else None
+        return norm[-1].running() if self.config.restore_latent_scale else None
 
     def _to_decoder(self, vectors: torch.Tensor, scale: LatentScale | None) -> torch.Tensor:
         """Code vectors (B, h, w, d) as the networks take them, (B, d, h, w)."""
