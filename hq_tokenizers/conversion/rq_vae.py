@@ -29,9 +29,7 @@ def convert_rq_vae(checkpoint: Path, settings: Mapping[str, Any], image_size: in
     levels = [f"quantizer.codebooks.{level}" for level in range(len(state))]
     levels = [level for level in levels if f"{level}.weight" in state]
     if not levels:
-        raise ValueError(
-            f"{checkpoint} is no RQ-VAE of rq-vae-transformer: quantizer.codebooks.0.weight is missing."
-        )
+        raise ValueError(f"{checkpoint} is no RQ-VAE of rq-vae-transformer: quantizer.codebooks.0.weight is missing.")
     # The last row is padding.
     codebooks = [state[f"{level}.weight"][:-1] for level in levels]
     shared = all(torch.equal(codebook, codebooks[0]) for codebook in codebooks)

@@ -52,8 +52,8 @@ def convert_sqvae(checkpoint: Path, settings: Mapping[str, Any], image_size: int
     """
     if not {"dataset", "model", "network", "quantization"} <= settings.keys():
         raise ValueError(
-            "config is needed: the weights of an SQ-VAE do not say which of its types they are. It is configs.json beside "
-            "best.pt, or the YAML file of the training in vision/configs."
+            "config is needed: the weights of an SQ-VAE do not say which of its types they are. It is configs.json "
+            "beside best.pt, or the YAML file of the training in vision/configs."
         )
     state = read_state(checkpoint)
     renamed = {_renamed(name, settings): tensor for name, tensor in state.items()}
@@ -114,7 +114,9 @@ def _load(model: SQVAEModel, tensors: Mapping[str, torch.Tensor], checkpoint: Pa
     wanted = {name for name in own if not name.startswith("temperature.")}
     different = sorted(wanted ^ set(tensors))
     if different:
-        raise ValueError(f"{checkpoint} and its config are of different models: {', '.join(different[:3])} in one only.")
+        raise ValueError(
+            f"{checkpoint} and its config are of different models: {', '.join(different[:3])} in one only."
+        )
     for name in wanted:
         # One concentration is a list of one number there.
         if tensors[name].numel() != own[name].numel():

@@ -31,8 +31,8 @@ def convert_taming_vqgan(checkpoint: Path, settings: Mapping[str, Any], image_si
     state = read_state(checkpoint, "state_dict")
     if "quantize.proj.weight" in state:
         raise ValueError(
-            f"{checkpoint} is a GumbelVQ: its codes are the largest of learned logits, not the nearest vectors, which no "
-            "tokenizer of this package has."
+            f"{checkpoint} is a GumbelVQ: its codes are the largest of learned logits, not the nearest vectors, which "
+            "no tokenizer of this package has."
         )
     if "quantize.embedding.weight" not in state:
         raise ValueError(f"{checkpoint} is no VQGAN of taming-transformers: quantize.embedding.weight is missing.")

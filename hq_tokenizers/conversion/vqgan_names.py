@@ -31,9 +31,7 @@ _PARTS = {
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
-def under_diffusers_names(
-    state: Mapping[str, torch.Tensor], module: Callable[[str], str]
-) -> dict[str, torch.Tensor]:
+def under_diffusers_names(state: Mapping[str, torch.Tensor], module: Callable[[str], str]) -> dict[str, torch.Tensor]:
     """Encoder, decoder and the convolutions around the codes under diffusers' names.
 
     Args:

@@ -55,7 +55,9 @@ class Autoencoder:
     @property
     def channels(self) -> list[int]:
         """c_r of every resolution."""
-        return [self._width(f"encoder.down_blocks.{r}.resnets.0.conv1") for r in range(self._count("encoder.down_blocks"))]
+        return [
+            self._width(f"encoder.down_blocks.{r}.resnets.0.conv1") for r in range(self._count("encoder.down_blocks"))
+        ]
 
     @property
     def stride(self) -> int:
@@ -160,8 +162,8 @@ def autoencoder_config(
     quantizer = fields.get("quantizer", "gaussian")
     if quantizer not in _QUANTIZERS:
         raise ValueError(
-            f"Between an encoder and a decoder that exist, the quantizer is one of {', '.join(map(repr, _QUANTIZERS))}, "
-            f"whose codes lie where the latents are, got {quantizer!r}."
+            f"Between an encoder and a decoder that exist, the quantizer is one of {', '.join(map(repr, _QUANTIZERS))}"
+            f", whose codes lie where the latents are, got {quantizer!r}."
         )
     if fields.get("num_channels", networks["num_channels"]) != networks["num_channels"]:
         raise ValueError(
@@ -281,7 +283,9 @@ def _tensor_names(model: Any) -> Iterator[tuple[str, str]]:
 def _module_names(model: Any) -> Iterator[tuple[str, str]]:
     config = model.config
     hierarchical = isinstance(config, HQVAEConfig)
-    down, head = ("bottom_up.", "blocks.0.latent_head.") if hierarchical else ("encoder.features.", "encoder.mean_head.")
+    down, head = (
+        ("bottom_up.", "blocks.0.latent_head.") if hierarchical else ("encoder.features.", "encoder.mean_head.")
+    )
     yield f"{down}conv_in.", "encoder.conv_in."
     for r in range(len(config.resolution_channels)):
         if r:
@@ -330,8 +334,8 @@ def _check_coarsest(code_groups: Any, stride: int) -> None:
     found = [parse_code_group(code_group_line(line)).stride for line in lines[:1]]
     if found not in ([], [stride]):
         raise ValueError(
-            f"The latents of the autoencoder have stride {stride}, which is that of the first line of code_groups (those "
-            f"of further lines are smaller): got {found[0]}."
+            f"The latents of the autoencoder have stride {stride}, which is that of the first line of code_groups "
+            f"(those of further lines are smaller): got {found[0]}."
         )
 
 

@@ -69,8 +69,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         mid_block_attention: Whether the middle, at the coarsest resolution, has self-attention between its two residual
             layers.
         attention_strides: Strides, in pixels, of the resolutions at which self-attention follows each residual layer.
-        post_quant_channels: Channels of a 1×1 convolution between code vectors and decoder, which diffusers' autoencoders
-            and VQGAN have; None has none.
+        post_quant_channels: Channels of a 1×1 convolution between code vectors and decoder, which diffusers'
+            autoencoders and VQGAN have; None has none.
         output_activation: What the decoder's last layer means: "sigmoid" gives pixels in [0, 1]; "linear" takes it as
             pixels in [−1, 1], which nothing keeps within that range, as the autoencoders of diffusers do.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).

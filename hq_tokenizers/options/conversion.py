@@ -21,18 +21,19 @@ class ConvertConfig:
 
     format: Annotated[
         Format | None,
-        "whose checkpoint it is: taming_vqgan (CompVis/taming-transformers), llamagen (FoundationVision/LlamaGen), rq_vae "
-        "(kakaobrain/rq-vae-transformer), sqvae (sony/sqvae, images and label maps) or diffusers (a VQModel)",
+        "whose checkpoint it is: taming_vqgan (CompVis/taming-transformers), llamagen (FoundationVision/LlamaGen), "
+        "rq_vae (kakaobrain/rq-vae-transformer), sqvae (sony/sqvae, images and label maps) or diffusers (a VQModel)",
     ] = None
-    checkpoint: Annotated[Name | None, "the file of its weights, .ckpt, .pt or .safetensors; of diffusers the folder"] = (
-        None
-    )
+    checkpoint: Annotated[
+        Name | None, "the file of its weights, .ckpt, .pt or .safetensors; of diffusers the folder"
+    ] = None
     config: Annotated[
         Name | None,
-        "the YAML or JSON file of its settings: sqvae needs it, taming_vqgan and rq_vae take the size of images from it",
+        "the YAML or JSON file of its settings: sqvae needs it, taming_vqgan and rq_vae take the images' size from it",
     ] = None
     image_size: Annotated[
-        ImageSize | None, "height and width of its images, an integer or [height, width]; null takes the settings', or 256"
+        ImageSize | None,
+        "height and width of its images, an integer or [height, width]; null takes the settings', or 256",
     ] = None
     output_dir: Annotated[Name, "folder of the tokenizer to write"] = "runs/converted"
 

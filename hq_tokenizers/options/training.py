@@ -196,8 +196,8 @@ class TokenizerTrainingConfig(LoopConfig):
         "default, celeba, ffhq256, imagenet256, debug, for label maps celebamask, for sounds speech, fsdd, "
         "urbansound), as {preset: sq_vae, network: mnist}; or {model_type: sq_vae} or hq_vae, whose fields start from "
         "the papers' settings; and any field of its configuration (--model.codebook_size 256), which `--help model` "
-        "explains; image_size and num_channels come from the data. Or, with new codes between the encoder and the decoder "
-        "of an autoencoder, its folder or Hub id: {from_autoencoder: PATH, code_groups: ['stride 8: 512 x 4']} (of "
+        "explains; image_size and num_channels come from the data. Or, with new codes between the encoder and the "
+        "decoder of an autoencoder, its folder or Hub id: {from_autoencoder: PATH, code_groups: ['stride 8: 512 x 4']} (of "
         "diffusers' AutoencoderKL and VQModel, or what `convert` wrote; model_type sq_vae for one code per position)",
     ] = field(default_factory=dict)
     freeze: Annotated[
@@ -235,8 +235,8 @@ class TokenizerTrainingConfig(LoopConfig):
             raise ValueError(f"{used[0]} is for images, but data.label_map_classes says that these are label maps.")
         if self.adversarial.start_step is not None and "decoder" in self.freeze:
             raise ValueError(
-                "adversarial.start_step weighs the discriminator by gradients at the decoder's last layer, which freeze "
-                f"{self.freeze} keeps from being trained: leave one of them out."
+                "adversarial.start_step weighs the discriminator by gradients at the decoder's last layer, which "
+                f"freeze {self.freeze} keeps from being trained: leave one of them out."
             )
         if self.compile and self.adversarial.start_step is not None:
             raise ValueError(

@@ -49,7 +49,10 @@ def test_a_vq_model_of_diffusers(vq_model: tuple[Path, VQModel], tmp_path: Path,
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert (processor.size.height, processor.num_channels) == (32, 3)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert (report["options"]["format"], report["bits_per_image"]) == ("diffusers", pytest.approx(256 * 3.584962500721156))
+    assert (report["options"]["format"], report["bits_per_image"]) == (
+        "diffusers",
+        pytest.approx(256 * 3.584962500721156),
+    )
 
 
 def test_what_is_wrong_is_said(vq_model: tuple[Path, VQModel], tmp_path: Path) -> None:

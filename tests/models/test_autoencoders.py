@@ -109,7 +109,9 @@ def test_folders_and_models_give_the_same(tmp_path: Path, as_model: bool) -> Non
     direct = HQVAEModel.from_autoencoder(theirs)
     torch.manual_seed(0)
     model = HQVAEModel.from_autoencoder(tmp_path / "pipeline", subfolder="vae")
-    assert all(torch.equal(a, b) for a, b in zip(direct.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(direct.state_dict().values(), model.state_dict().values(), strict=True)
+    )
     model.save_pretrained(tmp_path / "ours")
     again = AutoModel.from_pretrained(tmp_path / "ours")
     assert torch.equal(again.autoencode(PIXELS), model.autoencode(PIXELS))
@@ -131,7 +133,12 @@ model = AutoModel.from_pretrained({str(tmp_path / "export")!r}, trust_remote_cod
 x = torch.load({str(tmp_path / "x.pt")!r})
 assert torch.equal(model.autoencode(x["pixels"]), x["expected"])
 """
-    environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
+    environment = {
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin",
+    }
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path, timeout=240)
 
 
