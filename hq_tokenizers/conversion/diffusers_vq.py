@@ -35,5 +35,5 @@ def convert_diffusers(checkpoint: Path, settings: Mapping[str, Any], image_size:
                 "which has no codes, train some: train-tokenizer --model.from_autoencoder."
             )
         model = diffusers.VQModel.from_pretrained(str(checkpoint), use_safetensors=True)
-    fields = {} if image_size is None else {"image_size": image_size}
+    fields: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
     return vector_tokenizer(read_autoencoder(model), [model.quantize.embedding.weight.detach()], **fields)

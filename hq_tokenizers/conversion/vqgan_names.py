@@ -88,7 +88,7 @@ def vector_tokenizer(
         model_class = HQVAEModel
     config = autoencoder_config(model_class.config_class, autoencoder, fields)
     _check_width(codebooks, config.codebook_dim)
-    model = model_class(config)  # type: ignore[arg-type]
+    model = model_class(config)
     load_networks(model, autoencoder)
     quantizer = model.quantizer[0] if isinstance(model, HQVAEModel) else model.quantizer
     for book, codebook, count in zip(quantizer.codebooks, codebooks, counts or [None] * len(codebooks), strict=False):
