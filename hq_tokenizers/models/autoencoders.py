@@ -175,7 +175,9 @@ def autoencoder_config(
     if config_class is HQVAEConfig:
         _check_coarsest(fields.get("code_groups"), stride)
         own["code_groups"] = [f"stride {stride}: {_CODEBOOK_SIZE} x {_NUM_LEVELS}"]
-    together = {**networks, **training_fields(recipe, fields), **own, **fields}
+    groups = fields.get("code_groups")
+    num_grids = len(groups) if isinstance(groups, list | tuple) else 1
+    together = {**networks, **training_fields(recipe, fields, num_grids), **own, **fields}
     config = config_class(**together)
     if isinstance(config, HQVAEConfig) and len(config.groups) > 1 and "state_width" not in fields:
         return config_class(**together, state_width="coarser")

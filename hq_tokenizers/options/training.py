@@ -198,7 +198,7 @@ class TokenizerTrainingConfig(LoopConfig):
         "the papers' settings; and any field of its configuration (--model.codebook_size 256), which `--help model` "
         "explains; image_size and num_channels come from the data. Or, with new codes between the encoder and the "
         "decoder of an autoencoder, its folder or Hub id: {from_autoencoder: PATH, code_groups: ['stride 8: 512 x 4']} "
-        "(of diffusers' AutoencoderKL and VQModel, or what `convert` wrote; model_type sq_vae for one code per position)",
+        "(of diffusers' AutoencoderKL and VQModel, or what `convert` wrote; model_type sq_vae for one code a position)",
     ] = field(default_factory=dict)
     freeze: Annotated[
         Annotated[list[Literal["encoder", "decoder"]], Length(0, 2)],

@@ -336,4 +336,6 @@ def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
 def test_one_grid_has_sharper_variances_than_several() -> None:
     assert sq_vae().variance_factor == rsq_vae().variance_factor == 0.3
     assert sq_vae_2().variance_factor == rsq_vae(code_groups=["stride 8: 4", "stride 4: 4"]).variance_factor == 1.0
-    assert sq_vae(variance_type="III").variance_update == rsq_vae(variance_update="trained").variance_update == "trained"
+    assert (
+        sq_vae(variance_type="III").variance_update == rsq_vae(variance_update="trained").variance_update == "trained"
+    )
