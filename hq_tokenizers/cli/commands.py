@@ -108,8 +108,8 @@ COMMANDS = {
     "convert": Command(
         summary="turn a checkpoint of another package into a tokenizer",
         explanation=(
-            "Reads a released checkpoint of a VQGAN, of LlamaGen's tokenizer, of an RQ-VAE, of sony/sqvae, or a VQModel "
-            "of diffusers, and writes it as a tokenizer of this package that gives the same codes and images, to "
+            "Reads a released checkpoint of a VQGAN, of LlamaGen's tokenizer, of an RQ-VAE, of sony/sqvae, or a "
+            "VQModel of diffusers, and writes it as a tokenizer that gives the same codes and images, to "
             "encode, evaluate, or train a prior on. Of pickles nothing but tensors is read. New codes between its "
             "encoder and decoder are trained by train-tokenizer --model.from_autoencoder FOLDER."
         ),
