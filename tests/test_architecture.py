@@ -16,7 +16,7 @@ ROOMS = (
     *("losses", "quantization", "padding", "image_decoding", "image_processing_hq"),
     *("sound_decoding", "feature_extraction_hq"),
     *("models", "data", "metrics", "priors", "pipelines"),
-    *("reporting", "evaluation", "hub", "registration", "training", "app", "cli"),
+    *("reporting", "evaluation", "hub", "registration", "conversion", "training", "app", "cli"),
 )
 
 

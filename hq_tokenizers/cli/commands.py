@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hq_tokenizers.options.app import AppConfig
+from hq_tokenizers.options.conversion import ConvertConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import DemoConfig, EnvConfig, GenerateConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
@@ -104,6 +105,21 @@ COMMANDS = {
         ),
         options=EvaluateConfig,
         runner="hq_tokenizers.cli.evaluate:evaluate",
+    ),
+    "convert": Command(
+        summary="turn a checkpoint of another package into a tokenizer",
+        explanation=(
+            "Reads a released checkpoint of a VQGAN, of LlamaGen's tokenizer, of an RQ-VAE, of sony/sqvae, or a "
+            "VQModel of diffusers, and writes it as a tokenizer that gives the same codes and images, to "
+            "encode, evaluate, or train a prior on. Of pickles nothing but tensors is read. New codes between its "
+            "encoder and decoder are trained by train-tokenizer --model.from_autoencoder FOLDER."
+        ),
+        examples=(
+            "hq-tokenizers convert --format taming_vqgan --checkpoint last.ckpt --output_dir runs/vqgan",
+            "hq-tokenizers convert --format sqvae --checkpoint best.pt --config configs.json",
+        ),
+        options=ConvertConfig,
+        runner="hq_tokenizers.conversion.convert:convert",
     ),
     "demo": Command(
         summary="the whole path on handwritten digits, in a few minutes on a CPU",

@@ -7,6 +7,7 @@ of a label map), F outputs per pixel of a label map.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from hq_tokenizers.losses.bessel import log_vmf_normalizer
 from hq_tokenizers.losses.elbo import gaussian_nll
 
 MINIMUM_NORM = 1e-6
+Activation = Literal["sigmoid", "linear", "identity"]
 
 
 class GaussianImages(nn.Module):
@@ -24,12 +26,13 @@ class GaussianImages(nn.Module):
     Args:
         learned: Whether log σ² is a parameter; otherwise σ² is at its optimum for each batch.
         num_reconstructions: Of progressive coding, each with a σ² of its own: coarse ones are further from the image.
-        bounded: Whether values lie in [0, 1]; those of normalised spectrograms do not.
+        activation: What follows the decoder's last layer y: "sigmoid", "linear" for (y + 1) / 2, which maps [−1, 1] to
+            [0, 1], or "identity", of spectrograms.
     """
 
-    def __init__(self, learned: bool, num_reconstructions: int = 1, bounded: bool = True):
+    def __init__(self, learned: bool, num_reconstructions: int = 1, activation: Activation = "sigmoid"):
         super().__init__()
-        self.bounded = bounded
+        self.activation = activation
         shape = () if num_reconstructions == 1 else (num_reconstructions,)
         self.log_variance = nn.Parameter(torch.empty(shape)) if learned else None
 
@@ -38,8 +41,11 @@ class GaussianImages(nn.Module):
         return pixel_values
 
     def outputs(self, decoded: torch.Tensor) -> torch.Tensor:
-        """x̂ from the decoder's last layer, in float32, so that bfloat16 does not round it: a sigmoid where bounded."""
-        return decoded.float().sigmoid() if self.bounded else decoded.float()
+        """x̂ from the decoder's last layer, in float32, so that bfloat16 does not round it."""
+        decoded = decoded.float()
+        if self.activation == "sigmoid":
+            return decoded.sigmoid()
+        return (decoded + 1) / 2 if self.activation == "linear" else decoded
 
     def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:
         """−log p(x | z_q) per image in nats; `index` of the reconstruction, by default the last, of all levels."""
@@ -67,11 +73,11 @@ class SquaredErrorImages(GaussianImages):
 
     Args:
         data_variance: Variance of the pixel values.
-        bounded: See `GaussianImages`.
+        activation: See `GaussianImages`.
     """
 
-    def __init__(self, data_variance: float, bounded: bool = True):
-        super().__init__(learned=False, bounded=bounded)
+    def __init__(self, data_variance: float, activation: Activation = "sigmoid"):
+        super().__init__(learned=False, activation=activation)
         self.data_variance = data_variance
 
     def nll(self, decoded: torch.Tensor, pixel_values: torch.Tensor, index: int = -1) -> torch.Tensor:

@@ -40,6 +40,8 @@ class Resolutions:
         norm_num_groups: Groups of the group norms.
         mid_block_attention: Whether the middle has self-attention.
         attention_strides: Strides at which self-attention follows each residual layer.
+        state_of_coarser: Whether the state of a hierarchy keeps the width of the coarser resolution where a group joins
+            it, as in diffusers' decoder; otherwise it has that of its own.
     """
 
     channels: tuple[int, ...]
@@ -47,11 +49,16 @@ class Resolutions:
     norm_num_groups: int
     mid_block_attention: bool
     attention_strides: tuple[int, ...]
+    state_of_coarser: bool = False
 
     @property
     def coarsest(self) -> int:
         """The number R of the coarsest resolution."""
         return len(self.channels) - 1
+
+    def state_width(self, resolution: int) -> int:
+        """Width of the decoder's state where the layers of a resolution begin, in a hierarchy."""
+        return self.channels[min(resolution + self.state_of_coarser, self.coarsest)]
 
     def layers(self, resolution: int, in_channels: int, num_layers: int) -> list[nn.Module]:
         """Residual layers at a resolution; the first changes the width."""
@@ -98,6 +105,13 @@ class Resolutions:
             add_attention=self.mid_block_attention,
         )
 
+    def codes_in(self, code_dim: int, post_quant_channels: int | None) -> list[nn.Module]:
+        """From code vectors to the decoder's first state: Conv3×3, after a 1×1 convolution to some channels or none."""
+        convolutions: list[nn.Module] = []
+        if post_quant_channels is not None:
+            convolutions.append(nn.Conv2d(code_dim, post_quant_channels, 1))
+        return [*convolutions, nn.Conv2d(post_quant_channels or code_dim, self.channels[-1], 3, padding=1)]
+
     def head(self, in_channels: int, out_channels: int) -> nn.Sequential:
         """Norm, SiLU, Conv3×3."""
         return CheckpointedSequential(
@@ -112,7 +126,7 @@ class Resolutions:
         The middle belongs to the coarsest resolution.
         """
         modules = [self.middle()] if first == self.coarsest else []
-        width = self.channels[first]
+        width = self.state_width(first)
         for resolution in range(first, last, -1):
             modules += self.layers(resolution, width, self.layers_per_block + 1)
             width = self.channels[resolution]
@@ -187,14 +201,22 @@ class DiffusersDecoder(nn.Module):
     Args:
         resolutions: What there is at each resolution.
         stride: Stride of the input.
-        code_dim: Width of the code vectors; None where the input is a state of the width of its resolution.
+        code_dim: Width of the code vectors; None where the input is the state of a hierarchy.
         out_channels: Channels of the image.
+        post_quant_channels: See `Resolutions.codes_in`.
     """
 
-    def __init__(self, resolutions: Resolutions, stride: int, code_dim: int | None, out_channels: int):
+    def __init__(
+        self,
+        resolutions: Resolutions,
+        stride: int,
+        code_dim: int | None,
+        out_channels: int,
+        post_quant_channels: int | None = None,
+    ):
         super().__init__()
         first = stride.bit_length() - 1
-        codes_in = [] if code_dim is None else [nn.Conv2d(code_dim, resolutions.channels[first], 3, padding=1)]
+        codes_in = [] if code_dim is None else resolutions.codes_in(code_dim, post_quant_channels)
         way_up, width = resolutions.way_up(first, 0)
         last = resolutions.layers(0, width, resolutions.layers_per_block + 1)
         self.layers = nn.Sequential(*codes_in, *way_up, *last)
@@ -205,16 +227,20 @@ class DiffusersDecoder(nn.Module):
         return self.head(self.layers(hidden_states))
 
 
-def diffusers_first_block(resolutions: Resolutions, code_dim: int, latent_channels: int) -> FirstBlock:
+def diffusers_first_block(
+    resolutions: Resolutions, code_dim: int, latent_channels: int, post_quant_channels: int | None = None
+) -> FirstBlock:
     """The block of the coarsest group: the last layers of diffusers' `Encoder`, the first of its `Decoder`.
 
     Args:
         resolutions: What there is at each resolution.
         code_dim: Width d of code vectors.
         latent_channels: Width of the latents before their norm.
+        post_quant_channels: See `Resolutions.codes_in`.
     """
-    width = resolutions.channels[-1]
-    return FirstBlock(resolutions.head(width, latent_channels), nn.Conv2d(code_dim, width, 3, padding=1))
+    *before, convolution = resolutions.codes_in(code_dim, post_quant_channels)
+    state = nn.Sequential(*before, convolution) if before else convolution
+    return FirstBlock(resolutions.head(resolutions.channels[-1], latent_channels), state)
 
 
 def diffusers_injected_block(
@@ -233,13 +259,14 @@ def diffusers_injected_block(
     first, last = coarser_stride.bit_length() - 1, stride.bit_length() - 1
     way_up, above = resolutions.way_up(first, last)
     width = resolutions.channels[last]
+    state_width = above if resolutions.state_of_coarser else width
     fill_head = nn.Sequential(resolutions.layer(above, width), resolutions.head(width, code_dim))
     return InjectedBlock(
         upsample=nn.Sequential(*way_up),
         merge=resolutions.layer(width + above, width),
         latent_head=resolutions.head(width, latent_channels),
         fill_head=fill_head if with_fill else None,
-        state=Projection(above + code_dim, width),
+        state=Projection(above + code_dim, state_width),
     )
 
 

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, SquaredErrorImages, VonMisesFisherLabels
+from hq_tokenizers.losses.likelihoods import (
+    Activation,
+    CategoricalLabels,
+    GaussianImages,
+    SquaredErrorImages,
+    VonMisesFisherLabels,
+)
 from hq_tokenizers.quantization.continuous import GaussianBottleneck
 from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
@@ -29,6 +35,7 @@ from .backbones import (
 from .configuration_hq_vae import HQVAEConfig
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .configuration_sq_vae import SQVAEConfig
+from .latent_scale import LatentNorm
 from .networks import ImageDecoder, ImageEncoder, Projection
 from .networks_hierarchical import BottomUp, FirstBlock, InjectedBlock, first_block, injected_block
 from .networks_speech import SpeakerDecoder, SpeechBottomUp, SpeechDecoder, SpeechEncoder
@@ -88,7 +95,7 @@ def build_top_down(config: HQVAEConfig) -> list[FirstBlock | InjectedBlock]:
     if config.backbone == "diffusers":
         resolutions = _resolutions(config)
         return [
-            diffusers_first_block(resolutions, dim, latents),
+            diffusers_first_block(resolutions, dim, latents, config.post_quant_channels),
             *(
                 diffusers_injected_block(resolutions, coarse, fine, dim, latents, with_fill)
                 for coarse, fine in itertools.pairwise(strides)
@@ -118,7 +125,7 @@ def build_decoder(config: ImageTokenizerConfig, out_channels: int, stride: int, 
         return SpeakerDecoder(decoder, config.num_speakers, config.speaker_dim)
     if config.backbone == "diffusers":
         code_dim = config.codebook_dim if from_codes else None
-        return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels)
+        return DiffusersDecoder(_resolutions(config), stride, code_dim, out_channels, config.post_quant_channels)
     return _build_decoder(config, in_channels, out_channels, stride)
 
 
@@ -144,6 +151,7 @@ def _resolutions(config: ImageTokenizerConfig) -> Resolutions:
         norm_num_groups=config.norm_num_groups,
         mid_block_attention=config.mid_block_attention,
         attention_strides=tuple(config.attention_strides),
+        state_of_coarser=isinstance(config, HQVAEConfig) and config.state_width == "coarser",
     )
 
 
@@ -153,7 +161,9 @@ def build_latent_norm(config: ImageTokenizerConfig) -> nn.Module:
     if config.bottleneck_batch_norm:
         width = latent_width(config)
         layers += [nn.BatchNorm2d(width), Projection(width, config.codebook_dim)]
-    if config.normalize_latents:
+    if config.restore_latent_scale:
+        layers.append(LatentNorm(config.codebook_dim))
+    elif config.normalize_latents:
         layers.append(nn.BatchNorm2d(config.codebook_dim, affine=False))
     return nn.Sequential(*layers)
 
@@ -265,8 +275,9 @@ def build_label_likelihood(config: SQVAEConfig) -> CategoricalLabels:
 
 def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: int = 1) -> GaussianImages:
     """The decoder's distribution over images; for VQ its scaled squared error."""
-    bounded = config.modality == "image"
+    of_images = config.modality == "image"
+    activation: Activation = config.output_activation if of_images else "identity"
     if config.is_deterministic:
-        usual = 0.06 if bounded else 1.0
-        return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, bounded)
-    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, bounded)
+        usual = 0.06 if of_images else 1.0
+        return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, activation)
+    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, activation)

@@ -53,6 +53,8 @@ class HQVAEConfig(ImageTokenizerConfig):
             discrete term becomes KL(P̂ ‖ prior). The first group's prior stays uniform.
         progressive: Whether every level l adds the reconstruction from levels 1 … l to the loss (progressive coding);
             missing groups are then filled by a network instead of zeros.
+        state_width: With `backbone="diffusers"` and several groups: width of the decoder's state where a finer group
+            joins it, that of its "resolution", or that of the "coarser" one it comes from, as in diffusers' decoder.
     """
 
     model_type = "hq_vae"
@@ -65,11 +67,12 @@ class HQVAEConfig(ImageTokenizerConfig):
     log_variance_range: Annotated[list[LogVariance] | tuple[LogVariance, ...], Length(2, 2)] = (-14.0, 8.0)
     learned_prior: bool = False
     progressive: bool = False
+    state_width: Literal["resolution", "coarser"] = "resolution"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.code_groups, list | tuple):
             raise ValueError(f"code_groups is a list with one line per resolution, got {self.code_groups!r}.")
-        self.code_groups = [_code_group_line(item) for item in self.code_groups]
+        self.code_groups = [code_group_line(item) for item in self.code_groups]
         if "codebook_size" in kwargs:
             raise ValueError(
                 "A hierarchy has no single codebook_size: write the sizes into code_groups, as in 'stride 4: 512 x 4'."
@@ -109,10 +112,14 @@ class HQVAEConfig(ImageTokenizerConfig):
                 f"{self.initial_log_variance}."
             )
 
+    def _purposes(self) -> dict[str, tuple[bool, str]]:
+        several = self.backbone == "diffusers" and len(self.groups) > 1
+        return {**super()._purposes(), "state_width": (several, "backbone='diffusers' with several groups")}
+
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
         """`code_groups`, parsed."""
-        return tuple(parse_code_group(_code_group_line(item)) for item in self.code_groups)
+        return tuple(parse_code_group(code_group_line(item)) for item in self.code_groups)
 
     @property
     def stride(self) -> int:
@@ -120,7 +127,7 @@ class HQVAEConfig(ImageTokenizerConfig):
         return self.groups[0].stride
 
 
-def _code_group_line(item: Any) -> str:
+def code_group_line(item: Any) -> str:
     """A line of the hierarchy as text; YAML reads it as a mapping, {"stride 4": 512}, where it has no quotes.
 
     Raises:

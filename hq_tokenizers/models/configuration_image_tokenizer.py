@@ -33,6 +33,7 @@ BACKBONE_FIELDS = {
     "resnet": ("num_residual_blocks", "num_decoder_residual_blocks", "bottleneck_convolution", "bottleneck_norm"),
     "diffusers": (
         *("block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_attention", "attention_strides"),
+        "post_quant_channels",
     ),
 }
 """Fields that have an effect on one backbone only."""
@@ -68,9 +69,15 @@ class ImageTokenizerConfig(PreTrainedConfig):
         mid_block_attention: Whether the middle, at the coarsest resolution, has self-attention between its two residual
             layers.
         attention_strides: Strides, in pixels, of the resolutions at which self-attention follows each residual layer.
+        post_quant_channels: Channels of a 1×1 convolution between code vectors and decoder, which diffusers'
+            autoencoders and VQGAN have; None has none.
+        output_activation: What the decoder's last layer means: "sigmoid" gives pixels in [0, 1]; "linear" takes it as
+            pixels in [−1, 1], which nothing keeps within that range, as the autoencoders of diffusers do.
         bottleneck_batch_norm: Whether BN and a 1×1 projection stand before the quantiser (robust VQ training).
         normalize_latents: Whether the channels of what the quantiser is given have mean 0 and variance 1, over the
             batch in training: a scale that nothing else holds runs away in long runs with variance_update "residual".
+        restore_latent_scale: With `normalize_latents`: whether code vectors get the mean and variance of the latents
+            back before the decoder, so that it sees the scale that the encoder gave them.
         convolution_bias: Initial biases of the convolutions: "zero", or "uniform", PyTorch's own ±1/√(inputs), which
             the authors' code keeps.
         codebook_dim: Width d of a code vector.
@@ -135,8 +142,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
     norm_num_groups: Width = 32
     mid_block_attention: bool = True
     attention_strides: list[Stride] | tuple[Stride, ...] = ()
+    post_quant_channels: Width | None = None
+    output_activation: Literal["sigmoid", "linear"] = "sigmoid"
     bottleneck_batch_norm: bool = False
     normalize_latents: bool = False
+    restore_latent_scale: bool = False
     convolution_bias: Literal["zero", "uniform"] = "zero"
     codebook_dim: Width = 64
     codebook_init_std: NotNegative = 1.0
@@ -302,6 +312,11 @@ class ImageTokenizerConfig(PreTrainedConfig):
             "commitment_weight": (vq, "quantizer='vq'"),
             "data_variance": (self.is_deterministic, "quantizer='vq' or 'fsq'"),
             "normalize_latents": (self.has_codes, "models with codes"),
+            "restore_latent_scale": (
+                self.normalize_latents and self.modality == "image",
+                "images with normalize_latents=True",
+            ),
+            "output_activation": (self.modality == "image" and not self.for_label_maps, "models of images"),
             "codebook_update": (self.has_codes and not fsq, "models with codes that are learned"),
             **dict.fromkeys(
                 ("codebook_dim", "codebook_size", "codebook_init_std", "max_quantizer_elements"),

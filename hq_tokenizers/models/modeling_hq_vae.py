@@ -38,6 +38,7 @@ from .builders import (
     build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
+from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
 from .modeling_outputs import ImageTokenizerOutput
@@ -176,13 +177,13 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         padding = self._decoding_padding(codes, attention_mask)
         vectors = iter(self.embed(codes))
         state = upsampled = None
-        for block, grid in zip(self.blocks, codes.groups, strict=False):
+        for block, norm, grid in zip(self.blocks, self.latent_norms, codes.groups, strict=False):
             upsampled = None if state is None else run(block.upsample, state, padding)
             # Summed in the order of `forward`, so that both give the same bits.
             total = torch.zeros(()).to(grid.device)
             for _ in range(grid.shape[-1]):
                 total = total + next(vectors)
-            state = block.next_state(upsampled, self._channels_first(total))
+            state = block.next_state(upsampled, self._to_decoder(total, self._running_scale(norm)))
         assert state is not None
         finest = self._complete(state, len(codes.groups), padding)
         return self._reconstruction(self._decode_states([finest], padding, speaker_ids)[0], padding)
@@ -215,11 +216,11 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         state = None
         padding = self._padding(pixel_values, attention_mask)
         for index, features in enumerate(self._encoded(pixel_values, padding)):
-            latents, upsampled = self._latents(index, features, state, padding)
+            latents, upsampled, scale = self._latents(index, features, state, padding)
             quantized = self.quantizer[index](latents, None)
             vectors = self.quantizer[index].embed(quantized.indices)
             result += self.quantizer[index].log_probabilities(latents, vectors)
-            state = self.blocks[index].next_state(upsampled, self._channels_first(quantized.quantized))
+            state = self.blocks[index].next_state(upsampled, self._to_decoder(quantized.quantized, scale))
         return tuple(result)
 
     def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
@@ -248,12 +249,13 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
 
     def _latents(
         self, index: int, features: torch.Tensor, state: torch.Tensor | None, padding: Padding | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Ẑ_g (B, h, w, d), and the upsampled state (None in the first group)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, LatentScale | None]:
+        """Ẑ_g (B, h, w, d), the upsampled state (None in the first group), and the scale that its codes get back."""
         block = self.blocks[index]
         upsampled = None if state is None else run(block.upsample, state, padding)
-        latents = run(self.latent_norms[index], block.latents(features, upsampled, padding), padding)
-        return latents.permute(0, 2, 3, 1).contiguous(), upsampled
+        latents = block.latents(features, upsampled, padding)
+        latents, scale = self._normalized(self.latent_norms[index], latents, padding)
+        return latents, upsampled, scale
 
     def _decoded(
         self,
@@ -297,30 +299,44 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         states: list[torch.Tensor] = []
         state = None
         for index, features in enumerate(encoded):
-            latents, upsampled = self._latents(index, features, state, padding)
+            latents, upsampled, scale = self._latents(index, features, state, padding)
             prior = []
             if self.config.learned_prior and index > 0:
                 prior.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
             group = self._run_quantizer(self.quantizer[index], padding, latents, temperature, generators, *prior)
             quantized.append(group)
             for total in group.partial_sums if partial else group.partial_sums[-1:]:
-                state = self.blocks[index].next_state(upsampled, self._channels_first(total))
+                state = self.blocks[index].next_state(upsampled, self._to_decoder(total, scale))
                 states.append(self._complete(state, index + 1, padding) if partial else state)
         return quantized, states if partial else states[-1:]
 
     def _complete(self, state: torch.Tensor, first_missing: int, padding: Padding | None) -> torch.Tensor:
         """The finest state when the groups from `first_missing` on have no codes."""
-        for block in list(self.blocks)[first_missing:]:
+        for block, norm in list(zip(self.blocks, self.latent_norms, strict=True))[first_missing:]:
             upsampled = run(block.upsample, state, padding)
             filled = block.fill(upsampled, padding)
             if filled is None:
                 filled = upsampled.new_zeros(upsampled.shape[0], self.config.codebook_dim, *upsampled.shape[2:])
+            scale = self._running_scale(norm)
+            if scale is not None:
+                filled = self._to_decoder(filled.permute(0, 2, 3, 1), scale)
             state = block.next_state(upsampled, filled)
         return state
 
-    def _channels_first(self, vectors: torch.Tensor) -> torch.Tensor:
-        # One memory layout on every path: convolutions differ in the last bit between layouts.
-        return vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
+    def _decode_latents(self, encoded: Sequence[torch.Tensor]) -> torch.Tensor:
+        state = None
+        for index, features in enumerate(encoded):
+            latents, upsampled, scale = self._latents(index, features, state)
+            state = self.blocks[index].next_state(upsampled, self._to_decoder(latents, scale))
+        assert state is not None
+        return self._run_decoder(state, None, None)
+
+    def _parts(self) -> dict[str, list[nn.Module]]:
+        first, *finer = self.blocks
+        return {
+            "encoder": [self.bottom_up, first.latent_head],
+            "decoder": [first.state, *(block.upsample for block in finer), self.decoder],
+        }
 
     def _decode_states(
         self, states: list[torch.Tensor], padding: Padding | None, speaker_ids: torch.Tensor | None

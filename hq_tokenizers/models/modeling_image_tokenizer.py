@@ -9,15 +9,17 @@ from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
 from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
-from hq_tokenizers.checks import check_image_size
+from hq_tokenizers.checks import check_choice, check_image_size
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
+from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
@@ -28,13 +30,18 @@ from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
+from .autoencoder_sources import read_autoencoder
+from .autoencoders import autoencoder_config, load_networks
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_outputs import ImageTokenizerOutput
 from .networks import Projection
 from .networks_speech import SpeakerDecoder, SpeechDecoder
+from .presets import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,7 +103,10 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     quantizer: nn.Module
     decoder: nn.Module
     likelihood: Any
-    _encoded: Callable[..., Sequence[torch.Tensor | None]]
+    _frozen: Sequence[nn.Module] = ()
+    _parts: Callable[[], dict[str, list[nn.Module]]]
+    _encoded: Callable[..., Sequence[Any]]
+    _decode_latents: Callable[..., torch.Tensor]
     _decoded: Callable[..., ImageTokenizerOutput]
 
     def __init__(self, config: ImageTokenizerConfig, *inputs: Any, **kwargs: Any) -> None:
@@ -221,7 +231,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         number = len(generators)
         if not (self.config.is_stochastic and number):
             return output, {}
-        first = [None if part is None else part[:number] for part in encoded]
+        first = [part[:number] if isinstance(part, torch.Tensor) else part for part in encoded]
         own: dict[str, Any] = {
             "padding": None if padding is None else replace(padding, frames=padding.frames[:number]),
             "speaker_ids": None if speaker_ids is None else speaker_ids[:number],
@@ -233,6 +243,85 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             assert reconstruction is not None
             others[kind] = reconstruction
         return output, others
+
+    @classmethod
+    def from_autoencoder(
+        cls, autoencoder: Any, *, recipe: Recipe = "tuned", subfolder: str | None = None, **fields: Any
+    ) -> Any:
+        """A tokenizer with the encoder and the decoder of an autoencoder that exists, and new codes between them.
+
+        Before it is trained, `autoencode` gives that autoencoder's reconstructions. The latents, of an `AutoencoderKL`
+        their mean, are normalised by their own mean and variance for the codes (`normalize_latents`), which get both
+        back before the decoder (`restore_latent_scale`): codes start where latents of any scale are. Nothing of the old
+        quantiser is kept; `hq-tokenizers convert` keeps that.
+
+        Args:
+            autoencoder: An `AutoencoderKL` or a `VQModel` of diffusers, or a tokenizer of this package on one grid with
+                `backbone="diffusers"`; or the folder or Hub id of one.
+            recipe: How the codes are trained: "tuned" for the best settings known, "paper" for those of the paper.
+            subfolder: Of the folder or the repository, such as "vae".
+            **fields: Fields of the configuration that the networks do not decide. `code_groups` of an `HQVAEModel`,
+                ["stride 8: 512 x 4"] for example, start at the stride of the latents; what finer groups add to the
+                decoder's state is zero at first.
+
+        Returns:
+            The tokenizer in evaluation mode.
+
+        Raises:
+            OSError: If there is no such folder or id.
+            ValueError: If it holds something else, or for fields that do not fit it.
+        """
+        source = read_autoencoder(autoencoder, subfolder)
+        model = cls(autoencoder_config(cls.config_class, source, fields, recipe))
+        load_networks(model, source)
+        return model.eval()
+
+    @inference
+    def autoencode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What encoder and decoder alone make of images: as `forward` does, but the latents are not quantised.
+
+        Of a model from `from_autoencoder` that has not been trained, these are the reconstructions of that autoencoder.
+        The latents of unit vectors (vMF) and of FSQ are normalised and bounded as they are for their codes.
+
+        Args:
+            pixel_values: As for `forward`.
+
+        Returns:
+            Reconstructions of the same shape, not clamped.
+
+        Raises:
+            ValueError: For a model of sound, and as `forward` does.
+        """
+        if self.config.modality == "sound":
+            raise ValueError("autoencode is for models of images.")
+        return self._reconstruction(self._decode_latents(self._encoded(pixel_values)), None)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Keeps parts of the networks as they are in training, batch statistics included; the others are trained.
+
+        Args:
+            parts: Any of "encoder" and "decoder". In a hierarchy the encoder ends with the latents of the coarsest
+                group; the decoder's way up belongs to the decoder, and what joins a finer group to it to neither.
+
+        Raises:
+            ValueError: For an unknown part.
+        """
+        modules = self._parts()
+        for part in parts:
+            check_choice("freeze", part, tuple(modules))
+        self._frozen = [module for part in parts for module in modules[part]]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ImageTokenizerPreTrainedModel:
+        """Training mode for all but the batch norms of frozen parts."""
+        super().train(mode)
+        for part in self._frozen:
+            for module in part.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def advance(self, num_steps: int = 1) -> None:
         """Tells the model that `num_steps` optimiser steps were made; the Gumbel temperature follows them."""
@@ -313,6 +402,31 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """The padding of a batch of codes, whose mask counts frames."""
         width = codes.groups[0].shape[2] * self.config.stride
         return Padding.of(attention_mask, width, self.config.stride)
+
+    def _normalized(
+        self, norm: Any, latents: torch.Tensor, padding: Padding | None
+    ) -> tuple[torch.Tensor, LatentScale | None]:
+        """Latents (B, d, h, w) as (B, h, w, d) for the quantiser, and the scale that code vectors get back, if any."""
+        scale = None
+        if self.config.restore_latent_scale:
+            *before, last = norm
+            for layer in before:
+                latents = layer(latents)
+            latents, scale = last.normalize(latents)
+        else:
+            latents = run(norm, latents, padding)
+        return latents.permute(0, 2, 3, 1).contiguous(), scale
+
+    def _running_scale(self, norm: Any) -> LatentScale | None:
+        """The scale that vectors of codes get back that come without latents."""
+        return norm[-1].running() if self.config.restore_latent_scale else None
+
+    def _to_decoder(self, vectors: torch.Tensor, scale: LatentScale | None) -> torch.Tensor:
+        """Code vectors (B, h, w, d) as the networks take them, (B, d, h, w)."""
+        if scale is not None:
+            vectors = scale.restore(vectors)
+        # One memory layout on every path: convolutions differ in the last bit between layouts.
+        return vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
 
     def _run_quantizer(
         self, quantizer: nn.Module, padding: Padding | None, latents: torch.Tensor, temperature: Any, *others: Any
@@ -464,6 +578,13 @@ def _repeated(
     if speaker_ids is not None and len(speaker_ids) and number % len(speaker_ids) == 0:
         speaker_ids = speaker_ids.repeat(number // len(speaker_ids))
     return padding, speaker_ids
+
+
+def unquantized(quantizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, h, w, d) as a quantiser compares them with its codes: on the sphere, or bounded, where codes are."""
+    if isinstance(quantizer, VonMisesFisherQuantizer):
+        return F.normalize(latents.float(), dim=-1)
+    return quantizer.bounded(latents.float()) if isinstance(quantizer, FiniteScalarQuantizer) else latents
 
 
 def level_diagnostics(

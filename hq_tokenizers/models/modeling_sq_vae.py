@@ -38,8 +38,14 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
-from .masked_layers import run
-from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
+from .latent_scale import LatentScale
+from .modeling_image_tokenizer import (
+    ImageTokenizerPreTrainedModel,
+    drops_labels,
+    inference,
+    level_diagnostics,
+    unquantized,
+)
 from .modeling_outputs import ImageTokenizerOutput
 
 
@@ -171,7 +177,8 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             codes = codes.truncate(num_levels)
         (vectors,) = self.embed(codes)
         padding = self._decoding_padding(codes, attention_mask)
-        return self._reconstruction(self._decode_vectors(vectors, padding, speaker_ids), padding)
+        decoded = self._decode_vectors(vectors, self._running_scale(self.latent_norm), padding, speaker_ids)
+        return self._reconstruction(decoded, padding)
 
     def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
         """The code vectors: a tuple with one tensor (B, h, w, d)."""
@@ -193,7 +200,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         """
         if not self.config.is_stochastic:
             raise ValueError(f"Only stochastic quantisers have a posterior over codes, not {self.config.quantizer!r}.")
-        latents, log_variance = self._encoded(pixel_values, self._padding(pixel_values, attention_mask))
+        latents, log_variance, _ = self._encoded(pixel_values, self._padding(pixel_values, attention_mask))
         return (self.quantizer.log_probabilities(latents, log_variance),)
 
     def code_layout(self, image_size: int | Sequence[int] | None = None) -> CodeLayout:
@@ -210,36 +217,35 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
 
     def _encoded(
         self, pixel_values: torch.Tensor, padding: Padding | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents and log-variance map, (B, h, w, d)."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, LatentScale | None]:
+        """Latents and log-variance map, (B, h, w, d), and the scale that code vectors get back."""
         if self.config.for_label_maps:
             self._check_label_map(pixel_values)
         else:
             self._check_pixel_values(pixel_values)
         inputs = self.likelihood.inputs(pixel_values if padding is None else padding.clear(pixel_values))
         latents, log_variance = self.encoder(inputs.to(self.dtype), *(() if padding is None else (padding,)))
-        latents = run(self.latent_norm, latents, padding).permute(0, 2, 3, 1).contiguous()
+        latents, scale = self._normalized(self.latent_norm, latents, padding)
         if log_variance is None:
-            return latents, None
+            return latents, None, scale
         log_variance = log_variance.permute(0, 2, 3, 1)
         if padding is not None and self.config.variance_type == "II":
             log_variance = item_means(log_variance, padding)
-        return latents, log_variance
+        return latents, log_variance, scale
 
     def _quantize(
         self,
-        encoded: Sequence[torch.Tensor | None],
+        encoded: Sequence[Any],
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         padding: Padding | None = None,
     ) -> QuantizerOutput:
-        latents, log_variance = encoded
-        assert latents is not None
+        latents, log_variance, _ = encoded
         return self._run_quantizer(self.quantizer, padding, latents, temperature, log_variance, generators)
 
     def _decoded(
         self,
-        encoded: Sequence[torch.Tensor | None],
+        encoded: Sequence[Any],
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         targets: torch.Tensor | None = None,
@@ -248,7 +254,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     ) -> ImageTokenizerOutput:
         """Everything after the encoder; with targets also the loss."""
         quantized = self._quantize(encoded, temperature, generators, padding)
-        decoded = self._decode_vectors(quantized.quantized, padding, speaker_ids)
+        decoded = self._decode_vectors(quantized.quantized, encoded[-1], padding, speaker_ids)
         codes = None if quantized.indices is None else self._codes(quantized)
         output = ImageTokenizerOutput(
             reconstruction=self._reconstruction(decoded, padding),
@@ -261,11 +267,20 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         return output
 
     def _decode_vectors(
-        self, vectors: torch.Tensor, padding: Padding | None, speaker_ids: torch.Tensor | None
+        self,
+        vectors: torch.Tensor,
+        scale: LatentScale | None,
+        padding: Padding | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        # One memory layout on every path: convolutions differ in the last bit between layouts.
-        channels_first = vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
-        return self._run_decoder(channels_first, padding, speaker_ids)
+        return self._run_decoder(self._to_decoder(vectors, scale), padding, speaker_ids)
+
+    def _decode_latents(self, encoded: Sequence[Any]) -> torch.Tensor:
+        latents, _, scale = encoded
+        return self._decode_vectors(unquantized(self.quantizer, latents), scale)
+
+    def _parts(self) -> dict[str, list[nn.Module]]:
+        return {"encoder": [self.encoder], "decoder": [self.decoder]}
 
     def _codes(self, quantized: QuantizerOutput) -> Codes:
         if quantized.indices is None:

@@ -183,7 +183,7 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if field not in unused}
 
 
-def _training(recipe: Recipe, overrides: Mapping[str, Any], num_grids: int) -> dict[str, Any]:
+def training_fields(recipe: Recipe, overrides: Mapping[str, Any], num_grids: int) -> dict[str, Any]:
     """Fields of a recipe for a stochastic system, without those that an override takes the purpose from."""
     check_choice("recipe", recipe, get_args(Recipe))
     if recipe == "paper":
@@ -253,7 +253,7 @@ def sq_vae(network_name: str = "cifar10", /, recipe: Recipe = "tuned", **overrid
         recipe: "tuned" for the best settings known, "paper" for those of the paper.
         **overrides: Fields of the configuration; `variance_type` chooses types I to IV.
     """
-    fields = network(network_name, {**_training(recipe, overrides, 1), **overrides})
+    fields = network(network_name, {**training_fields(recipe, overrides, 1), **overrides})
     if recipe == "paper" and fields.get("quantizer", "gaussian") == "gaussian":
         # The authors' vision code adds 1 to the variance of type I, and to no other.
         fields = {"variance_floor": 1.0 if fields.get("variance_type", "I") == "I" else 0.0, **fields}
@@ -333,7 +333,7 @@ def rsq_vae(
         network_name,
         overrides,
         code_groups=groups,
-        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+        **training_fields(recipe, overrides, len(overrides.get("code_groups", groups))),
     )
 
 
@@ -383,7 +383,7 @@ def sq_vae_2(
         network_name,
         overrides,
         code_groups=groups,
-        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+        **training_fields(recipe, overrides, len(overrides.get("code_groups", groups))),
     )
 
 
@@ -426,7 +426,7 @@ def hybrid_vae(
         network_name,
         overrides,
         code_groups=groups,
-        **_training(recipe, overrides, len(overrides.get("code_groups", groups))),
+        **training_fields(recipe, overrides, len(overrides.get("code_groups", groups))),
     )
 
 

@@ -196,15 +196,21 @@ class TokenizerTrainingConfig(LoopConfig):
         "default, celeba, ffhq256, imagenet256, debug, for label maps celebamask, for sounds speech, fsdd, "
         "urbansound), as {preset: sq_vae, network: mnist}; or {model_type: sq_vae} or hq_vae, whose fields start from "
         "the papers' settings; and any field of its configuration (--model.codebook_size 256), which `--help model` "
-        "explains; image_size and num_channels come from the data",
+        "explains; image_size and num_channels come from the data. Or, with new codes between the encoder and the "
+        "decoder of an autoencoder, its folder or Hub id: {from_autoencoder: PATH, code_groups: ['stride 8: 512 x 4']} "
+        "(of diffusers' AutoencoderKL and VQModel, or what `convert` wrote; model_type sq_vae for one code a position)",
     ] = field(default_factory=dict)
+    freeze: Annotated[
+        Annotated[list[Literal["encoder", "decoder"]], Length(0, 2)],
+        "networks that are not trained, batch statistics included: any of encoder and decoder",
+    ] = field(default_factory=list)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     metrics: MetricConfig = field(default_factory=MetricConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "model_type" not in self.model:
+        if not {"model_type", "from_autoencoder"} & self.model.keys():
             self.model = {"preset": "sq_vae", **self.model}
         self._check_losses()
 
@@ -227,6 +233,11 @@ class TokenizerTrainingConfig(LoopConfig):
             )
         if self.data.label_map_classes is not None:
             raise ValueError(f"{used[0]} is for images, but data.label_map_classes says that these are label maps.")
+        if self.adversarial.start_step is not None and "decoder" in self.freeze:
+            raise ValueError(
+                "adversarial.start_step weighs the discriminator by gradients at the decoder's last layer, which "
+                f"freeze {self.freeze} keeps from being trained: leave one of them out."
+            )
         if self.compile and self.adversarial.start_step is not None:
             raise ValueError(
                 "compile and adversarial.start_step do not go together: the adaptive weight needs gradients of a part "

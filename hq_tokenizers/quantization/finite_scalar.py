@@ -53,14 +53,23 @@ class FiniteScalarQuantizer(nn.Module):
     def forward(self, latents: torch.Tensor, *_unused: object) -> QuantizerOutput:
         """Quantises latents (B, h, w, d); see `QuantizerOutput`."""
         with torch.autocast(latents.device.type, enabled=False):
-            channels = zip(latents.float().unbind(-1), self.levels, strict=True)
-            bounded = [_bound(values, size) for values, size in channels]
+            bounded = self._bounded(latents.float())
             indices = self._indices([values.detach().round() for values in bounded])
-            halves = [values / (size // 2) for values, size in zip(bounded, self.levels, strict=True)]
-            latents = torch.stack(halves, -1)
+            latents = self._halved(bounded)
             quantized = straight_through(latents, self._vectors(indices))
             zero = quantized.new_zeros(1)
             return QuantizerOutput.of_one_level(latents, quantized, indices, {}, entropy=zero, variance=zero)
+
+    def bounded(self, latents: torch.Tensor) -> torch.Tensor:
+        """f(z) / ⌊L/2⌋, what is rounded to codes: (B, h, w, d) → (B, h, w, d)."""
+        return self._halved(self._bounded(latents))
+
+    def _bounded(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """f(z) of every channel."""
+        return [_bound(values, size) for values, size in zip(latents.unbind(-1), self.levels, strict=True)]
+
+    def _halved(self, bounded: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([values / (size // 2) for values, size in zip(bounded, self.levels, strict=True)], -1)
 
     def _indices(self, rounded: Sequence[torch.Tensor]) -> torch.Tensor:
         """The codes of integers from −⌊L_i/2⌋ on, one tensor per channel."""

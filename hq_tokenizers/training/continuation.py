@@ -19,6 +19,7 @@ _FREE_OPTIONS = {
 _FREE_SECTION_OPTIONS = {
     "data": {"name", "path", "files", "label_column", "test_split", "num_workers", "max_image_pixels"},
     "perceptual": {"weights"},
+    "model": {"from_autoencoder"},
 }
 
 

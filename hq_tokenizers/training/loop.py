@@ -150,7 +150,9 @@ class TrainingLoop:
             with nullcontext() if last else self.accelerator.no_sync(wrapped):
                 with self.precision.autocast():
                     loss, metrics = self.stage.step(wrapped, batch)
-                self.accelerator.backward(self.precision.scale(loss / len(parts)))
+                # Codes that follow averages, between networks that are frozen, learn without a gradient.
+                if loss.requires_grad:
+                    self.accelerator.backward(self.precision.scale(loss / len(parts)))
             self._window.add({"loss": loss, **metrics, **self._learn_to_discriminate(len(parts))})
         self._clip_gradients()
         self.precision.step(self.optimizer)

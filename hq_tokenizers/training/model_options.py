@@ -7,15 +7,17 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
 
-from hq_tokenizers.checks import converted, describe, did_you_mean, field_hints
+from hq_tokenizers.checks import Name, check_choice, check_value, converted, describe, did_you_mean, field_hints
+from hq_tokenizers.models.autoencoder_sources import read_autoencoder
+from hq_tokenizers.models.autoencoders import Autoencoder, autoencoder_config
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import NETWORKS, PRESETS
+from hq_tokenizers.models.presets import NETWORKS, PRESETS, Recipe
 from hq_tokenizers.options.reading import to_yaml, unknown_name
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
 from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
@@ -25,19 +27,24 @@ PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig)
 FROM_DATA = ("image_size", "num_channels", "num_classes", "num_speakers", "code_layout", "code_vector_dim")
 """Fields that the data, or the tokenizer, decide."""
 DEFAULT_NETWORK = "cifar10"
+FROM_AUTOENCODER = "from_autoencoder"
+"""The key of a `model` section that names an autoencoder."""
 
 
 def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of the tokenizer to train.
 
     Args:
-        section: {"preset": "sq_vae", "network": "mnist", **fields} or {"model_type": "sq_vae", **fields}.
+        section: {"preset": "sq_vae", "network": "mnist", **fields}, {"model_type": "sq_vae", **fields} or
+            {"from_autoencoder": path, **fields}.
         from_data: Fields that the data decide; a field set to another value in the section is an error.
 
     Raises:
         ValueError: For an unknown system, type or field, a wrong value, or a disagreement with the data.
     """
     fields = dict(section)
+    if FROM_AUTOENCODER in fields:
+        return _build_from_autoencoder(fields, from_data)
     if "preset" not in fields:
         return build_model_config(fields, from_data, TOKENIZER_CONFIGS)
     if "model_type" in fields:
@@ -48,6 +55,34 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     accepted = config_fields(config_class) | _own_arguments(construct)
     hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
     return construct(network, **_checked(accepted, hints, fields, from_data))
+
+
+def autoencoder_of(section: Mapping[str, Any]) -> Autoencoder:
+    """The autoencoder that a `model` section names.
+
+    Raises:
+        ValueError: If there is none, or one that cannot be taken over.
+    """
+    path = check_value(f"model.{FROM_AUTOENCODER}", section[FROM_AUTOENCODER], Name)
+    try:
+        return read_autoencoder(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.{FROM_AUTOENCODER} {path!r}: {error}") from error
+
+
+def _build_from_autoencoder(fields: dict[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of {"from_autoencoder": path, **fields}: of a hierarchy, unless `model_type` is sq_vae."""
+    own = {name: fields.pop(name) for name in (FROM_AUTOENCODER, "model_type", "recipe") if name in fields}
+    for name in ("preset", "network"):
+        if name in fields:
+            raise ValueError(f"model has a {name} and {FROM_AUTOENCODER}, which brings its networks: give one of them.")
+    config_classes = {config_class.model_type: config_class for config_class in TOKENIZER_CONFIGS}
+    config_class = config_classes[_known("model_type", own.get("model_type", "hq_vae"), list(config_classes))]
+    recipe = own.get("recipe", "tuned")
+    check_choice("model.recipe", recipe, get_args(Recipe))
+    hints = field_hints(config_class, PreTrainedConfig)
+    checked = _checked(config_fields(config_class), hints, fields, from_data)
+    return autoencoder_config(config_class, autoencoder_of(own), checked, recipe)
 
 
 def sound_config(section: Mapping[str, Any]) -> PreTrainedConfig | None:
@@ -110,6 +145,12 @@ def describe_model(section: Mapping[str, Any], kind: Literal["tokenizer", "prior
         section = {"model_type": "rq_prior", **section}
         config = build_model_config(section, _stand_ins(section), PRIOR_CONFIGS)
         of = f"of {', '.join(prior.model_type for prior in PRIOR_CONFIGS)}"
+    elif FROM_AUTOENCODER in section:
+        config = build_tokenizer_config(section, {})
+        title = f"model_type {config.model_type} with the encoder and decoder of {section[FROM_AUTOENCODER]}."
+        decided = autoencoder_of(section).fields()
+        fields = _describe_fields(config, config)
+        return ModelDescription(title, [field for field in fields if field.name not in decided])
     elif "model_type" not in section:
         return _describe_preset({"preset": "sq_vae", **section})
     else:

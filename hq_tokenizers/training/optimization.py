@@ -103,6 +103,10 @@ class Precision:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimiser step, left out where gradients overflowed; the scale follows."""
+        if not any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            # A scaler refuses what has no gradients: codes that follow averages between networks that are frozen.
+            optimizer.step()
+            return
         self._scaler.step(optimizer)
         self._scaler.update()
 

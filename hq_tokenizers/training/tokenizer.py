@@ -26,6 +26,7 @@ from hq_tokenizers.evaluation.sound import spectrogram_pictures, squared_error
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.models.autoencoders import load_networks, networks_sha256
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.sound import SoundConfig
@@ -42,7 +43,7 @@ from .continuation import count_steps
 from .dry_run import dry_run, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import build_tokenizer_config, sound_config
+from .model_options import FROM_AUTOENCODER, autoencoder_of, build_tokenizer_config, sound_config
 from .stage import Metrics, Stage
 
 Rows = ImageRows | SoundRows
@@ -116,8 +117,10 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
     def prepare() -> tuple[Stage, ImageRows]:
         return TokenizerStage(smaller, accelerator, _build_model(config, images), images, images), images
 
+    model_config = _model_config(config, images)
     with torch.device("meta"):
-        model = AutoModel.from_config(_model_config(config, images))
+        model = AutoModel.from_config(model_config)
+    model.freeze(config.freeze)
     return dry_run(config, smaller, accelerator, model, prepare)
 
 
@@ -237,8 +240,9 @@ def check_model(config: TokenizerTrainingConfig, train: Rows) -> None:
         ValueError: If model, data and length of the run do not fit together.
         TypeError: If a field of the model has a value of another type than it should.
     """
+    model_config = _model_config(config, train)
     with torch.device("meta"):
-        _check_warmup(config, AutoModel.from_config(_model_config(config, train)), train, num_processes=1)
+        _check_warmup(config, AutoModel.from_config(model_config), train, num_processes=1)
 
 
 def _model_config(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedConfig:
@@ -262,7 +266,11 @@ def _model_config(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedCon
 def _build_model(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedModel:
     model_config = _model_config(config, train)
     set_seed(config.seed)
-    return AutoModel.from_config(model_config)
+    model = AutoModel.from_config(model_config)
+    if FROM_AUTOENCODER in config.model:
+        load_networks(model, autoencoder_of(config.model))
+    model.freeze(config.freeze)
+    return model
 
 
 def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train: Rows, num_processes: int) -> None:
@@ -329,6 +337,8 @@ class TokenizerStage(Stage):
         if self._image_losses is not None:
             self.discriminator = self._image_losses.discriminator
             self._inputs |= self._image_losses.inputs
+        if FROM_AUTOENCODER in config.model:
+            self._inputs |= {"autoencoder_sha256": networks_sha256(model)}
 
     def step(self, wrapped: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """The negative ELBO (or the VQ objective) of a batch, and the losses of images that are trained besides."""

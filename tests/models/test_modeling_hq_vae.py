@@ -426,7 +426,7 @@ class TestCodes:
         features = model._encoded(data(2))
         coarse = model.quantizer[0].embed(codes.groups[0])[0]
         state = model.blocks[0].next_state(None, coarse.permute(0, 3, 1, 2))
-        latents, _ = model._latents(1, features[1], state)
+        latents, *_ = model._latents(1, features[1], state)
         seen: list[torch.Tensor] = []
         model.quantizer[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         again = model.encode(data(2), sample=True, generator=3)

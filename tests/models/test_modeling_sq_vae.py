@@ -241,7 +241,7 @@ class TestElboBound:
         assert np.ptp(log_likelihoods) > 0.3, "the codes must matter"
         log_evidence = float(np.logaddexp.reduce(log_likelihoods - math.log(3)))
 
-        latents, _ = model._encoded(pixels)
+        latents, *_ = model._encoded(pixels)
         latent, scale = float(latents.detach()), math.sqrt(0.8)
 
         def integrand(z: float) -> float:

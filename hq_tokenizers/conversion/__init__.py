@@ -1,0 +1,1 @@
+"""Checkpoints of other packages as tokenizers of this one: a file for each layout."""
