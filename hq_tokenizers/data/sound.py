@@ -263,6 +263,18 @@ def random_segments(batch: Batch, num_frames: int) -> Batch:
     return {**batch, "pixel_values": values.gather(-1, where), "attention_mask": mask.gather(1, frames)}
 
 
+def first_frames(batch: Batch, num_frames: int) -> Batch:
+    """The first frames of every sound, padded where it has fewer.
+
+    Args:
+        batch: Of `SoundRows`.
+        num_frames: Frames of each.
+    """
+    missing = max(0, num_frames - batch["pixel_values"].shape[-1])
+    cut = {name: F.pad(batch[name], (0, missing))[..., :num_frames] for name in ("pixel_values", "attention_mask")}
+    return {**batch, **cut}
+
+
 def round_up(number: int, multiple: int) -> int:
     """The smallest multiple that is not below a number."""
     return -(-number // multiple) * multiple

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import Batch
-from hq_tokenizers.data.sound import SoundRows, model_inputs
-from hq_tokenizers.data.sound_loading import load_sound_splits
+from hq_tokenizers.data.sound import model_inputs
+from hq_tokenizers.data.sound_loading import check_speakers, load_front_end, load_sound_splits
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
@@ -48,12 +48,12 @@ def evaluate_sounds(
         OSError, ValueError: If front end, tokenizer and data do not fit together.
     """
     assert config.tokenizer is not None
-    extractor = AutoFeatureExtractor.from_pretrained(config.tokenizer)
-    if not isinstance(extractor, HQFeatureExtractor) or not extractor.suits(model.config):
-        raise ValueError(f"{config.tokenizer} has no preprocessor_config.json of a front end that suits its model.")
+    extractor = load_front_end(config.tokenizer, model.config)
     split = evaluated_split(config.data)
     (rows,) = load_sound_splits(config.data, extractor, split)
-    _check_speakers(model, rows)
+    check_speakers(model.config, rows)
+    if rows.speaker_names is not None and not model.config.num_speakers:
+        raise ValueError("The tokenizer knows no speakers: leave out data.sound.speaker_column.")
     sums = RunningSums()
     shares = validation_batches(len(rows), config.batch_size, accelerator.num_processes, accelerator.process_index)
     batches = rows.batches(shares, accelerator.device)
@@ -78,17 +78,6 @@ def evaluate_sounds(
         "front_end": extractor.to_dict(),
     }
     return _results(model, totals, extractor, provenance)
-
-
-def _check_speakers(model: PreTrainedModel, rows: SoundRows) -> None:
-    known = 0 if rows.speaker_names is None else len(rows.speaker_names)
-    if model.config.num_speakers and known != model.config.num_speakers:
-        raise ValueError(
-            f"The tokenizer decodes for {model.config.num_speakers} speakers, the data name {known}: set "
-            "data.sound.speaker_column to the column that it was trained with."
-        )
-    if known and not model.config.num_speakers:
-        raise ValueError("The tokenizer knows no speakers: leave out data.sound.speaker_column.")
 
 
 @torch.no_grad()
