@@ -57,8 +57,9 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
     def __init__(self, model: Any, *args: Any, vocoder: Vocoder | None = None, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.vocoder = vocoder
-        config = model.config.image_tokenizer_config
-        if not (isinstance(self.feature_extractor, HQFeatureExtractor) and self.feature_extractor.suits(config)):
+        # Not by its class: transformers loads the front end of an export from another copy of its folder.
+        suits = getattr(self.feature_extractor, "suits", None)
+        if suits is None or not suits(model.config.image_tokenizer_config):
             raise TypeError(
                 "The task hq-audio-generation needs the front end that its tokenizer was trained with: give "
                 "feature_extractor=HQFeatureExtractor.from_pretrained(folder of the tokenizer or generator)."
