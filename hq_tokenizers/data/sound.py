@@ -16,15 +16,8 @@ from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.sound_decoding import decode_sound
 
 from .batches import evenly
-from .images import (
-    HASHED_ROWS,
-    MEMORY_LIMIT,
-    Batch,
-    LazyRows,
-    RowNames,
-    leave_signals_to_the_main_process,
-    said_by_worker,
-)
+from .images import HASHED_ROWS, MEMORY_LIMIT, Batch, LazyRows, RowNames
+from .workers import decoded_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -215,25 +208,16 @@ class SoundRows:
             ValueError: For a sound that is unreadable, by its name.
         """
         columns = {"labels": self.labels, "speaker_ids": self.speakers}
-        with said_by_worker():
-            for indices, spectrograms in zip(index_batches, self._decibels(index_batches), strict=True):
-                batch = self._padded(spectrograms)
-                batch |= {name: column[indices] for name, column in columns.items() if column is not None}
-                yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        for indices, spectrograms in zip(index_batches, self._decibels(index_batches), strict=True):
+            batch = self._padded(spectrograms)
+            batch |= {name: column[indices] for name, column in columns.items() if column is not None}
+            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _decibels(self, index_batches: Sequence[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
         if self.spectrograms is not None:
             kept = self.spectrograms
             return ([kept[index] for index in indices.tolist()] for indices in index_batches)
-        return torch.utils.data.DataLoader(
-            self._lazy,
-            batch_sampler=[indices.tolist() for indices in index_batches],
-            num_workers=self._num_workers,
-            worker_init_fn=leave_signals_to_the_main_process,
-            collate_fn=list,
-            # Without one of its own it would draw from the global noise, and training with it would be another run.
-            generator=torch.Generator(),
-        )
+        return decoded_batches(self._lazy, index_batches, self._num_workers, collate_fn=list)
 
     def _padded(self, spectrograms: Sequence[torch.Tensor]) -> Batch:
         extractor = self.extractor
