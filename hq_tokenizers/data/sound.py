@@ -144,6 +144,11 @@ class SoundRows:
     def __len__(self) -> int:
         return len(self._lazy)
 
+    def waveform(self, index: int) -> np.ndarray:
+        """The samples (n,) of a sound."""
+        with self._lazy.names.named(index, raw := self._lazy.raw(index)):
+            return decode_sound(raw, self.extractor.sampling_rate)
+
     @property
     def longest(self) -> int | None:
         """Frames of the longest sound; None where it is not known without reading all."""

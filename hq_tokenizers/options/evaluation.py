@@ -53,6 +53,11 @@ class MetricConfig(FeatureConfig):
     lpips_weights: Annotated[
         Name | None, "file of the backbone's weights; null takes torch's hub cache, or downloads them"
     ] = None
+    sound_network: Annotated[
+        Name | None,
+        "sounds: folder or Hub id of a model of transformers that takes waveforms, such as facebook/wav2vec2-base, on "
+        "whose last hidden states, averaged over time, the Fréchet distance is computed; null leaves it out",
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

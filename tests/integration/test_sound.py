@@ -10,20 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from transformers import AutoModel, pipeline
+from scipy import linalg
+from scipy.signal import resample_poly
+from sklearn.metrics import normalized_mutual_info_score
+from transformers import AutoModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model, pipeline
 
+from hq_tokenizers.cli.evaluate import evaluate
 from hq_tokenizers.cli.generate import generate_images
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.models.presets import rsq_vae, sq_vae
+from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_from_dict
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig
-from hq_tokenizers.sound_decoding import encode_wav
+from hq_tokenizers.sound_decoding import decode_sound, encode_wav
 from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.prior import train_prior_and_save_generator
 
-SMALL = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8, "num_speakers": 2}
+SMALL = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8, "codebook_init_std": 1.0, "num_speakers": 2}
 MODELS = {
     "speech": lambda: sq_vae("speech", image_size=[1, 16], num_channels=16, recurrent_size=6, **SMALL),
     "images": lambda: rsq_vae("fsdd", num_levels=2, image_size=[16, 16], num_channels=1, **SMALL),
@@ -224,6 +229,92 @@ def test_the_command_writes_wav_files(runs, tmp_path) -> None:
         assert file.getframerate() == 8000
     assert (tmp_path / "samples.png").is_file()
     assert (tmp_path / "samples.html").read_text().count("<audio") == 4
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A tiny network of transformers that hears."""
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    convolutions = {"conv_dim": [4], "conv_kernel": [40], "conv_stride": [40], "num_conv_pos_embeddings": 2}
+    config = Wav2Vec2Config(**sizes, **convolutions, num_conv_pos_embedding_groups=1, num_feat_extract_layers=1)
+    Wav2Vec2Model(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=16000).save_pretrained(folder)
+    return folder
+
+
+def data_of(sounds) -> dict:
+    sound = {"speaker_column": "speaker"}
+    return {"name": "parquet", "path": str(sounds), "label_column": "label", "sound": sound}
+
+
+def test_a_tokenizer_is_judged_with_labels_and_a_network(runs, sounds, network, tmp_path) -> None:
+    options = {
+        "tokenizer": str(runs / "tokenizer"),
+        "output_dir": str(tmp_path),
+        "data": data_of(sounds),
+        "batch_size": 4,
+        "metrics": {"sound_network": str(network), "allow_few_images": True},
+    }
+    results = evaluate(options_from_dict(EvaluateConfig, options))["results"]
+    # Every sound by itself, position by position.
+    model = AutoModel.from_pretrained(runs / "tokenizer").eval()
+    extractor = HQFeatureExtractor.from_pretrained(runs / "tokenizer")
+    rows = parquet.read_table(sounds / "test.parquet").to_pylist()
+    pairs = [([], [], []) for _ in range(model.code_layout().num_levels)]
+    for row in rows:
+        codes = model.encode(**extractor(row["audio"]))
+        for level, (found, labels, speakers) in zip(codes.levels(), pairs, strict=True):
+            found += level.flatten().tolist()
+            labels += [row["label"]] * level.numel()
+            speakers += [row["speaker"]] * level.numel()
+    for kind, place in (("nmi_classes", 1), ("nmi_speakers", 2)):
+        expected = [normalized_mutual_info_score(level[place], level[0]) for level in pairs]
+        assert results["codebook_usage"][kind] == pytest.approx(expected)
+    assert results["fad"]["frechet_audio_distance"] > 0
+    assert results["fad"]["provenance"]["feature_network"]["name"] == str(network)
+    versions = 3 + (model.code_layout().num_levels > 1)
+    assert (tmp_path / "reconstructions.html").read_text().count("<audio") == len(rows) * versions
+
+
+def test_a_generator_is_judged_by_a_network(runs, sounds, network, tmp_path) -> None:
+    options = {
+        "generator": str(runs / "prior" / "generator"),
+        "output_dir": str(tmp_path),
+        "data": data_of(sounds),
+        "num_images": 5,
+        "batch_size": 3,
+        "metrics": {"sound_network": str(network), "allow_few_images": True},
+    }
+    report = evaluate(options_from_dict(EvaluateConfig, options))
+    speak = pipeline("hq-audio-generation", model=options["generator"])
+    drawn = [speak(number % 2, speakers=number // 2 % 2, seed=number)["audio"] for number in range(5)]
+    rows = parquet.read_table(sounds / "test.parquet").to_pylist()
+    real = [decode_sound(row["audio"], 8000) for row in rows]
+    model = Wav2Vec2Model.from_pretrained(network).eval()
+
+    def gaussian(waveforms):
+        features = []
+        for waveform in waveforms:
+            heard = resample_poly(waveform, 2, 1)
+            values = (heard - heard.mean()) / np.sqrt(heard.var() + 1e-7)
+            with torch.no_grad():
+                states = model(torch.from_numpy(values.astype(np.float32))[None]).last_hidden_state
+            features.append(states[0].double().mean(0).numpy())
+        return np.mean(features, axis=0), np.cov(np.stack(features).T)
+
+    (mean, covariance), (other, reference) = gaussian(drawn), gaussian(real)
+    root = linalg.sqrtm(covariance @ reference).real
+    expected = ((mean - other) ** 2).sum() + np.trace(covariance + reference - 2 * root)
+    assert report["results"]["fad"]["frechet_audio_distance"] == pytest.approx(expected, rel=1e-2)
+    assert (tmp_path / "samples.html").is_file()
+    for changes, message in (
+        ({"metrics": {}}, r"set metrics\.sound_network"),
+        ({"kid": True}, "kid is for images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(options_from_dict(EvaluateConfig, {**options, **changes}))
 
 
 def test_a_pipeline_is_saved_with_its_front_end(speak, tmp_path) -> None:
