@@ -190,9 +190,9 @@ class MaskedPriorModel(CodePriorModel):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         num_masks: int = 8,
         generator: GeneratorLike = None,
-        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Estimates a lower bound of the log-probability of each level's codes, given the coarser ones: (B, L).
 
@@ -211,11 +211,11 @@ class MaskedPriorModel(CodePriorModel):
             class_labels: As in `forward`.
             encoder_hidden_states: As in `forward`.
             encoder_attention_mask: As in `forward`.
+            speaker_ids: As in `forward`.
             num_masks: Masks per level, hence passes through the model.
             generator: Noise of the masks, see `sample_generators`. None hides the same positions in every image, so
                 that the value depends on the image only and images can be ranked by it; averages over a data set want
                 a seed.
-            speaker_ids: As in `forward`.
 
         Raises:
             TypeError: As `forward` does.

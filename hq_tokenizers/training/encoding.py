@@ -87,10 +87,10 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> EncodedIma
 
 def _load_splits(config: EncodeConfig, model: PreTrainedModel, *names: str) -> tuple[Rows, ...]:
     if model.config.modality == "sound":
-        loaded = load_sound_splits(config.data, load_front_end(config.tokenizer, model.config), *names)
-        for rows in loaded:
-            check_speakers(model.config, rows)
-        return loaded
+        sounds = load_sound_splits(config.data, load_front_end(config.tokenizer, model.config), *names)
+        for heard in sounds:
+            check_speakers(model.config, heard)
+        return sounds
     images = load_image_splits(config.data, *names)
     for name, rows in zip(names, images, strict=True):
         check_images(model, rows, name)
@@ -151,7 +151,7 @@ class _Encoder:
 
     def _encode_batch(self, batch: Batch, num_soft: int) -> dict[str, torch.Tensor]:
         """Codes int32 (B, T); of sounds their lengths (B,); with soft targets also those of `soft_codes`."""
-        inputs = {name: batch[name] for name in ("pixel_values", "attention_mask") if name in batch}
+        inputs: Batch = {name: batch[name] for name in ("pixel_values", "attention_mask") if name in batch}
         columns: dict[str, torch.Tensor] = {}
         if "attention_mask" in inputs:
             inputs = first_frames(inputs, self.num_frames)
