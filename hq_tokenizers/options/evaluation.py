@@ -27,7 +27,7 @@ class FeatureConfig:
     ] = None
     allow_few_images: Annotated[
         bool,
-        "compute a Fréchet distance from no more images than there are features (inception 2048, squeezenet 512); such "
+        "compute a Fréchet distance from no more images, or sounds, than there are features (inception 2048, squeezenet 512); such "
         "numbers compare only with others from as many images",
     ] = False
 
