@@ -27,8 +27,8 @@ class FeatureConfig:
     ] = None
     allow_few_images: Annotated[
         bool,
-        "compute a Fréchet distance from no more images, or sounds, than there are features (inception 2048, squeezenet 512); such "
-        "numbers compare only with others from as many images",
+        "compute a Fréchet distance from no more images, or sounds, than there are features (inception 2048, "
+        "squeezenet 512); such numbers compare only with others from as many images",
     ] = False
 
     def __post_init__(self) -> None:
