@@ -149,7 +149,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             num_images: Images of the split.
             speaker_ids: As in `forward`.
         """
-        return self.log_prob_per_level(codes, class_labels, speaker_ids=speaker_ids)
+        return self.log_prob_per_level(codes, class_labels, **_spoken(speaker_ids))
 
     def log_prob(
         self,
@@ -176,8 +176,9 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             TypeError: As `forward` does.
             ValueError: As `forward` does.
         """
+        estimation |= _spoken(speaker_ids)
         per_level = self.log_prob_per_level(
-            codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids=speaker_ids, **estimation
+            codes, class_labels, encoder_hidden_states, encoder_attention_mask, **estimation
         )
         return per_level.sum(dim=1)
 
@@ -299,11 +300,11 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         """The sampling loop of `generate`, on checked inputs of B samples."""
         raise NotImplementedError(f"{type(self).__name__} has to define sample.")
 
-    def position_context(self, conditions: Conditions) -> torch.Tensor:
-        """c_t, what every position knows before any code: (B, P, H)."""
-        embedding = self.class_embedding(conditions.labels)
-        if self.speaker_embedding is not None and conditions.speakers is not None:
-            embedding = embedding + self.speaker_embedding(conditions.speakers)
+    def position_context(self, labels: torch.Tensor, speakers: torch.Tensor | None = None) -> torch.Tensor:
+        """c_t, what every position knows before any code: (B, P, H) from checked labels (B,) and speakers (B,)."""
+        embedding = self.class_embedding(labels)
+        if self.speaker_embedding is not None and speakers is not None:
+            embedding = embedding + self.speaker_embedding(speakers)
         return embedding[:, None] + self.position_embedding()
 
     def encode_conditions(self, conditions: Conditions) -> AttentionMemory | None:
@@ -375,7 +376,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         class_labels: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
-        speaker_ids: torch.Tensor | None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> tuple[Codes, Conditions]:
         """The codes, if need be unflattened, and the conditions of the images, checked."""
         if isinstance(codes, torch.Tensor):
@@ -462,3 +463,8 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
     @property
     def _num_layers(self) -> int:
         return self.config.num_hidden_layers
+
+
+def _spoken(speaker_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The argument of priors that know speakers; others need not have it."""
+    return {} if speaker_ids is None else {"speaker_ids": speaker_ids}

@@ -301,7 +301,9 @@ class MaskedPriorModel(CodePriorModel):
         """Logits (B, P_g, K) of every level with `hidden`, one BoolTensor (B, P_g, D_g) per group, hidden."""
         pairs = enumerate(zip(codes.groups, hidden, strict=True))
         embedded = [self.embed_group(index, values.flatten(1, 2), mask) for index, (values, mask) in pairs]
-        inputs = self.dropout(self.position_context(conditions) + torch.cat(embedded, dim=1))
+        inputs = self.dropout(
+            self.position_context(conditions.labels, conditions.speakers) + torch.cat(embedded, dim=1)
+        )
         memory = self.encode_conditions(conditions)
         states = self.spatial_transformer(inputs, len(self.layout.groups), memory)
         per_group = states.split([group.num_positions for group in self.layout.groups], dim=1)
@@ -381,7 +383,7 @@ class MaskedPredictor:
         self.model = model
         self.levels = list(model.layout.levels())
         sizes = [group.num_positions for group in model.layout.groups]
-        self.context = model.position_context(conditions).split(sizes, dim=1)
+        self.context = model.position_context(conditions.labels, conditions.speakers).split(sizes, dim=1)
         self.memory = model.encode_conditions(conditions)
         self.finished: list[torch.Tensor] = []
 

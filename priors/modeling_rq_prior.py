@@ -188,7 +188,7 @@ class RQPriorModel(CodePriorModel):
         embedded = self.code_embedding(codes)
         summed = [self.code_embedding.project(index, group.sum(dim=2)) for index, group in enumerate(embedded)]
         previous = F.pad(torch.cat(summed, dim=1)[:, :-1], (0, 0, 1, 0))
-        inputs = self.dropout(self.position_context(conditions) + previous)
+        inputs = self.dropout(self.position_context(conditions.labels, conditions.speakers) + previous)
         hidden_states = self.spatial_transformer(
             inputs, angles=self.position_angles(), memory=self.encode_conditions(conditions)
         )
@@ -226,7 +226,7 @@ class RQPredictor:
 
     def __init__(self, model: RQPriorModel, conditions: Conditions, cache_implementation: str) -> None:
         self.model = with_fast_layers(model, len(conditions))
-        self.context = model.position_context(conditions)
+        self.context = model.position_context(conditions.labels, conditions.speakers)
         self.angles = model.position_angles()
         self.memory = model.encode_conditions(conditions)
         num_positions = model.layout.num_positions
