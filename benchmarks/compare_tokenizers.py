@@ -49,16 +49,24 @@ from transformers import AutoModel
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.data.sound import SoundRows, model_inputs
 from hq_tokenizers.evaluation.networks import as_rgb, build_feature_network, build_lpips, finish
 from hq_tokenizers.evaluation.references import data_identity, evaluated_split
+from hq_tokenizers.evaluation.sound import squared_error
 from hq_tokenizers.metrics.lpips import LPIPS
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import read_history
-from hq_tokenizers.training.model_options import FROM_DATA, build_tokenizer_config, config_fields, describe_model
-from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
+from hq_tokenizers.training.model_options import (
+    FROM_DATA,
+    build_tokenizer_config,
+    config_fields,
+    describe_model,
+    sound_config,
+)
+from hq_tokenizers.training.tokenizer import Rows, check_model, load_splits, train_tokenizer
 
 Run = Record
 _FIGURES = ("num_parameters", "code_layout", "codebook_sizes", "bits_per_image", "steps", "images_per_second", "test")
@@ -162,10 +170,11 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
         return
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
-    report = train_tokenizer(_training_config(config, name, seed))
+    training = _training_config(config, name, seed)
+    report = train_tokenizer(training)
     if abs(report["epochs"] - config.epochs) * report["steps"] > report["epochs"]:
         raise SystemExit(f"error: {folder} holds a run of {report['epochs']:g} epochs: give another output_dir.")
-    (rows,) = load_image_splits(config.data, "test_split" if config.data.test_split else "validation_split")
+    rows = _held_out(training)
     history = [record for record in read_history(folder) if record["split"] == "validation"]
     run = {
         "system": name,
@@ -179,6 +188,13 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
     if config.prior and run["codebook_sizes"]:
         run |= two_stage_figures(folder, config.data, config.prior, seed, compare)
     write_record(record_path(config, name, seed), run)
+
+
+def _held_out(training: TokenizerTrainingConfig) -> Rows:
+    """The split that is judged."""
+    if sound_config(training.model) is not None:
+        return load_splits(training)[-1]
+    return load_image_splits(training.data, "test_split" if training.data.test_split else "validation_split")[0]
 
 
 def _training_config(config: Comparison, name: str, seed: int) -> TokenizerTrainingConfig:
@@ -246,28 +262,34 @@ def _budget(config: Comparison) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def judge_reconstructions(config: Comparison, folder: Path, rows: ImageRows) -> Record:
+def judge_reconstructions(config: Comparison, folder: Path, rows: Rows) -> Record:
     """Figures of reconstructions that the report of the training lacks.
 
     Returns:
-        "partial_mse", the mean squared error per pixel of the decodes from the first 1, …, L levels; of tokenizers with
-        codes, where there is a network, also "lpips", of all levels.
+        "partial_mse", the mean squared error per pixel, or per value of a spectrogram, of the decodes from the first
+        1, …, L levels; of tokenizers of images with codes, where there is a network, also "lpips", of all levels.
     """
     model = AutoModel.from_pretrained(folder).eval()
     if not model.config.has_codes:
         return {"partial_mse": []}
-    lpips = _build_lpips(config, rows)
+    lpips = None if isinstance(rows, SoundRows) else _build_lpips(config, rows)
     num_levels = model.code_layout().num_levels
-    sums = [0.0] * num_levels
+    sums, number = [0.0] * num_levels, 0.0
     for batch in rows.batches(torch.arange(len(rows)).split(500), model.device):
-        pixel_values = batch["pixel_values"]
-        codes = model.encode(pixel_values)
+        inputs = model_inputs(batch)
+        pixel_values, speakers = inputs["pixel_values"], inputs.pop("speaker_ids", None)
+        codes = model.encode(**inputs)
+        mask = {name: inputs[name] for name in ("attention_mask",) if name in inputs}
+        everything = {"pixel_values": pixel_values, "attention_mask": torch.ones_like(pixel_values[:, 0, 0])} | mask
+        spoken = mask if speakers is None else {**mask, "speaker_ids": speakers}
         for level in range(num_levels):
-            decoded = model.decode(codes, level + 1)
-            sums[level] += (decoded - pixel_values).square().flatten(1).mean(1).sum().item()
+            decoded = model.decode(codes, level + 1, **spoken)
+            error, values = squared_error(decoded, everything)
+            sums[level] += error.item()
+        number += values.item()
         if lpips is not None:
             lpips.add_batch(predictions=as_rgb(decoded), references=as_rgb(pixel_values))
-    figures: Record = {"partial_mse": [total / len(rows) for total in sums]}
+    figures: Record = {"partial_mse": [total / number for total in sums]}
     return figures if lpips is None else {**figures, "lpips": finish(lpips)["lpips"]}
 
 
@@ -315,8 +337,10 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
     The KL is what the bound charges for the codes, with a uniform prior N log K less the entropy of P̂, or for the
     latents of a VAE.
     """
+    of_sounds = "rmse_db" in next(iter(finished.values()))[0]["test"]
+    quality = "RMSE (dB), MSE (dB²)" if of_sounds else "PSNR (dB)"
     lines = [
-        "| system | parameters | bits/image | KL (bits) | MSE ×10³ (each seed) | PSNR (dB) | perplexity per level |"
+        f"| system | parameters | bits/image | KL (bits) | MSE ×10³ (each seed) | {quality} | perplexity per level |"
         " usage per level | MSE ×10³ of partial decodes | images/s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -333,7 +357,10 @@ def markdown_table(finished: dict[str, list[Run]]) -> str:
             "–" if bits is None else f"{bits:.0f}",
             "–" if is_deterministic(runs) else f"{_charged_bits(runs):.0f}",
             f"{mean(errors):.2f} ({', '.join(f'{error:.2f}' for error in errors)})",
-            f"{mean(test['psnr'] for test in tests):.2f}",
+            ", ".join(
+                f"{mean(test[figure] for test in tests):.2f}"
+                for figure in (("rmse_db", "mse_db2") if of_sounds else ("psnr",))
+            ),
             " / ".join(f"{value:.0f}" for value in perplexities) or "–",
             " / ".join(f"{value / size:.0%}" for value, size in zip(perplexities, sizes, strict=True)) or "–",
             " → ".join(f"{value:.2f}" for value in partial) if len(partial) > 1 else "–",

@@ -66,7 +66,7 @@ if TYPE_CHECKING or not _is_the_command():
     from .codes import CodeGroup, CodeLayout, Codes
     from .feature_extraction_hq import HQFeatureExtractor
     from .image_processing_hq import HQImageProcessor
-    from .pipelines import HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
+    from .pipelines import HQAudioGenerationPipeline, HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
     from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
     from .registration import register
     from .training.trainer_callback import ImageTokenizerCallback
@@ -77,6 +77,7 @@ __all__ = [
     "CodeGroup",
     "CodeLayout",
     "Codes",
+    "HQAudioGenerationPipeline",
     "HQFeatureExtractor",
     "HQGenerationPipeline",
     "HQGeneratorConfig",

@@ -1,7 +1,7 @@
 """Items of different lengths in one batch: what is padding, and computing as if there were none.
 
 Only the last axis, time, is padded, and only at its end. Codes cover whole positions, so that a position counts as
-real when one of its frames is.
+real when one of its frames is. Codes of padding are 0, by which the length of a sound can be read off its codes.
 
 Shape legend: B batch, W frames, h × w grid of positions, M real positions of the batch.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hq_tokenizers.codes import Codes
+from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 
 
@@ -179,3 +179,43 @@ def real_codes(codes: Codes, padding: Padding | None) -> list[torch.Tensor]:
     if padding is None:
         return levels
     return [level[padding.positions(level.shape[-1])[:, None].expand_as(level)] for level in levels]
+
+
+def code_lengths(codes: Codes) -> torch.Tensor:
+    """Where sounds end, by their codes: LongTensor (B,), columns of the coarsest grid, at least 1.
+
+    Codes of padding are 0: a sound ends before the last columns of which more than half of the codes, of all rows,
+    levels and groups, are. A prior learns them like any others, and may make a mistake in some. Of grids with one code
+    per column, a sound that does end with code 0 loses its last columns.
+    """
+    coarse = codes.groups[0].shape[2]
+    columns = [group.unflatten(2, (coarse, -1)).transpose(1, 2).flatten(2) for group in codes.groups]
+    sounding = (torch.cat(columns, dim=2) != 0).float().mean(dim=2) >= 0.5
+    return (sounding * torch.arange(1, coarse + 1, device=sounding.device)).amax(dim=1).clamp_min(1)
+
+
+def frame_mask(lengths: torch.Tensor, num_columns: int, stride: int) -> torch.Tensor:
+    """The `attention_mask` of sounds: LongTensor (B, num_columns · stride).
+
+    Args:
+        lengths: (B,), in columns.
+        num_columns: Of the coarsest grid.
+        stride: Frames per column.
+    """
+    frames = torch.arange(num_columns * stride, device=lengths.device)
+    return (frames < lengths[:, None] * stride).long()
+
+
+def padding_of_codes(layout: CodeLayout, lengths: torch.Tensor) -> list[torch.Tensor]:
+    """Which codes are those of padding: one BoolTensor (B, h_g, w_g, D_g) per group.
+
+    Args:
+        layout: Of the codes.
+        lengths: (B,), in columns of the coarsest grid.
+    """
+    coarse, masks = layout.groups[0].width, []
+    for group in layout.groups:
+        columns = torch.arange(group.width, device=lengths.device) // (group.width // coarse)
+        padded = (columns >= lengths[:, None])[:, None, :, None]
+        masks.append(padded.expand(-1, group.height, -1, group.depth))
+    return masks

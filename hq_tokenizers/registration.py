@@ -13,20 +13,26 @@ from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 
 from .feature_extraction_hq import HQFeatureExtractor
 from .image_processing_hq import HQImageProcessor
+from .pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from .pipelines.modeling_hq_generator import HQGeneratorModel
+from .pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
 from .priors.modeling_code_prior import CodePriorModel
 from .priors.modeling_masked_prior import MaskedPriorModel
 from .priors.modeling_rq_prior import RQPriorModel
 
-TASKS = ("hq-generation", PIPELINE_TAGS["generator"])
-"""Ours, and the Hub's name for it, by which `pipeline(model="user/cats")` finds it."""
+TASKS = {
+    **dict.fromkeys(("hq-generation", PIPELINE_TAGS["generator"]), HQGenerationPipeline),
+    "hq-audio-generation": HQAudioGenerationPipeline,
+}
+"""Pipelines by our names, and by the Hub's of images, by which `pipeline(model="user/cats")` finds it."""
 
 
 def register() -> None:
     """Registers all that transformers can find by name; calling it again changes nothing.
 
-    These are the models, the image processor, the feature extractor of sounds and the task "hq-generation". The method
+    These are the models, the image processor, the feature extractor of sounds and the tasks "hq-generation" and
+    "hq-audio-generation". The method
     `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
     """
     for model in (SQVAEModel, HQVAEModel, RQPriorModel, MaskedPriorModel, HQGeneratorModel):
@@ -37,10 +43,10 @@ def register() -> None:
         AutoImageProcessor.register(
             model.config_class, image_processor_classes={"torchvision": HQImageProcessor}, exist_ok=True
         )
-    for config_class in (SQVAEModel.config_class, HQVAEModel.config_class):
+    for config_class in (SQVAEModel.config_class, HQVAEModel.config_class, HQGeneratorModel.config_class):
         AutoFeatureExtractor.register(config_class, HQFeatureExtractor, exist_ok=True)
     for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
-        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=HQGenerationPipeline, pt_model=AutoModel)
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=TASKS[task], pt_model=AutoModel)
     # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.
-    for uploaded in (ImageTokenizerPreTrainedModel, CodePriorModel, HQGeneratorModel, HQGenerationPipeline):
+    for uploaded in (ImageTokenizerPreTrainedModel, CodePriorModel, HQGeneratorModel, CodeSamplingPipeline):
         uploaded.push_to_hub = push_to_hub

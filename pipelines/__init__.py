@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from .configuration_hq_generator import HQGeneratorConfig
 from .modeling_hq_generator import HQGeneratorModel, HQGeneratorOutput
+from .pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from .pipeline_hq_generation import HQGenerationPipeline
 
-__all__ = ["HQGenerationPipeline", "HQGeneratorConfig", "HQGeneratorModel", "HQGeneratorOutput"]
+__all__ = [
+    "HQAudioGenerationPipeline",
+    "HQGenerationPipeline",
+    "HQGeneratorConfig",
+    "HQGeneratorModel",
+    "HQGeneratorOutput",
+]

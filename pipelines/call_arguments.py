@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,16 +14,16 @@ from hq_tokenizers.checks import did_you_mean, is_list
 from hq_tokenizers.image_decoding import is_open_file
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
 
-_CALL_ARGUMENTS = (
-    *("class_labels", "num_images", "seed", "output_type", "batch_size", "progress"),
-    *("callback_on_step_end", "generation_config"),
-)
 # One bit less than torch.Generator accepts: seeds travel as int64 tensors, and seed + i has to be a seed as well.
 _MAX_SEED = 2**63 - 1
 
 
-def check_setting_names(settings: Iterable[str]) -> None:
+def check_setting_names(settings: Iterable[str], arguments: Sequence[str]) -> None:
     """Refuses what is no setting of the generation: transformers' `Pipeline` would swallow it in silence.
+
+    Args:
+        settings: Names as they were given.
+        arguments: Names of a call's own arguments.
 
     Raises:
         TypeError: Naming it, and what is accepted.
@@ -31,7 +31,7 @@ def check_setting_names(settings: Iterable[str]) -> None:
     known = CodeGenerationConfig.setting_names()
     for name in settings:
         if name not in known:
-            accepted = [*_CALL_ARGUMENTS, *known]
+            accepted = [*arguments, *known]
             hint = did_you_mean(name, accepted)
             raise TypeError(f"Unknown argument {name!r}. {hint and hint + ' '}Accepted are {', '.join(accepted)}.")
 
@@ -52,30 +52,33 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
-def image_seeds(seed: Any, num_images: int) -> list[int]:
-    """One seed per image.
+def sample_seeds(seed: Any, num_samples: int, items: str = "images") -> list[int]:
+    """One seed per image, or sound.
 
     Args:
         seed: An integer s gives s, s + 1, …; a list, tuple, 1-D array or tensor gives every image its own; None draws
             them from torch's global generator.
-        num_images: Number of images.
+        num_samples: Number of images or sounds.
+        items: What errors call them.
 
     Raises:
         TypeError: If a seed is no integer.
-        ValueError: If a seed is outside 0 … 2⁶³ − 1, or a list has another length than `num_images`.
+        ValueError: If a seed is outside 0 … 2⁶³ − 1, or a list has another length than `num_samples`.
     """
     if seed is None:
-        return torch.randint(_MAX_SEED, (num_images,)).tolist()
+        return torch.randint(_MAX_SEED, (num_samples,)).tolist()
     first = _as_integer(seed)
     if first is not None:
         _check_seed(first)
-        _check_seed(first + max(num_images - 1, 0))
-        return [first + index for index in range(num_images)]
+        _check_seed(first + max(num_samples - 1, 0))
+        return [first + index for index in range(num_samples)]
     if not is_list(seed):
         raise TypeError(f"seed is an integer, a list of them, or None, got {seed!r} of type {type(seed).__name__}.")
     values = seed.tolist() if hasattr(seed, "tolist") else list(seed)  # arrays and tensors, as Python's numbers
-    if len(values) != num_images:
-        raise ValueError(f"Got {len(values)} seeds for {num_images} images: give one per image, or a single integer.")
+    if len(values) != num_samples:
+        raise ValueError(
+            f"Got {len(values)} seeds for {num_samples} {items}: give one per {items[:-1]}, or a single integer."
+        )
     return [_list_item(value, index) for index, value in enumerate(values)]
 
 
@@ -90,12 +93,12 @@ def stream_seeds(seed: Any) -> Iterator[int]:
         ValueError: If it is outside 0 … 2⁶³ − 1.
     """
     if seed is None:
-        return (image_seeds(None, 1)[0] for _ in itertools.count())
+        return (sample_seeds(None, 1)[0] for _ in itertools.count())
     first = _as_integer(seed)
     if first is None:
         raise TypeError(f"seed is an integer or None for a stream, got {seed!r} of type {type(seed).__name__}.")
     _check_seed(first)
-    return (image_seeds(number, 1)[0] for number in itertools.count(first))
+    return (sample_seeds(number, 1)[0] for number in itertools.count(first))
 
 
 def is_stream(values: Any) -> bool:

@@ -1,10 +1,11 @@
-"""Class labels as users write them: names, ids, or nothing."""
+"""Class labels and speakers as users write them: names, ids, or nothing."""
 
 from __future__ import annotations
 
 import difflib
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 NULL_LABEL = -1
@@ -16,6 +17,28 @@ def is_single_label(class_labels: Any) -> bool:
     if class_labels is None or isinstance(class_labels, str):
         return True
     return getattr(class_labels, "ndim", None) == 0 or not hasattr(class_labels, "__len__")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What errors call a label, the argument, and where the names are."""
+
+    argument: str
+    label: str
+    one: str
+    many: str
+    attribute: str
+    none: str
+
+
+_CLASSES = _Words(
+    *("class_labels", "class label", "class", "classes", "model.config.id2label"),
+    "this model is unconditional, leave class_labels out.",
+)
+_SPEAKERS = _Words(
+    *("speakers", "speaker", "speaker", "speakers", "model.config.speaker_names"),
+    "this model knows no speakers, leave speakers out.",
+)
 
 
 def resolve_class_labels(class_labels: Any, id2label: Mapping[int, str]) -> list[int]:
@@ -33,12 +56,35 @@ def resolve_class_labels(class_labels: Any, id2label: Mapping[int, str]) -> list
             the model is unconditional.
         TypeError: If a label is neither a name nor an integer.
     """
-    if is_single_label(class_labels):
-        return [_resolve(class_labels, id2label)]
-    if isinstance(class_labels, (set, Mapping)):
-        raise TypeError(f"class_labels have an order: give a list, not a {type(class_labels).__name__}.")
-    labels: Sequence[Any] = class_labels.tolist() if hasattr(class_labels, "tolist") else list(class_labels)
-    return [_resolve(label, id2label) for label in labels]
+    return _resolve_all(class_labels, id2label, _CLASSES)
+
+
+def resolve_speakers(speakers: Any, names: Mapping[int, str], needed: bool = False) -> list[int]:
+    """Ids of speakers, as `resolve_class_labels` has those of classes.
+
+    Args:
+        speakers: A name, an id, None or −1 for no speaker; or a list, array or tensor of such.
+        names: Names of the speakers by id; empty for a model that knows none.
+        needed: Whether no speaker will not do.
+
+    Raises:
+        TypeError: As `resolve_class_labels` does.
+        ValueError: Likewise, or if a speaker is needed and not given.
+    """
+    found = _resolve_all(speakers, names, _SPEAKERS)
+    if needed and NULL_LABEL in found:
+        listed = ", ".join(map(repr, list(names.values())[:_MAX_LISTED]))
+        raise ValueError(f"This model decodes for a speaker: say who speaks by speakers, such as {listed}.")
+    return found
+
+
+def _resolve_all(given: Any, names: Mapping[int, str], words: _Words) -> list[int]:
+    if is_single_label(given):
+        return [_resolve(given, names, words)]
+    if isinstance(given, (set, Mapping)):
+        raise TypeError(f"{words.argument} have an order: give a list, not a {type(given).__name__}.")
+    labels: Sequence[Any] = given.tolist() if hasattr(given, "tolist") else list(given)
+    return [_resolve(label, names, words) for label in labels]
 
 
 def resolve_single_label(class_label: Any, id2label: Mapping[int, str]) -> int:
@@ -53,60 +99,78 @@ def resolve_single_label(class_label: Any, id2label: Mapping[int, str]) -> int:
     return resolve_class_labels(class_label, id2label)[0]
 
 
-def resolve_labels_of_images(class_labels: Any, num_images: int, id2label: Mapping[int, str]) -> list[int]:
-    """One class id per image, of one label per image or one for all.
+def resolve_labels_of_images(
+    class_labels: Any, num_images: int, id2label: Mapping[int, str], items: str = "images"
+) -> list[int]:
+    """One class id per image, or sound, of one label per image or one for all.
 
     Raises:
         ValueError: If there are several labels but not one per image, or as `resolve_class_labels` does.
     """
-    labels = resolve_class_labels(class_labels, id2label)
-    if is_single_label(class_labels):
-        return labels * num_images
-    if len(labels) != num_images:
-        raise ValueError(f"Got {len(labels)} class_labels for {num_images} images: give one per image, or one for all.")
-    return labels
+    return _one_for_each(class_labels, resolve_class_labels(class_labels, id2label), num_images, "class_labels", items)
 
 
-def _resolve(label: Any, id2label: Mapping[int, str]) -> int:
+def resolve_speakers_of_sounds(
+    speakers: Any, num_sounds: int, names: Mapping[int, str], needed: bool = False
+) -> list[int]:
+    """One id per sound, of one speaker per sound or one for all.
+
+    Raises:
+        ValueError: If there are several speakers but not one per sound, or as `resolve_speakers` does.
+    """
+    return _one_for_each(speakers, resolve_speakers(speakers, names, needed), num_sounds, "speakers", "sounds")
+
+
+def _one_for_each(given: Any, values: list[int], number: int, name: str, items: str) -> list[int]:
+    if is_single_label(given):
+        return values * number
+    if len(values) != number:
+        raise ValueError(f"Got {len(values)} {name} for {number} {items}: give one per {items[:-1]}, or one for all.")
+    return values
+
+
+def _resolve(label: Any, id2label: Mapping[int, str], words: _Words) -> int:
     if label is None:
         return NULL_LABEL
     if isinstance(label, str):
-        return _resolve_name(label, id2label)
+        return _resolve_name(label, id2label, words)
     try:
         if isinstance(label, bool):
             raise TypeError
         index = operator.index(label)
     except TypeError:
         raise TypeError(
-            f"A class label is a name, an integer, or None for no class, got {label!r} of type {type(label).__name__}."
+            f"A {words.label} is a name, an integer, or None for no {words.one}, got {label!r} of type "
+            f"{type(label).__name__}."
         ) from None
     if index != NULL_LABEL and index not in id2label:
         raise ValueError(
-            f"Class label {index} is out of range: "
-            + (f"this model has the classes 0 to {len(id2label) - 1}, and None for no class." if id2label else _NONE)
+            f"{words.label.capitalize()} {index} is out of range: "
+            + (
+                f"this model has the {words.many} 0 to {len(id2label) - 1}, and None for no {words.one}."
+                if id2label
+                else words.none
+            )
         )
     return index
 
 
-_NONE = "this model is unconditional, leave class_labels out."
-
-
-def _resolve_name(name: str, id2label: Mapping[int, str]) -> int:
+def _resolve_name(name: str, id2label: Mapping[int, str], words: _Words) -> int:
     if not id2label:
-        raise ValueError(f"Class label {name!r} is unknown: {_NONE}")
+        raise ValueError(f"{words.label.capitalize()} {name!r} is unknown: {words.none}")
     matches = [index for index, known in id2label.items() if known == name]
     matches = matches or [index for index, known in id2label.items() if known.casefold() == name.casefold()]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ValueError(f"Several classes are called {name!r}: give one of the ids {matches}.")
+        raise ValueError(f"Several {words.many} are called {name!r}: give one of the ids {matches}.")
     names = list(id2label.values())
     if len(names) <= _MAX_LISTED:
-        raise ValueError(f"Unknown class {name!r}; the classes are {', '.join(map(repr, names))}.")
+        raise ValueError(f"Unknown {words.one} {name!r}; the {words.many} are {', '.join(map(repr, names))}.")
     folded = {known.casefold(): known for known in names}
     nearest = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=5, cutoff=0.3)]
     nearest = nearest or names[:5]
     raise ValueError(
-        f"Unknown class {name!r}; the nearest of the {len(names)} names are {', '.join(map(repr, nearest))}. All are "
-        "in model.config.id2label."
+        f"Unknown {words.one} {name!r}; the nearest of the {len(names)} names are {', '.join(map(repr, nearest))}. "
+        f"All are in {words.attribute}."
     )

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from hq_tokenizers.checks import check_fields, class_names
 from hq_tokenizers.remote_code import forget_exported_code
 
+from .code_decoding import num_speakers
 from .sub_models import build_sub_config
 
 
@@ -53,12 +54,29 @@ class HQGeneratorConfig(PreTrainedConfig):
         """Number of classes of the prior; 0 when it is unconditional."""
         return self.prior_config.num_classes  # type: ignore[union-attr]
 
+    @property
+    def decodes_for_speaker(self) -> bool:
+        """Whether the tokenizer's decoder has to be told who speaks."""
+        return num_speakers(self.image_tokenizer_config) > 0
+
+    @property
+    def speaker_names(self) -> dict[int, str]:
+        """Names of the speakers by id, numbers where they have none; empty where neither part knows speakers."""
+        names = getattr(self.prior_config, "speaker_names", None)
+        if names is not None:
+            return dict(enumerate(names))
+        known = max(num_speakers(self.image_tokenizer_config), num_speakers(self.prior_config))
+        return {index: str(index) for index in range(known)}
+
     def _check_kinds(self) -> None:
         """Tells the kinds apart by what a generator asks of them, so that own classes are welcome."""
         for field, attribute in (("image_tokenizer_config", "image_size"), ("prior_config", "code_layout")):
             part = getattr(self, field)
             if not hasattr(part, attribute):
                 raise ValueError(f"{field} must have {attribute}, but a {part.model_type} has none.")
+        numbers = [n for n in map(num_speakers, (self.image_tokenizer_config, self.prior_config)) if n]
+        if len(set(numbers)) > 1:
+            raise ValueError(f"The tokenizer decodes for {numbers[0]} speakers, but the prior knows {numbers[1]}.")
         if not getattr(self.image_tokenizer_config, "has_codes", True):
             raise ValueError(
                 'image_tokenizer_config has quantizer "none", and a prior needs codes: choose another quantizer.'

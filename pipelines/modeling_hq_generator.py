@@ -1,6 +1,6 @@
 """Generator: an image tokenizer and a prior over its codes as one model.
 
-    class label → prior → codes → image tokenizer's decoder → image
+    class label, speaker → prior → codes → tokenizer's decoder → image, or spectrogram of a sound
 
 Shape legend: N inputs (labels, known codes), M images per input, B = N · M samples, C × H × W image.
 """
@@ -23,7 +23,8 @@ from hq_tokenizers.priors.progress import PartialCodes, ProgressLike, StepCallba
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .call_arguments import check_count
-from .class_labels import resolve_class_labels
+from .class_labels import resolve_class_labels, resolve_speakers
+from .code_decoding import decode_codes, layout_for
 from .configuration_hq_generator import HQGeneratorConfig
 from .sub_models import build_sub_model
 
@@ -34,11 +35,14 @@ class HQGeneratorOutput(ModelOutput):
 
     Args:
         images: (B, C, H, W), nominally in [0, 1], not clamped; `HQImageProcessor.postprocess` makes images of them.
+            Of a generator of sounds spectrograms, as `HQFeatureExtractor.to_waveforms` takes them.
         codes: The codes of the images.
+        attention_mask: Of sounds, (B, W), 1 for frames before their end; None for images.
     """
 
     images: torch.Tensor | None = None
     codes: Codes | None = None
+    attention_mask: torch.Tensor | None = None
 
 
 class HQGeneratorModel(CheckedLoading, GenerationMixin):
@@ -155,17 +159,27 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
     def get_input_embeddings(self) -> None:
         """None: a generator's inputs are images. Quantisers of weights ask for such a table to leave it as it is."""
 
-    def forward(self, pixel_values: torch.Tensor, class_labels: torch.Tensor | None = None) -> ModelOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> ModelOutput:
         """The prior's output for the codes of given images; only the prior is differentiated.
 
         Args:
             pixel_values: (B, C, H, W), floats in [0, 1].
             class_labels: LongTensor (B,), −1 for no class, or None.
+            attention_mask: Of sounds, (B, W), 0 for padding; they are as long as the prior's codes.
+            speaker_ids: LongTensor (B,), −1 for no speaker, or None.
 
         Returns:
             The prior's output: `loss` in nats per code, `logits` per level.
         """
-        return self.prior(self.image_tokenizer.encode(pixel_values), class_labels=class_labels)
+        masked = {} if attention_mask is None else {"attention_mask": attention_mask}
+        spoken = {} if speaker_ids is None else {"speaker_ids": speaker_ids}
+        return self.prior(self.image_tokenizer.encode(pixel_values, **masked), class_labels=class_labels, **spoken)
 
     @torch.no_grad()
     def generate(
@@ -179,9 +193,10 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         batch_size: int = 64,
         progress: ProgressLike = None,
         callback_on_step_end: StepCallback | None = None,
+        speakers: torch.Tensor | Sequence[int | str | None] | int | str | None = None,
         **overrides: Any,
     ) -> HQGeneratorOutput:
-        """Samples images.
+        """Samples images, or spectrograms of sounds.
 
         Args:
             class_labels: Names of `config.id2label`, ids, or None or −1 for no class: one, or N of them.
@@ -195,6 +210,8 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
             progress: True for a bar; or a function called with (steps done, total).
             callback_on_step_end: Called after every step of every batch with (steps done, total, `PartialCodes`) of
                 the batch; `preview` shows them.
+            speakers: Names of `config.speaker_names`, ids, or None or −1 for no speaker: one, or N of them. A tokenizer
+                that decodes for a speaker needs one.
             **overrides: Settings such as `temperature`, `top_k`, `top_p` or `guidance_scale`, which replace those of
                 the generation config for this call.
 
@@ -206,10 +223,13 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
             TypeError: If a label, the generator or `known_codes` is of a wrong type.
         """
         labels = resolve_class_labels(class_labels, self.config.id2label or {})
-        num_inputs = self._count_inputs(len(labels), known_codes)
+        voices = resolve_speakers(speakers, self.config.speaker_names, self.config.decodes_for_speaker)
+        num_inputs = self._count_inputs(class_labels=len(labels), speakers=len(voices), known_codes=known_codes)
         num_images, batch_size = check_count("num_images", num_images), check_count("batch_size", batch_size)
-        if not labels:
-            raise ValueError("class_labels is empty: give at least one label, or None for no class.")
+        if not labels or not voices:
+            raise ValueError(
+                f"{'speakers' if labels else 'class_labels'} is empty: give at least one, or None for none."
+            )
         if known_codes is not None:
             _check_mask_rows(known_mask, num_inputs)
         check_samples_memory(num_inputs * num_images, self.code_layout.num_codes)
@@ -217,6 +237,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         inputs = torch.arange(num_inputs).repeat_interleave(num_images)
         batches = inputs.split(batch_size)
         images: list[torch.Tensor] = []
+        masks: list[torch.Tensor] = []
         codes: list[Codes] = []
         watched = {} if callback_on_step_end is None else {"callback_on_step_end": callback_on_step_end}
         # A single batch has the prior's own bar, over its steps.
@@ -224,6 +245,8 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         with show_progress(several and progress, len(batches), "Generating", "batch") as show:
             for batch in batches:
                 first = batch_size * len(images)
+                heard = torch.tensor(voices)[batch if len(voices) > 1 else [0] * len(batch)]
+                spoken = {"speaker_ids": heard} if getattr(self.prior.config, "num_speakers", 0) else {}
                 sampled = self.prior.generate(
                     class_labels=[labels[index if len(labels) > 1 else 0] for index in batch.tolist()],
                     generator=generators[first : first + len(batch)],
@@ -231,19 +254,24 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
                     known_mask=_select(known_mask, batch),
                     generation_config=generation_config,
                     progress=None if several else progress,
+                    **spoken,
                     **watched,
                     **overrides,
                 )
-                images.append(self.image_tokenizer.decode(sampled))
+                decoded, mask = decode_codes(self.image_tokenizer, sampled, heard.to(sampled.device))
+                images.append(decoded)
+                masks += [] if mask is None else [mask]
                 codes.append(sampled)
                 show(len(images))
-        return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes))
+        mask = torch.cat(masks) if masks else None
+        return HQGeneratorOutput(images=torch.cat(images), codes=Codes.cat(codes), attention_mask=mask)
 
-    def preview(self, partial: PartialCodes) -> torch.Tensor:
+    def preview(self, partial: PartialCodes, speaker_ids: torch.Tensor | None = None) -> torch.Tensor:
         """What the codes in the middle of sampling look like.
 
         Args:
             partial: What `callback_on_step_end` was called with.
+            speaker_ids: LongTensor (B,), for tokenizers that decode for a speaker.
 
         Returns:
             (B, C, H, W) as in `HQGeneratorOutput`: decoded from the leading levels that have a code everywhere; before
@@ -254,23 +282,28 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
                 "preview takes the PartialCodes that callback_on_step_end is called with, got "
                 f"{type(partial).__name__}."
             )
-        return self.image_tokenizer.decode(partial.codes, num_levels=partial.num_preview_levels or None)
+        levels = partial.num_preview_levels or None
+        return decode_codes(self.image_tokenizer, partial.codes, speaker_ids, levels)[0]
 
-    def _count_inputs(self, num_labels: int, known_codes: Codes | None) -> int:
+    def _count_inputs(self, known_codes: Codes | None, **counts: int) -> int:
         if known_codes is not None and not isinstance(known_codes, Codes):
             raise TypeError(
                 f"known_codes must be a Codes, got {type(known_codes).__name__}; flat tensors become one by "
                 "generator.code_layout.unflatten(tensor)."
             )
-        num_known = 1 if known_codes is None else known_codes.batch_size
-        if num_labels > 1 and num_known > 1 and num_labels != num_known:
-            raise ValueError(
-                f"Got {num_labels} class_labels and known_codes of {num_known} images: give equally many, or one."
+        if known_codes is not None:
+            counts["known_codes"] = known_codes.batch_size
+        several = {name: count for name, count in counts.items() if count > 1}
+        if len(set(several.values())) > 1:
+            given = " and ".join(
+                f"known_codes of {count} images" if name == "known_codes" else f"{count} {name}"
+                for name, count in several.items()
             )
-        return max(num_labels, num_known)
+            raise ValueError(f"Got {given}: give equally many, or one.")
+        return max(counts.values())
 
     def _check_layouts(self) -> None:
-        layout = self.image_tokenizer.code_layout()
+        layout = layout_for(self.image_tokenizer, self.code_layout)
         if layout != self.code_layout:
             raise ValueError(
                 f"The prior generates codes of the layout {self.code_layout}, but this tokenizer's codes of images of "

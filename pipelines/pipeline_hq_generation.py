@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, Pipeline
-from transformers.dynamic_module_utils import custom_object_save
+from transformers import GenerationConfig
 
 from hq_tokenizers.image_processing_hq import OUTPUT_TYPES as IMAGE_TYPES
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.memory import check_samples_memory
-from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
-from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 from hq_tokenizers.priors.progress import PartialCodes, StepCallback
-from hq_tokenizers.remote_code import REMOTE_CODE
 
-from .call_arguments import check_count, check_setting_names, image_seeds, is_stream, stream_seeds
+from .call_arguments import check_count, is_stream
 from .class_labels import is_single_label, resolve_class_labels, resolve_labels_of_images, resolve_single_label
+from .code_decoding import is_of_sound
+from .code_sampling_pipeline import CodeSamplingPipeline, in_batches
 from .image_arguments import decode_each, decode_stream, is_single_image, list_images
-from .image_editing import first_levels
-from .sampling_inputs import (
-    SamplingInputs,
-    inputs_of_known_codes,
-    inputs_of_label,
-    inputs_of_repainting,
-    known_arguments,
-    put_kept_pixels_back,
-)
-
-OUTPUT_TYPES = (*IMAGE_TYPES, "codes")
-_DEFAULT_BATCH_SIZE = 16
+from .image_editing import first_levels, prepare_image_and_mask
+from .sampling_inputs import inputs_of_known_codes, inputs_of_label, inputs_of_repainting
 
 
-class HQGenerationPipeline(Pipeline):
+class HQGenerationPipeline(CodeSamplingPipeline):
     """Generates images with an `HQGeneratorModel`, and edits given ones.
 
     Calling it draws images of classes; `variations` and `inpaint` keep a part of a given image and draw the rest;
@@ -53,31 +38,32 @@ class HQGenerationPipeline(Pipeline):
     """
 
     # The only component besides the model is the image processor; looking for others costs Hub requests.
-    _load_tokenizer = False
     _load_feature_extractor = False
-    _load_processor = False
-    _load_video_processor = False
     _load_image_processor = None
-    # transformers' own handling of generation settings knows neither lists per level nor guidance schedules.
-    _pipeline_calls_generate = False
+    task_name = "hq-generation"
+    items = "images"
+    output_types = (*IMAGE_TYPES, "codes")
+    own_arguments = ("class_labels", "num_images")
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(model.config, "model_type", None) != "hq_generator":
-            raise TypeError(
-                f"The task hq-generation needs a generator, got {type(model).__name__}: join a tokenizer and a prior "
-                "by HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)."
-            )
-        config = model.config.image_tokenizer_config
+        config = getattr(model.config, "image_tokenizer_config", None)
         if getattr(config, "for_label_maps", False):
             raise TypeError(
                 "The task hq-generation is for images; this generator draws label maps: call its generate method, or "
                 "`hq-tokenizers generate`."
             )
-        if kwargs.get("image_processor") is None:
+        if config is not None and not is_of_sound(config) and kwargs.get("image_processor") is None:
             kwargs["image_processor"] = HQImageProcessor.for_config(config)
-        # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
-        kwargs.pop("local_files_only", None)
         super().__init__(model, *args, **kwargs)
+
+    @property
+    def processor_of_outputs(self) -> HQImageProcessor:
+        """The image processor."""
+        return self.image_processor
+
+    def render(self, outputs: dict[str, torch.Tensor], output_type: str) -> Any:
+        """One image."""
+        return self.image_processor.postprocess(outputs["images"], output_type)[0]
 
     def __call__(
         self,
@@ -184,25 +170,20 @@ class HQGenerationPipeline(Pipeline):
         Examples:
             >>> generate.reconstruct("cat.png").save("again.png")  # doctest: +SKIP
         """
-        self._sanitize_parameters(output_type=output_type)
-        output_type = output_type or self._postprocess_params.get("output_type", "pil")
-        size = self._resolve_batch_size(batch_size)
+        output_type, size = self._resolve_output_type(output_type), self._resolve_batch_size(batch_size)
         layout = self.model.code_layout
         layout = layout if num_levels is None else layout.truncate(check_count("num_levels", num_levels))
 
-        def results(images: Iterator[Any]) -> Iterator[Any]:
-            while batch := list(itertools.islice(images, size)):
-                pixel_values = self.image_processor(batch)["pixel_values"].to(self.device)
-                codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
-                if output_type == "codes":
-                    yield from codes.to("cpu")
-                else:
-                    decoded = self.model.image_tokenizer.decode(codes).cpu()
-                    yield from self.image_processor.postprocess(decoded, output_type)
+        def results(batch: list[Any]) -> Iterable[Any]:
+            pixel_values = self.image_processor(batch)["pixel_values"].to(self.device)
+            codes = self.model.image_tokenizer.encode(pixel_values).truncate(layout.num_levels)
+            if output_type == "codes":
+                return codes.to("cpu")
+            return self.image_processor.postprocess(self.model.image_tokenizer.decode(codes).cpu(), output_type)
 
         if is_stream(image):
-            return results(decode_stream(image))
-        found = list(results(decode_each("image", list_images("image", image))))
+            return in_batches(decode_stream(image), size, results)
+        found = list(in_batches(decode_each("image", list_images("image", image)), size, results))
         return found[0] if is_single_image(image) else found
 
     def preview(self, partial: PartialCodes, output_type: str = "pil") -> list[Any]:
@@ -278,7 +259,9 @@ class HQGenerationPipeline(Pipeline):
             labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
             pairs = zip(labels, decode_each("image", images), strict=True)
         inputs = (
-            inputs_of_known_codes(label, self.image_processor(given)["pixel_values"], known, self.model)
+            inputs_of_known_codes(
+                inputs_of_label(label), self.image_processor(given)["pixel_values"], known, self.model
+            )
             for label, given in pairs
         )
         results = self._sample(
@@ -351,7 +334,9 @@ class HQGenerationPipeline(Pipeline):
         labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
         results = self._sample(
             [
-                inputs_of_repainting(label, given, marked, self.image_processor, self.model)
+                inputs_of_repainting(
+                    inputs_of_label(label), *prepare_image_and_mask(given, marked, self.image_processor), self.model
+                )
                 for label, given, marked in zip(labels, decode_each("image", images), masks, strict=True)
             ],
             num_images,
@@ -364,121 +349,3 @@ class HQGenerationPipeline(Pipeline):
             **generation_settings,
         )
         return results[0] if is_single_image(image) else results
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Saves the generator and the image processor; `pipeline("hq-generation", model=save_directory)` loads them.
-
-        Args:
-            save_directory: Directory, created when missing.
-            **kwargs: Arguments of `PreTrainedModel.save_pretrained`, such as `max_shard_size`.
-        """
-        # The base class would also note the pipeline's code in the config, which then could not be loaded without
-        # trust_remote_code although the task is registered.
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.image_processor.save_pretrained(save_directory)
-        if __name__.startswith(REMOTE_CODE):
-            custom_object_save(self, save_directory)
-
-    def _sanitize_parameters(
-        self,
-        output_type: str | None = None,
-        generation_config: GenerationConfig | None = None,
-        callback_on_step_end: StepCallback | None = None,
-        **settings: Any,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        check_setting_names(settings)
-        # A config given in a call replaces everything the pipeline was built with; settings alone are put over it.
-        if generation_config is None:
-            defaults = getattr(self, "_forward_params", {})
-            generation_config = defaults.get("generation_config")
-            settings = {**defaults.get("overrides", {}), **settings}
-        config = self.model.generation_config if generation_config is None else generation_config
-        config = CodeGenerationConfig.from_generation_config(config).with_overrides(**settings)
-        if isinstance(self.model.prior, CodePriorModel):
-            config.check_model(self.model.prior.config.model_type)
-        if output_type is not None and output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}, got {output_type!r}.")
-        forward: dict[str, Any] = {"generation_config": generation_config, "overrides": settings}
-        if not (callback_on_step_end is None or callable(callback_on_step_end)):
-            raise TypeError(f"callback_on_step_end is a function, got {callback_on_step_end!r}.")
-        if callback_on_step_end is not None:
-            forward["callback_on_step_end"] = callback_on_step_end
-        return {}, forward, {} if output_type is None else {"output_type": output_type}
-
-    def _sample(
-        self,
-        inputs: Iterable[SamplingInputs],
-        num_images: int,
-        seed: int | Sequence[int] | None,
-        batch_size: int | None,
-        progress: bool | None,
-        **settings: Any,
-    ) -> Any:
-        """The result for every input, one image or a list of `num_images`: a list for a list, else an iterator."""
-        num_images = check_count("num_images", num_images)
-        batch_size = self._resolve_batch_size(batch_size)
-        total = len(inputs) * num_images if isinstance(inputs, list) else None
-        if total is None:
-            seeds = stream_seeds(seed)
-        else:
-            check_samples_memory(total, self.model.code_layout.num_codes)
-            seeds = iter(image_seeds(seed, total))
-        # None is shown on a terminal only.
-        shown = (None if total is not None and total > batch_size else False) if progress is None else progress
-        # Given a generator, the base class returns an iterator, which a bar can follow and which holds one batch; and
-        # it takes an empty one, unlike an empty list.
-        requests = ((given, next(seeds)) for given in inputs for _ in range(num_images))
-        settings = {name: value for name, value in settings.items() if value is not None}
-        images = super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
-        rows = _in_rows(_progress_bar(images, total, shown), num_images)
-        return rows if total is None else list(rows)
-
-    def _resolve_batch_size(self, batch_size: int | None) -> int:
-        return check_count("batch_size", self._batch_size or _DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
-
-    def preprocess(self, request: tuple[SamplingInputs, int], **kwargs: Any) -> SamplingInputs:
-        """An input and a seed as tensors with a leading 1, which the base class joins into batches."""
-        inputs, seed = request
-        return inputs | {"seeds": torch.tensor([seed])}
-
-    def _forward(
-        self,
-        inputs: SamplingInputs,
-        generation_config: GenerationConfig | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        callback_on_step_end: StepCallback | None = None,
-    ) -> dict[str, torch.Tensor]:
-        # One generator per image: a single one would make the images depend on the batch size.
-        generators = [torch.Generator().manual_seed(seed) for seed in inputs["seeds"].tolist()]
-        output = self.model.generate(
-            inputs["class_labels"],
-            generator=generators,
-            batch_size=len(generators),
-            generation_config=generation_config,
-            callback_on_step_end=callback_on_step_end,
-            **known_arguments(inputs, self.model.code_layout),
-            **(overrides or {}),
-        )
-        # The base class splits a batch into images along the first axis of each tensor.
-        return {"images": put_kept_pixels_back(output.images, inputs), "codes": output.codes.flatten()}
-
-    def postprocess(self, outputs: dict[str, torch.Tensor], output_type: str = "pil", **kwargs: Any) -> Any:
-        """One image of the batch, in the output type asked for."""
-        if output_type == "codes":
-            return self.model.code_layout.unflatten(outputs["codes"])
-        return self.image_processor.postprocess(outputs["images"], output_type)[0]
-
-
-def _in_rows(images: Iterable[Any], num_images: int) -> Iterator[Any]:
-    """The images one by one, or lists of the `num_images` of each input."""
-    images = iter(images)
-    if num_images == 1:
-        return images
-    return iter(lambda: list(itertools.islice(images, num_images)), [])
-
-
-def _progress_bar(results: Iterable[Any], num_images: int | None, shown: bool | None) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    disable = None if shown is None else not shown
-    return iter(tqdm(results, total=num_images, desc="Generating", unit="image", disable=disable))

@@ -1,4 +1,4 @@
-"""What a sample is conditioned on: a class, free-form vectors of an encoder, both, or nothing.
+"""What a sample is conditioned on: a class, a speaker, free-form vectors of an encoder, all of them, or nothing.
 
 Shape legend: N inputs, B rows, S conditioning vectors, E their width.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 NULL_LABEL = -1
+_WORDS = {"class_labels": ("class", "classes"), "speaker_ids": ("speaker", "speakers")}
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Conditions:
         vectors: (B, S, E), or None for none at all.
         mask: BoolTensor (B, S), True where a vector is to be seen; a row without any has no vectors. None exactly when
             `vectors` is None.
+        speakers: LongTensor (B,), `NULL_LABEL` for no speaker; None for a prior that knows none.
     """
 
     labels: torch.Tensor
     vectors: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    speakers: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,7 +38,8 @@ class Conditions:
     def hide(self, rows: torch.Tensor) -> Conditions:
         """Takes everything from the rows where the BoolTensor (B,) is True."""
         mask = None if self.mask is None else self.mask & ~rows[:, None]
-        return Conditions(self.labels.masked_fill(rows, NULL_LABEL), self.vectors, mask)
+        speakers = None if self.speakers is None else self.speakers.masked_fill(rows, NULL_LABEL)
+        return Conditions(self.labels.masked_fill(rows, NULL_LABEL), self.vectors, mask, speakers)
 
     def drop(self, share: float) -> Conditions:
         """Label dropout: hides the whole condition of a random share of the rows, by torch's global noise."""
@@ -44,12 +48,15 @@ class Conditions:
     def with_null(self) -> Conditions:
         """The B rows, then the same rows without any condition: the two branches of guidance."""
         null = self.hide(torch.ones_like(self.labels, dtype=torch.bool))
-        if self.vectors is None or self.mask is None or null.mask is None:
-            return Conditions(torch.cat([self.labels, null.labels]))
+
+        def both(given: torch.Tensor | None, hidden: torch.Tensor | None) -> torch.Tensor | None:
+            return None if given is None or hidden is None else torch.cat([given, hidden])
+
         return Conditions(
             torch.cat([self.labels, null.labels]),
-            torch.cat([self.vectors, self.vectors]),
-            torch.cat([self.mask, null.mask]),
+            both(self.vectors, null.vectors),
+            both(self.mask, null.mask),
+            both(self.speakers, null.speakers),
         )
 
     def repeat(self, num_inputs: int, num_images: int, device: torch.device) -> Conditions:
@@ -62,12 +69,13 @@ class Conditions:
 
         labels = spread(self.labels)
         assert labels is not None  # there always are labels
-        return Conditions(labels, spread(self.vectors), spread(self.mask))
+        return Conditions(labels, spread(self.vectors), spread(self.mask), spread(self.speakers))
 
     def given(self) -> torch.Tensor:
         """Which rows have a condition, BoolTensor (B,)."""
-        with_class = self.labels != NULL_LABEL
-        return with_class if self.mask is None else with_class | self.mask.any(dim=1)
+        found = self.labels != NULL_LABEL
+        found = found if self.speakers is None else found | (self.speakers != NULL_LABEL)
+        return found if self.mask is None else found | self.mask.any(dim=1)
 
     def any_given(self) -> bool:
         """Whether any row has a condition. Reads the values, hence synchronises."""
@@ -75,7 +83,7 @@ class Conditions:
 
 
 class ClassEmbedding(nn.Module):
-    """One vector per class and one for "no class".
+    """One vector per class, or speaker, and one for "no class".
 
     Args:
         num_classes: Number of classes; with 0 only the null class is left.
@@ -92,8 +100,15 @@ class ClassEmbedding(nn.Module):
         return self.table(labels.where(labels >= 0, self.num_classes))
 
 
-def as_labels(class_labels: torch.Tensor | Sequence[int] | int | None, num_classes: int) -> torch.Tensor:
-    """Checks labels and makes them a LongTensor (N,); None is one null label.
+def as_labels(
+    class_labels: torch.Tensor | Sequence[int] | int | None, num_classes: int, name: str = "class_labels"
+) -> torch.Tensor:
+    """Checks labels, of classes or of speakers, and makes them a LongTensor (N,); None is one null label.
+
+    Args:
+        class_labels: The labels.
+        num_classes: Number of classes, or of speakers.
+        name: What errors call them, "class_labels" or "speaker_ids".
 
     Raises:
         ValueError: If a label is neither in [0, num_classes) nor −1, or the labels are not one list of integers.
@@ -103,28 +118,28 @@ def as_labels(class_labels: torch.Tensor | Sequence[int] | int | None, num_class
     try:
         labels = torch.as_tensor(class_labels)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"class_labels are integers of shape (batch,), got {class_labels!r}.") from error
+        raise ValueError(f"{name} are integers of shape (batch,), got {class_labels!r}.") from error
     if labels.ndim > 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise ValueError(
-            f"class_labels are integers of shape (batch,), got {labels.dtype} of shape {tuple(labels.shape)}."
-        )
+        raise ValueError(f"{name} are integers of shape (batch,), got {labels.dtype} of shape {tuple(labels.shape)}.")
     labels = labels.reshape(-1).long()
-    check_label_range(labels, num_classes)
+    check_label_range(labels, num_classes, name)
     return labels
 
 
-def check_label_range(labels: torch.Tensor, num_classes: int) -> None:
-    """Checks the values of the labels (N,). Reads them, hence synchronises.
+def check_label_range(labels: torch.Tensor, num_classes: int, name: str = "class_labels") -> None:
+    """Checks the values of the labels (N,), of classes or of speakers. Reads them, hence synchronises.
 
     Raises:
         ValueError: If a label is neither in [0, num_classes) nor −1.
     """
     wrong = labels[(labels < NULL_LABEL) | (labels >= num_classes)]
     if wrong.numel():
+        one, many = _WORDS[name]
         accepted = (
-            f"0 to {num_classes - 1}, or -1 for no class" if num_classes else "-1 or None only: it has no classes"
+            f"0 to {num_classes - 1}, or -1 for no {one}" if num_classes else f"-1 or None only: it has no {many}"
         )
-        raise ValueError(f"Class label {int(wrong[0])} is out of range; this prior accepts {accepted}.")
+        kind = "Class label" if one == "class" else "Speaker"
+        raise ValueError(f"{kind} {int(wrong[0])} is out of range; this prior accepts {accepted}.")
 
 
 def check_vectors(

@@ -31,6 +31,8 @@ class CodePriorConfig(PreTrainedConfig):
     Args:
         code_layout: `CodeLayout.to_dict()` of the codes to model. Default: one 8×8 grid of 512 codes.
         num_classes: Number of classes; 0 for a prior without classes. Sets `id2label` unless it is given.
+        num_speakers: Number of speakers, a second condition beside the class; 0 for a prior without speakers.
+        speaker_names: Names of the speakers, in the order of their ids; None where they have none.
         cross_attention_dim: Width E of the free-form conditioning vectors (`encoder_hidden_states`), which every layer
             then attends to; None for a prior without them.
         hidden_size: Width of the transformer, a multiple of `num_attention_heads`.
@@ -46,8 +48,8 @@ class CodePriorConfig(PreTrainedConfig):
             "code_vectors", None otherwise.
         dropout: Probability of dropping a value of the embeddings, of the attention weights and of every residual
             branch, in training.
-        label_dropout: Probability of hiding an image's whole condition (class and conditioning vectors) in training;
-            classifier-free guidance needs it above 0.
+        label_dropout: Probability of hiding an image's whole condition (class, speaker and conditioning vectors) in
+            training; classifier-free guidance needs it above 0.
         label_smoothing: Share of the target spread evenly over the codebook, in the training loss only.
         initializer_range: Standard deviation of the initial weights.
         norm_eps: Added to the mean square (RMSNorm) or the variance (LayerNorm) in the norms.
@@ -60,6 +62,8 @@ class CodePriorConfig(PreTrainedConfig):
 
     code_layout: dict | None = None
     num_classes: Annotated[int, Range(0, 1_000_000)] = 0
+    num_speakers: Annotated[int, Range(0, 1_000_000)] = 0
+    speaker_names: Annotated[list[str], Length(1, 1_000_000)] | None = None
     cross_attention_dim: Width | None = None
     hidden_size: Width = 256
     num_hidden_layers: Layers = 8
@@ -81,6 +85,7 @@ class CodePriorConfig(PreTrainedConfig):
         check_fields(self, below=PreTrainedConfig)
         forget_exported_code(__name__, kwargs)
         self._check_sizes()
+        self._check_speakers()
         self._check_code_vectors()
         if self.intermediate_size is None:
             gated = -(-self.hidden_size * 8 // (3 * 64)) * 64
@@ -109,8 +114,8 @@ class CodePriorConfig(PreTrainedConfig):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether there is a condition, classes or vectors, that guidance can pull towards."""
-        return self.num_classes > 0 or self.cross_attention_dim is not None
+        """Whether there is a condition, classes, speakers or vectors, that guidance can pull towards."""
+        return self.num_classes > 0 or self.num_speakers > 0 or self.cross_attention_dim is not None
 
     @property
     def code_vector_dims(self) -> tuple[int, ...]:
@@ -134,6 +139,13 @@ class CodePriorConfig(PreTrainedConfig):
                 check_value(f"The {name} of a grid of code_layout", value, Width)
             for size in group.codebook_sizes:
                 check_value("A codebook size of code_layout", size, CodebookSize)
+
+    def _check_speakers(self) -> None:
+        if self.speaker_names is not None and len(self.speaker_names) != self.num_speakers:
+            raise ValueError(
+                f"speaker_names names {len(self.speaker_names)} speakers, num_speakers is {self.num_speakers}: give "
+                "one name per speaker, or leave speaker_names out."
+            )
 
     def _check_code_vectors(self) -> None:
         given, groups = self.code_vector_dim, len(self.layout.groups)

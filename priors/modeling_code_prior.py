@@ -82,6 +82,9 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         super().__init__(config)
         self.layout = layout = config.layout
         self.class_embedding = ClassEmbedding(config.num_classes, config.hidden_size)
+        self.speaker_embedding: ClassEmbedding | None = None
+        if config.num_speakers:
+            self.speaker_embedding = ClassEmbedding(config.num_speakers, config.hidden_size)
         self.code_embedding: CodeEmbedding | CodeVectorEmbedding
         if config.input_embeddings == "learned":
             self.code_embedding = CodeEmbedding(layout, config.hidden_size)
@@ -124,12 +127,18 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Log-probability in nats of the codes of each level, given the coarser ones and the condition: (B, L)."""
         raise NotImplementedError(f"{type(self).__name__} has to define log_prob_per_level.")
 
     def log_prob_of_split(
-        self, codes: Codes, class_labels: torch.Tensor | None, indices: Sequence[int], num_images: int
+        self,
+        codes: Codes,
+        class_labels: torch.Tensor | None,
+        indices: Sequence[int],
+        num_images: int,
+        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`log_prob_per_level` of images of a split, whose mean is wanted: (B, L). An estimate may be cheaper here.
 
@@ -138,8 +147,9 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             class_labels: As in `forward`.
             indices: The B images' numbers in the split; an estimate depends on them, not on the rest of the batch.
             num_images: Images of the split.
+            speaker_ids: As in `forward`.
         """
-        return self.log_prob_per_level(codes, class_labels)
+        return self.log_prob_per_level(codes, class_labels, **_spoken(speaker_ids))
 
     def log_prob(
         self,
@@ -147,6 +157,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         **estimation: Any,
     ) -> torch.Tensor:
         """Log-probability of whole images, log p(codes | condition), in nats: (B,). Differentiable; call in eval mode.
@@ -158,12 +169,14 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             class_labels: As in `forward`.
             encoder_hidden_states: As in `forward`.
             encoder_attention_mask: As in `forward`.
+            speaker_ids: As in `forward`.
             **estimation: Further arguments of the model's `log_prob_per_level`.
 
         Raises:
             TypeError: As `forward` does.
             ValueError: As `forward` does.
         """
+        estimation |= _spoken(speaker_ids)
         per_level = self.log_prob_per_level(
             codes, class_labels, encoder_hidden_states, encoder_attention_mask, **estimation
         )
@@ -182,15 +195,16 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         callback_on_step_end: StepCallback | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | Sequence[int] | int | None = None,
         score_function: ScoreFunction | None = None,
         **overrides: Any,
     ) -> Codes:
         """Samples codes.
 
-        An input is a label, a sequence of conditioning vectors, an image of known codes, or any of them together; a
-        single one of a kind serves all of the others. Each of the N inputs gives `num_images` samples, input-major.
-        Given codes are kept and seen by all codes that come later in the order of the model; earlier ones do not look
-        ahead. The model runs in inference mode: what its hooks collect meanwhile cannot be trained on.
+        An input is a label, a speaker, a sequence of conditioning vectors, an image of known codes, or any of them
+        together; a single one of a kind serves all of the others. Each of the N inputs gives `num_images` samples,
+        input-major. Given codes are kept and seen by all codes that come later in the order of the model; earlier ones
+        do not look ahead. The model runs in inference mode: what its hooks collect meanwhile cannot be trained on.
 
         Args:
             class_labels: LongTensor (N,) or a list, −1 for no class; None for unconditional samples.
@@ -205,6 +219,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             callback_on_step_end: Called after every step with (steps done, total, `PartialCodes`), for previews.
             encoder_hidden_states: Conditioning vectors (N, S, E) of a prior with cross-attention.
             encoder_attention_mask: (N, S), True where a vector counts; a row without any is unconditional.
+            speaker_ids: As `class_labels`, for a prior with `num_speakers`.
             score_function: Scores the candidates when `num_candidates` is above 1: called with the `Codes` of B images
                 and their labels (B,), returns (B,) numbers, higher is better. Default: the prior's own `log_prob`.
             **overrides: Settings of `CodeGenerationConfig` that replace those of the config for this call.
@@ -225,7 +240,9 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         self._check_code_vectors()
         labels = as_labels(class_labels, self.config.num_classes)
         vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, self.config.cross_attention_dim)
-        conditions, known = self._pair_inputs(Conditions(labels, *vectors), num_images, known_codes, known_mask)
+        speakers = as_labels(speaker_ids, self.config.num_speakers, "speaker_ids")
+        given = Conditions(labels, *vectors, speakers if self.config.num_speakers else None)
+        conditions, known = self._pair_inputs(given, num_images, known_codes, known_mask)
         self._warn_of_untrained_null(config, conditions)
         generators = sample_generators(generator, len(conditions))
         steps = self.num_sampling_steps(config)
@@ -246,7 +263,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
             def score(codes: Codes) -> torch.Tensor:
                 if score_function is not None:
                     return score_function(codes, conditions.labels)
-                return self.log_prob(codes, conditions.labels, conditions.vectors, conditions.mask)
+                return self.log_prob(codes, conditions.labels, conditions.vectors, conditions.mask, conditions.speakers)
 
             if config.num_candidates == 1:
                 return draw(generators, 0)
@@ -283,9 +300,12 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         """The sampling loop of `generate`, on checked inputs of B samples."""
         raise NotImplementedError(f"{type(self).__name__} has to define sample.")
 
-    def position_context(self, labels: torch.Tensor) -> torch.Tensor:
-        """c_t, what every position knows before any code: (B, P, H) from checked labels (B,)."""
-        return self.class_embedding(labels)[:, None] + self.position_embedding()
+    def position_context(self, labels: torch.Tensor, speakers: torch.Tensor | None = None) -> torch.Tensor:
+        """c_t, what every position knows before any code: (B, P, H) from checked labels (B,) and speakers (B,)."""
+        embedding = self.class_embedding(labels)
+        if self.speaker_embedding is not None and speakers is not None:
+            embedding = embedding + self.speaker_embedding(speakers)
+        return embedding[:, None] + self.position_embedding()
 
     def encode_conditions(self, conditions: Conditions) -> AttentionMemory | None:
         """What the cross-attention layers attend to: the null vector, then the conditioning vectors."""
@@ -317,7 +337,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         if config.guidance_scale != 1 and bool(given.any()):
             what = f"guidance_scale={config.guidance_scale} compares with samples that have no condition"
         elif not bool(given.all()):
-            what = "There are samples without a condition (class None or -1, no vectors)"
+            what = "There are samples without a condition (class None or -1, no speaker, no vectors)"
         else:
             return
         warnings.warn(
@@ -356,6 +376,7 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         class_labels: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> tuple[Codes, Conditions]:
         """The codes, if need be unflattened, and the conditions of the images, checked."""
         if isinstance(codes, torch.Tensor):
@@ -366,17 +387,25 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         if readable:
             codes.validate()
             self._check_code_vectors()
-        if class_labels is None:
-            class_labels = torch.full((codes.batch_size,), NULL_LABEL, device=codes.device)
-        elif class_labels.shape != (codes.batch_size,):
-            raise ValueError(
-                f"class_labels must have shape ({codes.batch_size},), one per image, got {tuple(class_labels.shape)}."
-            )
-        elif readable and class_labels.is_cpu:
-            check_label_range(class_labels, self.config.num_classes)
-        dim = self.config.cross_attention_dim
-        vectors = check_vectors(encoder_hidden_states, encoder_attention_mask, dim, codes.batch_size)
-        return codes, Conditions(class_labels, *vectors)
+
+        def checked(labels: torch.Tensor | None, number: int, name: str) -> torch.Tensor:
+            if labels is None:
+                return torch.full((codes.batch_size,), NULL_LABEL, device=codes.device)
+            if labels.shape != (codes.batch_size,):
+                raise ValueError(
+                    f"{name} must have shape ({codes.batch_size},), one per image, got {tuple(labels.shape)}."
+                )
+            if readable and labels.is_cpu:
+                check_label_range(labels, number, name)
+            return labels
+
+        config = self.config
+        vectors = check_vectors(
+            encoder_hidden_states, encoder_attention_mask, config.cross_attention_dim, codes.batch_size
+        )
+        speakers = checked(speaker_ids, config.num_speakers, "speaker_ids")
+        labels = checked(class_labels, config.num_classes, "class_labels")
+        return codes, Conditions(labels, *vectors, speakers if config.num_speakers else None)
 
     def _hide_conditions(self, conditions: Conditions) -> Conditions:
         """Label dropout, in training only."""
@@ -394,6 +423,8 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         if known_codes is None and known_mask is not None:
             raise ValueError("known_mask needs known_codes to take the kept codes from.")
         counts = {"class_labels": len(conditions)}
+        if conditions.speakers is not None:
+            counts["speaker_ids"] = len(conditions.speakers)
         if conditions.vectors is not None:
             counts["encoder_hidden_states"] = len(conditions.vectors)
         if known_codes is not None:
@@ -432,3 +463,8 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
     @property
     def _num_layers(self) -> int:
         return self.config.num_hidden_layers
+
+
+def _spoken(speaker_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The argument of priors that know speakers; others need not have it."""
+    return {} if speaker_ids is None else {"speaker_ids": speaker_ids}

@@ -142,6 +142,7 @@ class MaskedPriorModel(CodePriorModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         return_loss: bool = True,
+        speaker_ids: torch.Tensor | None = None,
     ) -> MaskedPriorOutput:
         """Training pass: draws a level for every image and hides a random part of it, and all finer levels.
 
@@ -157,6 +158,7 @@ class MaskedPriorModel(CodePriorModel):
                 training the whole condition of an image is hidden with probability `config.label_dropout`.
             encoder_attention_mask: (B, S), True where a vector counts; a row without any is unconditional.
             return_loss: False skips the loss.
+            speaker_ids: LongTensor (B,) in [0, num_speakers), −1 for no speaker; None gives no image a speaker.
 
         Returns:
             `MaskedPriorOutput`; its loss has label smoothing in training only.
@@ -166,7 +168,9 @@ class MaskedPriorModel(CodePriorModel):
             ValueError: If the layout differs from the model's, a shape is wrong, or (checked where reading values does
                 not make a device wait) a value is out of range.
         """
-        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(
+            codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids
+        )
         conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         hidden, predicted = self._draw_hidden(codes.batch_size, codes.device)
@@ -186,6 +190,7 @@ class MaskedPriorModel(CodePriorModel):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         num_masks: int = 8,
         generator: GeneratorLike = None,
     ) -> torch.Tensor:
@@ -206,6 +211,7 @@ class MaskedPriorModel(CodePriorModel):
             class_labels: As in `forward`.
             encoder_hidden_states: As in `forward`.
             encoder_attention_mask: As in `forward`.
+            speaker_ids: As in `forward`.
             num_masks: Masks per level, hence passes through the model.
             generator: Noise of the masks, see `sample_generators`. None hides the same positions in every image, so
                 that the value depends on the image only and images can be ranked by it; averages over a data set want
@@ -217,7 +223,9 @@ class MaskedPriorModel(CodePriorModel):
         """
         if num_masks < 1:
             raise ValueError(f"num_masks must be at least 1, got {num_masks}.")
-        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(
+            codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids
+        )
         if generator is None:
             generator = [torch.Generator().manual_seed(0) for _ in range(codes.batch_size)]
         generators = sample_generators(generator, codes.batch_size)
@@ -230,12 +238,19 @@ class MaskedPriorModel(CodePriorModel):
         return torch.stack(bounds, dim=1)
 
     def log_prob_of_split(
-        self, codes: Codes, class_labels: torch.Tensor | None, indices: Sequence[int], num_images: int
+        self,
+        codes: Codes,
+        class_labels: torch.Tensor | None,
+        indices: Sequence[int],
+        num_images: int,
+        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and level as make 10,000 of all images, at most 8."""
         num_masks = min(-(-_MASKS_OF_SPLIT // num_images), _MAX_MASKS)
         generators = [torch.Generator().manual_seed(index) for index in indices]
-        return self.log_prob_per_level(codes, class_labels, num_masks=num_masks, generator=generators)
+        return self.log_prob_per_level(
+            codes, class_labels, num_masks=num_masks, generator=generators, speaker_ids=speaker_ids
+        )
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all levels."""
@@ -286,7 +301,9 @@ class MaskedPriorModel(CodePriorModel):
         """Logits (B, P_g, K) of every level with `hidden`, one BoolTensor (B, P_g, D_g) per group, hidden."""
         pairs = enumerate(zip(codes.groups, hidden, strict=True))
         embedded = [self.embed_group(index, values.flatten(1, 2), mask) for index, (values, mask) in pairs]
-        inputs = self.dropout(self.position_context(conditions.labels) + torch.cat(embedded, dim=1))
+        inputs = self.dropout(
+            self.position_context(conditions.labels, conditions.speakers) + torch.cat(embedded, dim=1)
+        )
         memory = self.encode_conditions(conditions)
         states = self.spatial_transformer(inputs, len(self.layout.groups), memory)
         per_group = states.split([group.num_positions for group in self.layout.groups], dim=1)
@@ -366,7 +383,7 @@ class MaskedPredictor:
         self.model = model
         self.levels = list(model.layout.levels())
         sizes = [group.num_positions for group in model.layout.groups]
-        self.context = model.position_context(conditions.labels).split(sizes, dim=1)
+        self.context = model.position_context(conditions.labels, conditions.speakers).split(sizes, dim=1)
         self.memory = model.encode_conditions(conditions)
         self.finished: list[torch.Tensor] = []
 

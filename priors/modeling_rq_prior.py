@@ -87,6 +87,7 @@ class RQPriorModel(CodePriorModel):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         return_loss: bool = True,
+        speaker_ids: torch.Tensor | None = None,
     ) -> RQPriorOutput:
         """Teacher-forced pass.
 
@@ -99,6 +100,7 @@ class RQPriorModel(CodePriorModel):
                 training the whole condition of an image is hidden with probability `config.label_dropout`.
             encoder_attention_mask: (B, S), True where a vector counts; a row without any is unconditional.
             return_loss: False skips the loss.
+            speaker_ids: LongTensor (B,) in [0, num_speakers), −1 for no speaker; None gives no image a speaker.
 
         Returns:
             `RQPriorOutput`; its loss has label smoothing in training only.
@@ -108,7 +110,9 @@ class RQPriorModel(CodePriorModel):
             ValueError: If the layout differs from the model's, a shape is wrong, or (checked where reading values does
                 not make a device wait) a value is out of range.
         """
-        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(
+            codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids
+        )
         conditions = self._hide_conditions(conditions)
         targets = level_targets(codes, soft_targets)
         logits = self._teacher_forced_logits(codes, conditions)
@@ -124,6 +128,7 @@ class RQPriorModel(CodePriorModel):
         class_labels: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Exact log-probability in nats of the codes of each level, given those before them: (B, L).
 
@@ -132,12 +137,15 @@ class RQPriorModel(CodePriorModel):
             class_labels: As in `forward`.
             encoder_hidden_states: As in `forward`.
             encoder_attention_mask: As in `forward`.
+            speaker_ids: As in `forward`.
 
         Raises:
             TypeError: As `forward` does.
             ValueError: As `forward` does.
         """
-        codes, conditions = self._check_inputs(codes, class_labels, encoder_hidden_states, encoder_attention_mask)
+        codes, conditions = self._check_inputs(
+            codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids
+        )
         logits, targets = self._teacher_forced_logits(codes, conditions), level_targets(codes, None)
         losses = [code_cross_entropy(p, k).sum(dim=1) for p, k in zip(logits, targets, strict=True)]
         return -torch.stack(losses, dim=1)
@@ -180,7 +188,7 @@ class RQPriorModel(CodePriorModel):
         embedded = self.code_embedding(codes)
         summed = [self.code_embedding.project(index, group.sum(dim=2)) for index, group in enumerate(embedded)]
         previous = F.pad(torch.cat(summed, dim=1)[:, :-1], (0, 0, 1, 0))
-        inputs = self.dropout(self.position_context(conditions.labels) + previous)
+        inputs = self.dropout(self.position_context(conditions.labels, conditions.speakers) + previous)
         hidden_states = self.spatial_transformer(
             inputs, angles=self.position_angles(), memory=self.encode_conditions(conditions)
         )
@@ -218,7 +226,7 @@ class RQPredictor:
 
     def __init__(self, model: RQPriorModel, conditions: Conditions, cache_implementation: str) -> None:
         self.model = with_fast_layers(model, len(conditions))
-        self.context = model.position_context(conditions.labels)
+        self.context = model.position_context(conditions.labels, conditions.speakers)
         self.angles = model.position_angles()
         self.memory = model.encode_conditions(conditions)
         num_positions = model.layout.num_positions

@@ -85,3 +85,25 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path) -> None:
         decode_sound(3, RATE)
     with pytest.raises(ValueError, match=r"shape \(n,\)"):
         decode_sound(np.zeros((2, 2, 2), np.float32), RATE)
+
+
+@pytest.mark.parametrize("ending", ["FLAC", "OGG", "AIFF"])
+def test_what_is_no_wav_file_is_read_by_soundfile(tmp_path, ending: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    samples = np.stack([np.sin(np.arange(1600) * 0.05), np.zeros(1600)], axis=1) / 2
+    path = tmp_path / f"sound.{ending.lower()}"
+    soundfile.write(path, samples, 16000, format=ending)
+    expected = resample(samples.mean(1).astype(np.float32), 16000, RATE)
+    for source in (path, path.read_bytes(), {"bytes": path.read_bytes(), "path": None}):
+        decoded = decode_sound(source, RATE)
+        assert decoded.shape == (800,)
+        np.testing.assert_allclose(decoded[20:-20], expected[20:-20], atol=0.03 if ending == "OGG" else 1e-3)
+    with pytest.raises(UnreadableSoundError, match="cannot be read"):
+        decode_sound(path.read_bytes()[:20], RATE, name="Row 3")
+
+
+def test_wav_files_of_floats_are_read_by_soundfile(tmp_path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    samples = np.array([0.5, -0.25, 0.125], np.float32)
+    soundfile.write(tmp_path / "floats.wav", samples, RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(decode_sound(tmp_path / "floats.wav", RATE), samples)

@@ -49,12 +49,12 @@ COMMANDS = {
         runner="hq_tokenizers.training.tokenizer:train_tokenizer",
     ),
     "encode": Command(
-        summary="turn images into codes, the data of stage two",
+        summary="turn images or sounds into codes, the data of stage two",
         explanation=(
             "Encodes the training and validation split (and the test split, where data.test_split is set) with a "
             "trained tokenizer, as a `datasets` folder with a codes.json beside it. soft_targets stores the "
-            "tokenizer's probabilities of the training codes as well. Codes that are there already are replaced when "
-            "the new ones are complete."
+            "tokenizer's probabilities of the training codes as well. Sounds are cut or padded to one length, "
+            "data.sound.segment_frames. Codes that are there already are replaced when the new ones are complete."
         ),
         examples=("hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",),
         options=EncodeConfig,
@@ -65,7 +65,8 @@ COMMANDS = {
         explanation=(
             "Trains a prior on encoded images and leaves a folder that from_pretrained loads, with curves.png, "
             "report.json (bits per code against the unigram entropy of each level), and, when the tokenizer is at "
-            "hand, samples.png and generator/: tokenizer and prior as one model for pipeline('hq-generation')."
+            "hand, samples.png and generator/: tokenizer and prior as one model for pipeline('hq-generation'), or of "
+            "sounds pipeline('hq-audio-generation')."
         ),
         examples=(
             "hq-tokenizers train-prior --codes runs/codes --output_dir runs/prior --max_steps 5000",
@@ -75,11 +76,12 @@ COMMANDS = {
         runner="hq_tokenizers.training.prior:train_prior_and_save_generator",
     ),
     "generate": Command(
-        summary="draw images with a generator",
+        summary="draw images or sounds with a generator",
         explanation=(
             "Draws images and writes each as PNG, all of them as samples.png, and the options as report.json. A folder "
             "takes the images of one call only. In Python transformers.pipeline('hq-generation', model=FOLDER) does "
-            "the same, and its methods reconstruct, variations and inpaint work on given images."
+            "the same, and its methods reconstruct, variations and inpaint work on given images. A generator of sounds "
+            "leaves WAV files, the spectrograms as samples.png, and samples.html, which plays them."
         ),
         examples=(
             "hq-tokenizers generate --generator runs/prior/generator --class_labels '[3, 7]' --num_images 16",
@@ -95,7 +97,8 @@ COMMANDS = {
             "of the first levels of a hierarchy), a generator by its samples (FID and more), or a folder of images, "
             "against the split data.test_split, or data.validation_split where that is null. Prints a table and leaves "
             "report.json, where every figure says how it came about, model_card_row.md, and reconstructions.png with a "
-            "tokenizer's best, median and worst. With several devices: "
+            "tokenizer's best, median and worst. Of sounds: errors in dB, usage, what codes say about classes and "
+            "speakers, players, and the Fréchet distance on metrics.sound_network. With several devices: "
             "torchrun --nproc_per_node 2 -m hq_tokenizers evaluate CONFIG.yaml."
         ),
         examples=(

@@ -11,10 +11,12 @@ from accelerate import Accelerator
 from hq_tokenizers.evaluation.generator import evaluate_generator
 from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
+from hq_tokenizers.evaluation.sound_generator import evaluate_sound_generator
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
+from hq_tokenizers.pipelines.code_decoding import is_of_sound
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig, settings_from_options
 from hq_tokenizers.processes import create_accelerator
@@ -65,4 +67,5 @@ def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dic
     settings = settings.with_overrides(**settings_from_options(config.generation))
     generator.prior.check_generation_config(settings)
     described = {name: value for name, value in settings.to_dict().items() if name != "transformers_version"}
-    return evaluate_generator(config, generator.to(accelerator.device), described, accelerator)
+    judge = evaluate_sound_generator if is_of_sound(generator.config.image_tokenizer_config) else evaluate_generator
+    return judge(config, generator.to(accelerator.device), described, accelerator)

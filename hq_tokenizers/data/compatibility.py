@@ -1,4 +1,4 @@
-"""Whether images suit a tokenizer, and splits suit each other."""
+"""Whether images suit a tokenizer, and splits of images or sounds suit each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.checks import as_image_size, image_height_width
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.label_maps import LabelMapFormat
+from hq_tokenizers.data.sound import SoundRows
 
 
 def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
@@ -46,7 +47,7 @@ def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
         )
 
 
-def check_classes(train: ImageRows, rows: ImageRows, option: str) -> None:
+def check_classes(train: ImageRows | SoundRows, rows: ImageRows | SoundRows, option: str) -> None:
     """A class means the same in every split: the prior knows those of the training split by number."""
     if train.labels is None:
         return

@@ -2,7 +2,8 @@
 
 A folder made by `DatasetDict.save_to_disk` with the columns `codes` (fixed-length lists of int16 or int32 in the order
 of `Codes.flatten`) and, for images with classes, `labels`; and `codes.json` with the layout, where they come from, and
-the SHA-256 of every split.
+the SHA-256 of every split. Sounds also have `lengths`, their columns of the coarsest grid, after which all codes are 0,
+and, where they have speakers, `speakers`.
 With soft targets the training split also has `soft_codes` (integers as well) and `soft_probabilities` (float16), k of
 each per code.
 """
@@ -43,20 +44,23 @@ class CodeRows:
         codes: Integers (N, T), in the order of `Codes.flatten`.
         labels: LongTensor (N,) of classes, or None.
         soft: Posterior probabilities of the codes, for training; or None.
+        speakers: LongTensor (N,) of the speakers of sounds, or None.
+        lengths: LongTensor (N,), of sounds the columns of the coarsest grid that are no padding; or None.
     """
 
     codes: torch.Tensor
     labels: torch.Tensor | None = None
     soft: SoftCodes | None = None
+    speakers: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def sha256(self) -> str:
-        """Hash of codes, labels and posterior probabilities."""
+        """Hash of codes, labels, speakers, lengths and posterior probabilities."""
         columns = [self.codes.int()]
-        if self.labels is not None:
-            columns.append(self.labels.long())
+        columns += [column.long() for column in (self.labels, self.speakers, self.lengths) if column is not None]
         if self.soft is not None:
             columns += [self.soft.codes.int(), self.soft.probabilities.half()]
         digest = hashlib.sha256()
@@ -65,7 +69,7 @@ class CodeRows:
         return digest.hexdigest()
 
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
-        """Batches {"codes": LongTensor (B, T), "labels": (B,) when there are classes}.
+        """Batches {"codes": LongTensor (B, T), "labels": (B,) when there are classes, "speaker_ids" (B,) likewise}.
 
         With posterior probabilities also "soft_codes", LongTensor (B, T, k), and "soft_probabilities", float32
         (B, T, k).
@@ -73,6 +77,8 @@ class CodeRows:
         columns = {"codes": self.codes}
         if self.labels is not None:
             columns["labels"] = self.labels
+        if self.speakers is not None:
+            columns["speaker_ids"] = self.speakers
         if self.soft is not None:
             columns |= {"soft_codes": self.soft.codes, "soft_probabilities": self.soft.probabilities}
         columns = {name: column.to(device) for name, column in columns.items()}
@@ -92,6 +98,7 @@ class EncodedImages:
         tokenizer: Folder or Hub id of the tokenizer that made them.
         tokenizer_sha256: Hash of its weights, see `weights_sha256`.
         label_names: Names of the classes, or None.
+        speaker_names: Names of the speakers, or None.
     """
 
     layout: CodeLayout
@@ -99,6 +106,7 @@ class EncodedImages:
     tokenizer: str
     tokenizer_sha256: str
     label_names: list[str] | None = None
+    speaker_names: list[str] | None = None
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder; codes that are there already are replaced when the new ones are complete.
@@ -124,6 +132,7 @@ class EncodedImages:
             "tokenizer": self.tokenizer,
             "tokenizer_sha256": self.tokenizer_sha256,
             "id2label": None if self.label_names is None else dict(enumerate(self.label_names)),
+            "speaker_names": self.speaker_names,
             "sha256": {name: rows.sha256() for name, rows in self.splits.items()},
         }
         # Its name says that the rest is complete, hence it comes last and whole.
@@ -170,6 +179,11 @@ class EncodedImages:
             if rows.labels is not None:
                 features["labels"] = ClassLabel(names=self.label_names) if self.label_names else Value("int64")
                 arrays["labels"] = rows.labels[part].numpy()
+            if rows.speakers is not None:
+                features["speakers"] = ClassLabel(names=self.speaker_names) if self.speaker_names else Value("int64")
+                arrays["speakers"] = rows.speakers[part].numpy()
+            if rows.lengths is not None:
+                features["lengths"], arrays["lengths"] = Value("int64"), rows.lengths[part].numpy()
             parts.append(Dataset.from_dict(arrays, features=Features(features)))
         return concatenate_datasets(parts)
 
@@ -227,6 +241,7 @@ class EncodedImages:
             description["tokenizer"],
             description["tokenizer_sha256"],
             None if names is None else list(names.values()),
+            description.get("speaker_names"),
         )
 
 
@@ -280,12 +295,16 @@ def _list_column(values: torch.Tensor, dtype: str) -> tuple[Any, Any]:
 
 def _read_rows(rows: Dataset) -> CodeRows:
     codes = _read_column(rows, "codes", np.int32)
-    labels = _read_column(rows, "labels", np.int64) if "labels" in rows.column_names else None
+    numbers = {
+        name: _read_column(rows, name, np.int64)
+        for name in ("labels", "speakers", "lengths")
+        if name in rows.column_names
+    }
     soft = None
     if "soft_codes" in rows.column_names:
         columns = _read_column(rows, "soft_codes", np.int32), _read_column(rows, "soft_probabilities", np.float16)
         soft = SoftCodes(*(column.reshape(*codes.shape, -1) for column in columns))
-    return CodeRows(codes, labels, soft)
+    return CodeRows(codes, soft=soft, **numbers)
 
 
 def _read_column(rows: Dataset, name: str, dtype: type) -> torch.Tensor:

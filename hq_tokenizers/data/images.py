@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from hq_tokenizers.image_processing_hq import GREY_MODES, HQImageProcessor, conv
 from hq_tokenizers.sound_decoding import UnreadableSoundError
 
 from .batches import evenly
+from .workers import decoded_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -221,12 +221,11 @@ class ImageRows:
         """
         # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
         labels = None if self.labels is None else self.labels.to(device)
-        with said_by_worker():
-            for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
-                batch = {"pixel_values": self.image_format.to_batch(pixels)}
-                if labels is not None:
-                    batch["labels"] = labels[indices.to(device, non_blocking=True)]
-                yield batch
+        for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
+            batch = {"pixel_values": self.image_format.to_batch(pixels)}
+            if labels is not None:
+                batch["labels"] = labels[indices.to(device, non_blocking=True)]
+            yield batch
 
     def _decode_all(self) -> torch.Tensor:
         form = self.image_format
@@ -240,33 +239,10 @@ class ImageRows:
         if self.images is not None:
             images = self.images.to(device)
             return (images[indices.to(device, non_blocking=True)] for indices in index_batches)
-        loader = torch.utils.data.DataLoader(
-            self._lazy,
-            batch_sampler=[indices.tolist() for indices in index_batches],
-            num_workers=self._num_workers,
-            worker_init_fn=leave_signals_to_the_main_process,
-            pin_memory=torch.accelerator.is_available(),
-            # Without one of its own it would draw from the global noise, and training with it would be another run.
-            generator=torch.Generator(),
+        loader = decoded_batches(
+            self._lazy, index_batches, self._num_workers, pin_memory=torch.accelerator.is_available()
         )
         return (pixels.to(device, non_blocking=True) for pixels in loader)
-
-
-@contextmanager
-def said_by_worker() -> Iterator[None]:
-    """What a worker process found wrong, without the traceback that torch puts before it."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("Caught "):
-            raise
-        raise type(error)(str(error).rstrip().rpartition("\n")[2].partition(": ")[2]) from error
-
-
-def leave_signals_to_the_main_process(worker_index: int) -> None:
-    """Ctrl-C and many a SIGTERM reach the workers as well, which the main process needs for its last step."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class RawFormat(Protocol):

@@ -16,15 +16,8 @@ from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.sound_decoding import decode_sound
 
 from .batches import evenly
-from .images import (
-    HASHED_ROWS,
-    MEMORY_LIMIT,
-    Batch,
-    LazyRows,
-    RowNames,
-    leave_signals_to_the_main_process,
-    said_by_worker,
-)
+from .images import HASHED_ROWS, MEMORY_LIMIT, Batch, LazyRows, RowNames
+from .workers import decoded_batches
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -151,6 +144,11 @@ class SoundRows:
     def __len__(self) -> int:
         return len(self._lazy)
 
+    def waveform(self, index: int) -> np.ndarray:
+        """The samples (n,) of a sound."""
+        with self._lazy.names.named(index, raw := self._lazy.raw(index)):
+            return decode_sound(raw, self.extractor.sampling_rate)
+
     @property
     def longest(self) -> int | None:
         """Frames of the longest sound; None where it is not known without reading all."""
@@ -215,25 +213,16 @@ class SoundRows:
             ValueError: For a sound that is unreadable, by its name.
         """
         columns = {"labels": self.labels, "speaker_ids": self.speakers}
-        with said_by_worker():
-            for indices, spectrograms in zip(index_batches, self._decibels(index_batches), strict=True):
-                batch = self._padded(spectrograms)
-                batch |= {name: column[indices] for name, column in columns.items() if column is not None}
-                yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        for indices, spectrograms in zip(index_batches, self._decibels(index_batches), strict=True):
+            batch = self._padded(spectrograms)
+            batch |= {name: column[indices] for name, column in columns.items() if column is not None}
+            yield {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _decibels(self, index_batches: Sequence[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
         if self.spectrograms is not None:
             kept = self.spectrograms
             return ([kept[index] for index in indices.tolist()] for indices in index_batches)
-        return torch.utils.data.DataLoader(
-            self._lazy,
-            batch_sampler=[indices.tolist() for indices in index_batches],
-            num_workers=self._num_workers,
-            worker_init_fn=leave_signals_to_the_main_process,
-            collate_fn=list,
-            # Without one of its own it would draw from the global noise, and training with it would be another run.
-            generator=torch.Generator(),
-        )
+        return decoded_batches(self._lazy, index_batches, self._num_workers, collate_fn=list)
 
     def _padded(self, spectrograms: Sequence[torch.Tensor]) -> Batch:
         extractor = self.extractor
@@ -261,6 +250,18 @@ def random_segments(batch: Batch, num_frames: int) -> Batch:
     frames = first[:, None] + torch.arange(num_frames, device=values.device)
     where = frames[:, None, None].expand(*values.shape[:3], -1)
     return {**batch, "pixel_values": values.gather(-1, where), "attention_mask": mask.gather(1, frames)}
+
+
+def first_frames(batch: Batch, num_frames: int) -> Batch:
+    """The first frames of every sound, padded where it has fewer.
+
+    Args:
+        batch: Of `SoundRows`.
+        num_frames: Frames of each.
+    """
+    missing = max(0, num_frames - batch["pixel_values"].shape[-1])
+    cut = {name: F.pad(batch[name], (0, missing))[..., :num_frames] for name in ("pixel_values", "attention_mask")}
+    return {**batch, **cut}
 
 
 def round_up(number: int, multiple: int) -> int:

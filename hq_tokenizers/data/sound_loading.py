@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import AutoFeatureExtractor, PreTrainedConfig
+
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.processes import is_main_process
@@ -43,6 +45,39 @@ def feature_extractor(config: DataConfig, grid_dims: int, stride: int) -> HQFeat
         grid_dims=grid_dims,
         pad_to_multiple_of=stride,
     )
+
+
+def load_front_end(path: str, config: PreTrainedConfig) -> HQFeatureExtractor:
+    """The front end that is saved beside a tokenizer.
+
+    Args:
+        path: Folder or Hub id of the tokenizer.
+        config: Its configuration.
+
+    Raises:
+        ValueError: If there is none, or one of another form.
+    """
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(path)
+    except (OSError, ValueError):
+        extractor = None
+    if not isinstance(extractor, HQFeatureExtractor) or not extractor.suits(config):
+        raise ValueError(f"{path} has no preprocessor_config.json of a front end that suits its model.")
+    return extractor
+
+
+def check_speakers(config: PreTrainedConfig, rows: SoundRows) -> None:
+    """Checks that sounds have the speakers that a tokenizer decodes for.
+
+    Raises:
+        ValueError: If they do not, naming the option.
+    """
+    known = 0 if rows.speaker_names is None else len(rows.speaker_names)
+    if config.num_speakers and known != config.num_speakers:
+        raise ValueError(
+            f"The tokenizer decodes for {config.num_speakers} speakers, the data name {known}: set "
+            "data.sound.speaker_column to the column that it was trained with."
+        )
 
 
 def load_sound_splits(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from hq_tokenizers.data.images import Batch
+from hq_tokenizers.data.sound import SoundRows
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
+from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.reporting.tracking import Record
+
+from .references import data_identity
 
 
 def squared_error(reconstruction: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,6 +36,29 @@ def decibel_figures(mse: float, extractor: HQFeatureExtractor) -> Record:
     """
     mse_db2 = mse * extractor.std_db**2
     return {"mse_db2": mse_db2, "rmse_db": mse_db2**0.5, "rmse": mse**0.5}
+
+
+def sound_provenance(config: DataConfig, split: str, rows: SoundRows, number: int) -> dict[str, Any]:
+    """What figures of sounds were measured on.
+
+    Args:
+        config: Of the data.
+        split: Option of the split.
+        rows: The split.
+        number: Sounds that were judged.
+    """
+    identity = data_identity(config, split)
+    return {
+        "reference": {
+            "name": identity["reference_name"],
+            "split": identity["reference_split"],
+            "num_images": len(rows),
+            "sha256": rows.sha256(),
+        },
+        "num_images": number,
+        "kind": "sounds",
+        "front_end": rows.extractor.to_dict(),
+    }
 
 
 def spectrogram_pictures(

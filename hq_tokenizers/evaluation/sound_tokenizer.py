@@ -7,25 +7,30 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import AutoFeatureExtractor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
+from hq_tokenizers.codes import Codes
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import Batch
 from hq_tokenizers.data.sound import SoundRows, model_inputs
-from hq_tokenizers.data.sound_loading import load_sound_splits
+from hq_tokenizers.data.sound_loading import check_speakers, load_front_end, load_sound_splits
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
+from hq_tokenizers.metrics.code_labels import code_label_counts, normalized_mutual_information
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
+from hq_tokenizers.reporting.players import save_players
 from hq_tokenizers.reporting.tracking import progress_bar
 
 from .pictures import named_reconstructions
-from .references import data_identity, evaluated_split
-from .sound import decibel_figures, spectrogram_pictures, squared_error
+from .references import evaluated_split
+from .sound import decibel_figures, sound_provenance, spectrogram_pictures, squared_error
+from .sound_sets import SoundDistance, sound_network
 from .validation import RunningSums
 
 _PICTURES = 24
+_PLAYED = 8
 
 
 def evaluate_sounds(
@@ -41,58 +46,61 @@ def evaluate_sounds(
 
     Returns:
         "results" as `write_evaluation` takes them: "reconstruction", the error of all frames in dB², dB and units of
-        the normalised spectrograms; "codebook_usage"; and of several levels "partial", lists over the first 1, …, L of
-        them.
+        the normalised spectrograms; "codebook_usage", with the normalised mutual information of each level's codes with
+        the classes and the speakers of the sounds they are in; of several levels "partial", lists over the first 1, …,
+        L of them; and with `metrics.sound_network` "fad", the Fréchet distance of what Griffin-Lim makes of the
+        reconstructions from the sounds.
 
     Raises:
         OSError, ValueError: If front end, tokenizer and data do not fit together.
     """
     assert config.tokenizer is not None
-    extractor = AutoFeatureExtractor.from_pretrained(config.tokenizer)
-    if not isinstance(extractor, HQFeatureExtractor) or not extractor.suits(model.config):
-        raise ValueError(f"{config.tokenizer} has no preprocessor_config.json of a front end that suits its model.")
+    extractor = load_front_end(config.tokenizer, model.config)
     split = evaluated_split(config.data)
     (rows,) = load_sound_splits(config.data, extractor, split)
-    _check_speakers(model, rows)
+    check_speakers(model.config, rows)
+    if rows.speaker_names is not None and not model.config.num_speakers:
+        raise ValueError("The tokenizer knows no speakers: leave out data.sound.speaker_column.")
+    network = sound_network(config.metrics, accelerator)
+    distance = None
+    if network is not None:
+        distance = SoundDistance(network, extractor.sampling_rate, config.metrics.allow_few_images)
     sums = RunningSums()
     shares = validation_batches(len(rows), config.batch_size, accelerator.num_processes, accelerator.process_index)
     batches = rows.batches(shares, accelerator.device)
-    for batch in progress_bar(batches, len(shares), "reconstructing", accelerator.is_main_process):
-        _add(sums, model, batch)
+    batches = progress_bar(batches, len(shares), "reconstructing", accelerator.is_main_process)
+    for indices, batch in zip(shares, batches, strict=True):
+        reconstruction = _add(sums, model, batch, rows)
+        if distance is not None:
+            originals = [rows.waveform(number) for number in indices.tolist()]
+            distance.add(extractor.to_waveforms(reconstruction, batch["attention_mask"]), originals)
     totals = sums.reduce(accelerator)
     if accelerator.is_main_process:
         (batch,) = rows.batches([torch.arange(min(_PICTURES, len(rows)))], accelerator.device)
-        versions = spectrogram_pictures(named_reconstructions(model, **model_inputs(batch)), batch, extractor)
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        save_png(reconstruction_grid(versions), Path(config.output_dir) / picture)
-    identity = data_identity(config.data, split)
-    provenance = {
-        "reference": {
-            "name": identity["reference_name"],
-            "split": identity["reference_split"],
-            "num_images": len(rows),
-            "sha256": rows.sha256(),
-        },
-        "num_images": len(rows),
-        "kind": "sounds",
-        "front_end": extractor.to_dict(),
-    }
-    return _results(model, totals, extractor, provenance)
+        versions = named_reconstructions(model, **model_inputs(batch))
+        output_dir = Path(config.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        save_png(reconstruction_grid(spectrogram_pictures(versions, batch, extractor)), output_dir / picture)
+        _save_players(output_dir / picture, versions, batch, rows)
+    provenance = sound_provenance(config.data, split, rows, len(rows))
+    results = _results(model, totals, extractor, provenance)
+    return results if distance is None else {**results, "fad": distance.result(provenance)}
 
 
-def _check_speakers(model: PreTrainedModel, rows: SoundRows) -> None:
-    known = 0 if rows.speaker_names is None else len(rows.speaker_names)
-    if model.config.num_speakers and known != model.config.num_speakers:
-        raise ValueError(
-            f"The tokenizer decodes for {model.config.num_speakers} speakers, the data name {known}: set "
-            "data.sound.speaker_column to the column that it was trained with."
-        )
-    if known and not model.config.num_speakers:
-        raise ValueError("The tokenizer knows no speakers: leave out data.sound.speaker_column.")
+def _save_players(picture: Path, versions: dict[str, torch.Tensor], batch: Batch, rows: SoundRows) -> None:
+    """A page with the first sounds, what the front end leaves of them, and the reconstructions."""
+    number = min(_PLAYED, len(rows))
+    mask = batch["attention_mask"][:number]
+    named = {"spectrogram of the original" if name == "original" else name: v for name, v in versions.items()}
+    played = {"original": [rows.waveform(index) for index in range(number)]}
+    played |= {name: rows.extractor.to_waveforms(values[:number], mask) for name, values in named.items()}
+    titles = [str(index) for index in range(number)]
+    save_players(picture.with_suffix(".html"), played, rows.extractor.sampling_rate, titles, picture.name)
 
 
 @torch.no_grad()
-def _add(sums: RunningSums, model: PreTrainedModel, batch: Batch) -> None:
+def _add(sums: RunningSums, model: PreTrainedModel, batch: Batch, rows: SoundRows) -> torch.Tensor:
+    """Adds a batch, and returns its reconstruction."""
     inputs = model_inputs(batch)
     output = model(**inputs, return_loss=False)
     reconstructions = [output.reconstruction]
@@ -103,9 +111,25 @@ def _add(sums: RunningSums, model: PreTrainedModel, batch: Batch) -> None:
         levels = model.code_levels(output.codes, batch["attention_mask"])
         for level, (codes, size) in enumerate(zip(levels, output.codes.layout.codebook_sizes, strict=True)):
             sums.add(f"counts_{level}", code_counts(codes, size))
+        _add_labels(sums, model, output.codes, batch, rows)
     errors, numbers = zip(*(squared_error(one, batch) for one in reconstructions), strict=True)
     sums.add("squared_error", torch.stack(errors))
     sums.add("num_values", numbers[0])
+    return reconstructions[-1]
+
+
+def _add_labels(sums: RunningSums, model: PreTrainedModel, codes: Codes, batch: Batch, rows: SoundRows) -> None:
+    """How often each code of a level comes in sounds of each class and speaker."""
+    known = {"classes": ("labels", rows.label_names), "speakers": ("speaker_ids", rows.speaker_names)}
+    for kind, (column, names) in known.items():
+        if column not in batch or names is None:
+            continue
+        # The label of a sound is that of all its positions.
+        spread = Codes(tuple(batch[column][:, None, None, None].expand_as(grid) for grid in codes.groups), codes.layout)
+        pairs = (model.code_levels(each, batch["attention_mask"]) for each in (codes, spread))
+        for level, (found, labels) in enumerate(zip(*pairs, strict=True)):
+            size = codes.layout.codebook_sizes[level]
+            sums.add(f"{kind}_{level}", code_label_counts(found, labels, size, len(names)))
 
 
 def _results(
@@ -120,7 +144,12 @@ def _results(
         usage["active_codes"] = list(map(int, usage["active_codes"]))
         seconds = image_height_width(model.config.image_size)[1] / extractor.frames_per_second
         rate = model.code_layout().bits_per_image / seconds
-        results["codebook_usage"] = {**usage, "bits_per_second": rate, "provenance": provenance}
+        shared = {
+            f"nmi_{kind}": [normalized_mutual_information(totals[f"{kind}_{level}"]) for level in range(len(counts))]
+            for kind in ("classes", "speakers")
+            if f"{kind}_0" in totals
+        }
+        results["codebook_usage"] = {**usage, "bits_per_second": rate, **shared, "provenance": provenance}
     if len(errors) > 1:
         results["partial"] = {name: [level[name] for level in per_level] for name in ("mse_db2", "rmse_db")}
     return results

@@ -202,9 +202,14 @@ def _figures(sums: dict[str, torch.Tensor]) -> Record:
     return figures
 
 
-def class_labels(model: PreTrainedModel, batch: Batch) -> torch.Tensor | None:
-    """The classes of a batch of codes, for a prior that knows classes."""
-    return batch["labels"] if model.config.num_classes else None
+def prior_conditions(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """The classes and speakers of a batch of codes, for a prior that knows them, as its `forward` takes them."""
+    conditions = {}
+    if model.config.num_classes:
+        conditions["class_labels"] = batch["labels"]
+    if getattr(model.config, "num_speakers", 0):
+        conditions["speaker_ids"] = batch["speaker_ids"]
+    return conditions
 
 
 def unigram_entropies(rows: CodeRows, layout: CodeLayout) -> list[float]:
@@ -237,8 +242,9 @@ def evaluate_prior(
     sums.add("levels", torch.zeros(layout.num_levels))
     shares = validation_batches(len(rows), batch_size, accelerator.num_processes, accelerator.process_index)
     for indices, batch in zip(shares, rows.batches(shares, accelerator.device), strict=True):
-        codes, labels = layout.unflatten(batch["codes"]), class_labels(model, batch)
-        log_prob = model.log_prob_of_split(codes, labels, indices.tolist(), len(rows))
+        codes, conditions = layout.unflatten(batch["codes"]), prior_conditions(model, batch)
+        labels = conditions.pop("class_labels", None)
+        log_prob = model.log_prob_of_split(codes, labels, indices.tolist(), len(rows), **conditions)
         sums.add("levels", -log_prob.sum(dim=0))
     totals = sums.reduce(accelerator)["levels"] / len(rows)
     positions = torch.tensor([layout.groups[group].num_positions for group, _ in layout.levels()])

@@ -10,8 +10,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.pipelines.code_decoding import is_of_sound
+from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
 
 from .model_card import create_model_card
@@ -53,6 +57,7 @@ def export_self_contained(
     directory: str | os.PathLike[str],
     card: ModelCard | None = None,
     max_shard_size: int | str = "50GB",
+    feature_extractor: HQFeatureExtractor | None = None,
 ) -> Path:
     """Writes a model with the code it needs: weights, configs, image processor, model card and flat modules.
 
@@ -65,17 +70,18 @@ def export_self_contained(
         directory: Where to write; created when missing.
         card: Model card; by default `create_model_card(model, self_contained=True)`.
         max_shard_size: Largest size of a file of weights.
+        feature_extractor: The front end of a model of sounds, which the model itself does not know.
 
     Returns:
         The directory.
 
     Raises:
-        TypeError: If the model is of none of the three kinds.
+        TypeError: If the model is of none of the three kinds, or the front end is not that of such a model.
         ValueError: If the code of a part is not of this package and cannot be flattened.
     """
     directory = Path(directory)
     card = card or create_model_card(model, self_contained=True)
-    processor = image_processor_for(model)
+    processor = processor_for(model, feature_extractor)
     sources = _sources(model, processor)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     for name, text in sources.items():
@@ -84,32 +90,49 @@ def export_self_contained(
         "auto_map": {"AutoConfig": _reference(type(model.config)), "AutoModel": _reference(type(model))}
     }
     if isinstance(model, HQGeneratorModel):
-        code["custom_pipelines"] = {"hq-generation": {"impl": _reference(HQGenerationPipeline), "pt": ["AutoModel"]}}
+        made_by = _pipeline_of(model)
+        code["custom_pipelines"] = {made_by.task_name: {"impl": _reference(made_by), "pt": ["AutoModel"]}}
     _update_json(directory / "config.json", **code)
     if processor is not None:
         processor.save_pretrained(directory)
-        _update_json(
-            directory / "preprocessor_config.json", auto_map={"AutoImageProcessor": _reference(HQImageProcessor)}
-        )
+        auto_class = "AutoImageProcessor" if isinstance(processor, HQImageProcessor) else "AutoFeatureExtractor"
+        _update_json(directory / "preprocessor_config.json", auto_map={auto_class: _reference(type(processor))})
     card.save(directory / "README.md")
     return directory
 
 
-def image_processor_for(model: PreTrainedModel) -> HQImageProcessor | None:
-    """What makes the inputs of a tokenizer or a generator of images; None for priors, label maps and sounds."""
+def processor_for(
+    model: PreTrainedModel, feature_extractor: HQFeatureExtractor | None = None
+) -> HQImageProcessor | HQFeatureExtractor | None:
+    """What makes the inputs of a tokenizer or a generator; None for priors and label maps.
+
+    Args:
+        model: The model.
+        feature_extractor: Of a model of sounds; without it theirs is None as well.
+
+    Raises:
+        TypeError: If it is not the front end of such a model.
+    """
     config = getattr(model.config, "image_tokenizer_config", model.config)
-    if not hasattr(config, "image_size") or config.for_label_maps or config.modality != "image":
-        return None
+    of_sound = hasattr(config, "image_size") and is_of_sound(config)
+    if feature_extractor is not None and not (of_sound and feature_extractor.suits(config)):
+        raise TypeError(f"feature_extractor is not the front end of this {type(model).__name__}: leave it out.")
+    if of_sound or not hasattr(config, "image_size") or config.for_label_maps:
+        return feature_extractor
     return HQImageProcessor.for_config(config)
 
 
-def _sources(model: PreTrainedModel, processor: HQImageProcessor | None) -> dict[str, str]:
+def _pipeline_of(generator: HQGeneratorModel) -> type[CodeSamplingPipeline]:
+    return HQAudioGenerationPipeline if is_of_sound(generator.config.image_tokenizer_config) else HQGenerationPipeline
+
+
+def _sources(model: PreTrainedModel, processor: Any) -> dict[str, str]:
     """The modules of the export by file name."""
-    classes: list[type] = [type(model), type(model.config)] + ([] if processor is None else [HQImageProcessor])
+    classes: list[type] = [type(model), type(model.config)] + ([] if processor is None else [type(processor)])
     if not isinstance(model, HQGeneratorModel):
         return bundle_sources(cls.__module__ for cls in classes)
     parts = {"image_tokenizer_config": model.image_tokenizer, "prior_config": model.prior}
-    classes += [HQGenerationPipeline, *(cls for part in parts.values() for cls in (type(part), type(part.config)))]
+    classes += [_pipeline_of(model), *(cls for part in parts.values() for cls in (type(part), type(part.config)))]
     return bundle_sources(cls.__module__ for cls in classes) | {"sub_models.py": _sub_models_source(parts)}
 
 

@@ -11,16 +11,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.pipelines.code_decoding import is_of_sound
 from hq_tokenizers.reporting.tables import metrics_table
 
 _KINDS = {
     "generator": "an image generator",
+    "sound generator": "a generator of sounds",
     "image tokenizer": "a discrete image tokenizer",
     "label map tokenizer": "a discrete tokenizer of label maps",
     "sound tokenizer": "a tokenizer of sounds, by their log-mel spectrograms,",
     "autoencoder": "a variational autoencoder with continuous latents, a baseline without codes,",
     "prior": "a code prior",
 }
+_GENERATORS = {"generator": "hq-generation", "sound generator": "hq-audio-generation"}
 PIPELINE_TAGS = {
     "generator": "unconditional-image-generation",
     **dict.fromkeys(("image tokenizer", "autoencoder"), "image-feature-extraction"),
@@ -32,6 +35,12 @@ from transformers import pipeline
 
 generate = pipeline("hq-generation", model="{model_id}")
 image = generate({label}, seed=0)
+""",
+    "sound generator": """import hq_tokenizers
+from transformers import pipeline
+
+generate = pipeline("hq-audio-generation", model="{model_id}")
+sound = generate({label}, seed=0)  # {{"audio": samples, "sampling_rate": samples per second}}
 """,
     "image tokenizer": """import hq_tokenizers
 from transformers import AutoImageProcessor, AutoModel
@@ -108,11 +117,11 @@ def create_model_card(
     """
     kind, layout = _kind_and_layout(model)
     metrics = _plain_metrics(metrics)
-    id2label = model.config.id2label if kind == "generator" else {}
+    id2label = model.config.id2label if kind in _GENERATORS else {}
     data = ModelCardData(
         # `pipeline(model=…)` takes the task from the Hub for models of transformers only; it knows ours once
         # hq_tokenizers is imported. The other models have no task there, and are better refused than misread.
-        library_name="transformers" if kind == "generator" else "hq_tokenizers",
+        library_name="transformers" if kind in _GENERATORS else "hq_tokenizers",
         pipeline_tag=PIPELINE_TAGS.get(kind),
         model_name=model_id.rpartition("/")[2] if metrics else None,
         eval_results=_eval_results(kind, metrics, datasets) if metrics else None,
@@ -124,7 +133,7 @@ def create_model_card(
         f"# {model_id}",
         description or f"This is {_KINDS[kind]} of the library hq_tokenizers.",
         _usage(kind, model_id, id2label, self_contained),
-        _codes_section(layout) if layout is not None else "",
+        _codes_section(layout, kind) if layout is not None else "",
         _parameters_section(model, kind),
         _classes_section(id2label),
         _metrics_section(metrics),
@@ -172,7 +181,8 @@ def _slug(text: str) -> str:
 
 def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
     if model.config.model_type == "hq_generator":
-        return "generator", model.code_layout
+        sounds = is_of_sound(model.config.image_tokenizer_config)
+        return "sound generator" if sounds else "generator", model.code_layout
     if model.base_model_prefix == "image_tokenizer" and model.config.modality == "sound":
         return "sound tokenizer", model.code_layout() if model.config.has_codes else None
     if model.base_model_prefix == "image_tokenizer" and not model.config.has_codes:
@@ -187,9 +197,9 @@ def _kind_and_layout(model: PreTrainedModel) -> tuple[str, CodeLayout | None]:
 
 
 def _topics(kind: str, id2label: Mapping[int, str]) -> list[str]:
-    if kind != "generator":
+    if kind not in _GENERATORS:
         return []
-    return ["hq-generation", "class-conditional"] if id2label else ["hq-generation"]
+    return [_GENERATORS[kind], *(["class-conditional"] if id2label else [])]
 
 
 def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained: bool) -> str:
@@ -207,7 +217,8 @@ def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained
     return text
 
 
-def _codes_section(layout: CodeLayout) -> str:
+def _codes_section(layout: CodeLayout, kind: str) -> str:
+    item = "sound" if kind.startswith("sound") else "image"
     rows = [
         f"| {index} | {group.height} × {group.width} | {group.depth} | {', '.join(map(str, group.codebook_sizes))} |"
         for index, group in enumerate(layout.groups, start=1)
@@ -216,7 +227,7 @@ def _codes_section(layout: CodeLayout) -> str:
         [
             "## Codes",
             "",
-            f"{layout.num_codes} codes per image, {layout.bits_per_image:.0f} bits under a uniform prior.",
+            f"{layout.num_codes} codes per {item}, {layout.bits_per_image:.0f} bits under a uniform prior.",
             "",
             "| group, coarse to fine | grid | codes per position | codebook sizes |",
             "|---|---|---|---|",
@@ -226,7 +237,7 @@ def _codes_section(layout: CodeLayout) -> str:
 
 
 def _parameters_section(model: PreTrainedModel, kind: str) -> str:
-    parts = {"image tokenizer": model.image_tokenizer, "prior": model.prior} if kind == "generator" else {kind: model}
+    parts = {"image tokenizer": model.image_tokenizer, "prior": model.prior} if kind in _GENERATORS else {kind: model}
     rows = [
         f"| {name} | `{type(part).__name__}` | {sum(p.numel() for p in part.parameters()):,} |"
         for name, part in parts.items()

@@ -11,14 +11,16 @@ from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import PreTrainedModel
 
-from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
+from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
+from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
+from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 
-from .export import export_self_contained, image_processor_for
+from .export import export_self_contained, processor_for
 from .model_card import create_model_card
 
 
 def push_to_hub(
-    model: PreTrainedModel | HQGenerationPipeline,
+    model: PreTrainedModel | CodeSamplingPipeline,
     repo_id: str,
     *,
     card: ModelCard | None = None,
@@ -31,10 +33,11 @@ def push_to_hub(
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
     tags: Sequence[str] = (),
+    feature_extractor: HQFeatureExtractor | None = None,
 ) -> str:
-    """Uploads a generator, an image tokenizer or a prior with its image processor and its model card.
+    """Uploads a generator, a tokenizer or a prior with its image processor or front end, and its model card.
 
-    Also the method `push_to_hub` of the models and of the pipeline, which uploads its own image processor.
+    Also the method `push_to_hub` of the models and of the pipelines, which upload their own.
 
     Args:
         model: The model, or the pipeline of a generator.
@@ -50,14 +53,18 @@ def push_to_hub(
         create_pr: Whether to open a pull request instead of committing.
         max_shard_size: Largest size of a file of weights, such as "5GB".
         tags: Tags to add to those of the card.
+        feature_extractor: The front end of a model of sounds, which the model itself does not know; a pipeline does.
 
     Returns:
         The address of the commit.
 
     Raises:
-        TypeError: If the model is of none of the three kinds.
+        TypeError: If the model is of none of the three kinds, or the front end is not that of such a model.
     """
-    pipeline, model = (model, model.model) if isinstance(model, HQGenerationPipeline) else (None, model)
+    pipeline, model = (model, model.model) if isinstance(model, CodeSamplingPipeline) else (None, model)
+    if isinstance(pipeline, HQAudioGenerationPipeline):
+        feature_extractor = pipeline.processor_of_outputs
+    processor = processor_for(model, feature_extractor) if pipeline is None else pipeline.processor_of_outputs
     new_card = create_model_card(model, repo_id, self_contained=self_contained)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -67,11 +74,10 @@ def push_to_hub(
         header.tags = list(dict.fromkeys([*(header.tags or []), *tags]))
     with tempfile.TemporaryDirectory() as directory:
         if self_contained:
-            export_self_contained(model, directory, card, max_shard_size)
+            export_self_contained(model, directory, card, max_shard_size, feature_extractor)
         else:
             model.save_pretrained(directory, max_shard_size=max_shard_size)
             card.save(Path(directory) / "README.md")
-        processor = image_processor_for(model) if pipeline is None else pipeline.image_processor
         if processor is not None and not self_contained:
             processor.save_pretrained(directory)
         commit = api.upload_folder(

@@ -27,8 +27,8 @@ class FeatureConfig:
     ] = None
     allow_few_images: Annotated[
         bool,
-        "compute a Fréchet distance from no more images than there are features (inception 2048, squeezenet 512); such "
-        "numbers compare only with others from as many images",
+        "compute a Fréchet distance from no more images, or sounds, than there are features (inception 2048, "
+        "squeezenet 512); such numbers compare only with others from as many images",
     ] = False
 
     def __post_init__(self) -> None:
@@ -52,6 +52,11 @@ class MetricConfig(FeatureConfig):
     ] = "auto"
     lpips_weights: Annotated[
         Name | None, "file of the backbone's weights; null takes torch's hub cache, or downloads them"
+    ] = None
+    sound_network: Annotated[
+        Name | None,
+        "sounds: folder or Hub id of a model of transformers that takes waveforms, such as facebook/wav2vec2-base, on "
+        "whose last hidden states, averaged over time, the Fréchet distance is computed; null leaves it out",
     ] = None
 
     def __post_init__(self) -> None:

@@ -19,12 +19,16 @@ class GenerateConfig:
     """
 
     generator: Annotated[Name, "folder or Hub id of a generator"] = "runs/prior/generator"
-    output_dir: Annotated[Name, "folder of the images to write"] = "runs/samples"
+    output_dir: Annotated[Name, "folder of the images or sounds to write"] = "runs/samples"
     class_labels: Annotated[
         Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,
         "class names or ids, as in [cat, dog]; null draws every class, or none",
     ] = None
-    num_images: Annotated[Count, "images per class"] = 8
+    speakers: Annotated[
+        Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,
+        "speaker names or ids, of generators of sound that know speakers; null draws every speaker of every class",
+    ] = None
+    num_images: Annotated[Count, "images or sounds per class and speaker"] = 8
     seed: Annotated[Seed, "image i has the noise of seed + i"] = 0
     batch_size: Annotated[Count, "images at a time; the images do not depend on it"] = 64
     generation: Annotated[

@@ -31,6 +31,9 @@ _LABELS = {
     "recall": "recall",
     "perplexity": "perplexity by level",
     "active_codes": "active codes by level",
+    "nmi_classes": "NMI of codes and classes by level",
+    "nmi_speakers": "NMI of codes and speakers by level",
+    "frechet_audio_distance": "Fréchet distance of sounds",
     "pixel_accuracy": "pixel accuracy",
     "mean_iou": "mean IoU",
 }

@@ -14,12 +14,14 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.images import Batch
+from hq_tokenizers.data.sound_loading import load_front_end
 from hq_tokenizers.data.synthetic import synthetic_codes
 from hq_tokenizers.evaluation.generator import compare_samples
 from hq_tokenizers.evaluation.image_sets import SetComparison
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.sampling import NumberedSamples
-from hq_tokenizers.evaluation.validation import class_labels, evaluate_prior
+from hq_tokenizers.evaluation.sound import spectrogram_pictures
+from hq_tokenizers.evaluation.validation import evaluate_prior, prior_conditions
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.image_processing_hq import HQImageProcessor
@@ -28,6 +30,7 @@ from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
+from hq_tokenizers.pipelines.code_decoding import decode_codes, layout_for, num_speakers
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.priors.likelihood import dense_soft_targets
@@ -99,7 +102,7 @@ def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[
         report["images_per_second"] = images_per_second(history)
         write_report(output_dir, report)
         if tokenizer is not None and config.samples:
-            save_png(_sample_grid(model, tokenizer, config), output_dir / "samples.png")
+            save_png(_sample_grid(model, tokenizer, config, encoded), output_dir / "samples.png")
         print(f"The prior, its curves and report.json are in {output_dir}.")
     accelerator.wait_for_everyone()
     return report
@@ -167,12 +170,16 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
 
 
 def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorModel:
-    """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor."""
+    """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor or
+    front end.
+    """
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     config = generator.image_tokenizer.config
     with replacing_files(output_dir) as new:
         generator.save_pretrained(new)
-        if not config.for_label_maps:
+        if config.modality == "sound":
+            load_front_end(tokenizer, config).save_pretrained(new)
+        elif not config.for_label_maps:
             HQImageProcessor.for_config(config).save_pretrained(new)
     return generator
 
@@ -219,7 +226,8 @@ class PriorStage(Stage):
         layout, soft_targets = self.encoded.layout, None
         if self.config.soft_targets:
             soft_targets = dense_soft_targets(layout, batch["soft_codes"], batch["soft_probabilities"])
-        loss = wrapped(layout.unflatten(batch["codes"]), class_labels(self.model, batch), soft_targets).loss
+        conditions = prior_conditions(self.model, batch)
+        loss = wrapped(layout.unflatten(batch["codes"]), soft_targets=soft_targets, **conditions).loss
         return loss, {"bits_per_code": loss.detach() / math.log(2)}
 
     def validate(self, model: PreTrainedModel) -> Record:
@@ -237,7 +245,7 @@ class PriorStage(Stage):
     def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         """Draws samples.png."""
         if self.tokenizer is not None and self.config.samples:
-            grid = _sample_grid(model, self.tokenizer, self.config)
+            grid = _sample_grid(model, self.tokenizer, self.config, self.encoded)
             save_png(grid, Path(self.config.output_dir) / "samples.png")
             tracker.image("samples", grid, step)
 
@@ -263,6 +271,8 @@ def _sample_comparison(
     if config.evaluation_steps is None:
         return None
     assert tokenizer is not None
+    if tokenizer.config.modality == "sound":
+        raise ValueError("evaluation_steps is for images: samples of sound are judged by `evaluate` afterwards.")
     check_packages()
     options = EvaluateConfig(
         generator=config.output_dir,
@@ -277,17 +287,19 @@ def _sample_comparison(
 def _model_config(config: PriorTrainingConfig, encoded: EncodedImages, code_vector_dim: int | None) -> PreTrainedConfig:
     """The configuration of the prior over these codes."""
     train = encoded.splits["train"]
-    conditional = train.labels is not None if config.conditional is None else config.conditional
-    if conditional and train.labels is None:
+    if config.conditional and train.labels is None and train.speakers is None:
         raise ValueError(f"conditional is true, but the codes in {config.codes!r} have no labels.")
+    conditional = config.conditional is not False
     num_classes, names = 0, encoded.label_names
-    if conditional:
-        num_classes = len(names) if names else int(train.labels.max()) + 1  # type: ignore[union-attr]
+    if conditional and train.labels is not None:
+        num_classes = len(names) if names else int(train.labels.max()) + 1
     from_data: dict[str, Any] = {"code_layout": encoded.layout.to_dict(), "num_classes": num_classes}
+    if conditional and train.speakers is not None:
+        from_data |= {"num_speakers": len(encoded.speaker_names or ()), "speaker_names": encoded.speaker_names}
     if code_vector_dim is not None:
         from_data["code_vector_dim"] = code_vector_dim
     model_config = build_model_config(config.model, from_data, PRIOR_CONFIGS)
-    if conditional and names:
+    if num_classes and names:
         model_config.id2label = dict(enumerate(names))
         model_config.label2id = {name: index for index, name in enumerate(names)}
     return model_config
@@ -336,11 +348,11 @@ def _load_tokenizer(
         raise ValueError(
             f"The codes in {config.codes!r} were made by other weights than those in {path!r}: encode the images again."
         )
-    if tokenizer.code_layout() != encoded.layout:
+    own = layout_for(tokenizer, encoded.layout)
+    if own != encoded.layout:
         raise ValueError(
-            f"The codes in {config.codes!r} have the layout {encoded.layout}, the tokenizer {path!r} has "
-            f"{tokenizer.code_layout()}, that of images of size {tokenizer.config.image_size}: encode images of that "
-            "size (data.image_size)."
+            f"The codes in {config.codes!r} have the layout {encoded.layout}, the tokenizer {path!r} has {own}, that "
+            f"of images of size {tokenizer.config.image_size}: encode images of that size (data.image_size)."
         )
     return tokenizer.to(accelerator.device)
 
@@ -356,14 +368,27 @@ def _training_rows(config: PriorTrainingConfig, encoded: EncodedImages) -> CodeR
     return rows if config.soft_targets else replace(rows, soft=None)
 
 
-def _sample_grid(model: PreTrainedModel, tokenizer: PreTrainedModel, config: PriorTrainingConfig) -> Any:
+def _sample_grid(
+    model: PreTrainedModel, tokenizer: PreTrainedModel, config: PriorTrainingConfig, encoded: EncodedImages
+) -> Any:
     """Samples of the classes in turn, one class per column where there are up to ten."""
     classes = model.config.num_classes
     columns = classes if 0 < classes <= 10 else 8
     number = max(1, config.samples // columns) * columns
     labels = [index % classes for index in range(number)] if classes else [-1] * number
-    codes = model.generate(torch.tensor(labels), generator=config.seed)
+    # Speakers in turn, one per row.
+    speakers = torch.arange(number) // columns % max(1, _num_speakers(model, tokenizer))
+    known = {"speaker_ids": speakers} if model.config.num_speakers else {}
+    codes = model.generate(torch.tensor(labels), generator=config.seed, **known)
+    images, mask = decode_codes(tokenizer, codes, speakers.to(codes.device))
+    if mask is not None:
+        front_end = load_front_end(_tokenizer_path(config, encoded.tokenizer) or encoded.tokenizer, tokenizer.config)
+        images = spectrogram_pictures({"samples": images}, {"attention_mask": mask}, front_end)["samples"]
     # Columns of one class each are titled once.
     titled = labels[:columns] if classes == columns else labels
     titles = [model.config.id2label[label] for label in titled] if classes else []
-    return image_grid(tokenizer.decode(codes), columns, titles)
+    return image_grid(images, columns, titles)
+
+
+def _num_speakers(model: PreTrainedModel, tokenizer: PreTrainedModel) -> int:
+    return model.config.num_speakers or num_speakers(tokenizer.config)

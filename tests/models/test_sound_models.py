@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from hq_tokenizers.codes import CodeGroup
 from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
@@ -150,6 +152,34 @@ def test_training_does_not_depend_on_the_amount_of_padding(name: str) -> None:
     # Moving averages, variances, reservoirs and batch statistics.
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sequence IV", "rsq sequence", "sq_vae I"])
+def test_one_second_and_eight_have_the_same_codes_up_to_the_receptive_field(name: str) -> None:
+    config = SYSTEMS[name]
+    model = build(config).eval()
+    front_end = HQFeatureExtractor(
+        BANDS, 8000, 80, 200, n_fft=256, mean_db=-30.0, std_db=5.0, grid_dims=config.grid_dims, pad_to_multiple_of=4
+    )
+    loudness = 0.5 * np.sin(np.arange(64000) / 500) ** 8
+    waveform = (loudness * np.random.default_rng(0).normal(size=64000)).astype(np.float32)
+    short, long = (
+        model.encode(**front_end(samples)).groups[0][0].transpose(0, 1) for samples in (waveform[:8000], waveform)
+    )
+    # How far a code looks ahead, by its convolutions; and the last frame whose window lies within the second.
+    ahead, jump = 0, 1
+    encoder = model.encoder if isinstance(model, SQVAEModel) else model.bottom_up
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            ahead += (layer.kernel_size[1] - 1 - layer.padding[1]) * jump
+            jump *= layer.stride[1]
+    assert jump == config.stride
+    last = (8000 - 128) // 80
+    same = (last - ahead) // jump + 1
+    assert 100 / jump * 0.6 < same < 100 / jump
+    assert torch.equal(short[:same], long[:same])
+    assert len(long[:same].unique()) > 2
+    assert not torch.equal(short, long[: len(short)])
 
 
 def test_without_padding_a_mask_of_ones_changes_nothing() -> None:

@@ -31,7 +31,7 @@ def never_encoding(monkeypatch):
     def fail(*arguments):
         raise AssertionError("encoded before everything was checked")
 
-    monkeypatch.setattr("hq_tokenizers.training.encoding._encode_rows", fail)
+    monkeypatch.setattr("hq_tokenizers.training.encoding._Encoder.encode", fail)
 
 
 @pytest.mark.parametrize("size", [16, [16, 8]])

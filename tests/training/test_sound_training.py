@@ -13,15 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel
 
 from hq_tokenizers.cli.evaluate import evaluate
-from hq_tokenizers.models.modeling_hq_vae import HQVAEModel
-from hq_tokenizers.models.presets import rsq_vae
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_from_dict
-from hq_tokenizers.options.training import EncodeConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.sound_decoding import encode_wav
 from hq_tokenizers.training.checkpoints import list_checkpoints
-from hq_tokenizers.training.encoding import encode_images
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
 SMALL = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
@@ -127,14 +124,6 @@ def test_an_interrupted_run_goes_on_with_the_same_segments(tmp_path, sounds) -> 
     train_tokenizer(config(tmp_path / "parts", sounds, IMAGES, max_steps=10, **options))
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-
-
-def test_encode_says_that_it_is_for_images(tmp_path, sounds) -> None:
-    torch.manual_seed(0)
-    network = {**{name: value for name, value in SMALL.items() if name != "codebook_size"}, "num_levels": 2}
-    HQVAEModel(rsq_vae("fsdd", **network)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is one of sound"):
-        encode_images(EncodeConfig(tokenizer=str(tmp_path), output_dir=str(tmp_path / "codes")))
 
 
 def test_options_that_do_not_go_together_are_refused(tmp_path, sounds) -> None:

@@ -1,0 +1,58 @@
+"""Codes of a prior as images or spectrograms: what a generator, and the training of a prior, ask of a tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hq_tokenizers.checks import image_height_width
+from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.padding import code_lengths, frame_mask
+
+
+def is_of_sound(config: PreTrainedConfig) -> bool:
+    """Whether this is the configuration of a tokenizer of sound; own tokenizers need not say that they are none."""
+    return getattr(config, "modality", "image") == "sound"
+
+
+def num_speakers(config: PreTrainedConfig) -> int:
+    """How many speakers a tokenizer decodes for; 0 where its decoder is told of none."""
+    return getattr(config, "num_speakers", 0)
+
+
+def layout_for(tokenizer: PreTrainedModel, layout: CodeLayout) -> CodeLayout:
+    """A tokenizer's own layout where a prior has this one: that of its images, or of sounds of the same length.
+
+    Args:
+        tokenizer: The tokenizer. Spectrograms have any length, so that a prior of sounds decides theirs.
+        layout: Of the prior's codes.
+    """
+    if not is_of_sound(tokenizer.config):
+        return tokenizer.code_layout()
+    height, _ = image_height_width(tokenizer.config.image_size)
+    return tokenizer.code_layout([height, layout.groups[0].width * tokenizer.config.stride])
+
+
+def decode_codes(
+    tokenizer: PreTrainedModel, codes: Codes, speaker_ids: torch.Tensor | None = None, num_levels: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Images of codes, or spectrograms as long as the codes say.
+
+    Args:
+        tokenizer: The tokenizer.
+        codes: Of B samples.
+        speaker_ids: LongTensor (B,), for tokenizers that decode for a speaker; others ignore it.
+        num_levels: Decodes the first levels only.
+
+    Returns:
+        (B, C, H, W); of sounds also their "attention_mask" (B, W), else None.
+    """
+    arguments: dict[str, Any] = {} if num_levels is None else {"num_levels": num_levels}
+    if not is_of_sound(tokenizer.config):
+        return tokenizer.decode(codes, **arguments), None
+    mask = frame_mask(code_lengths(codes), codes.groups[0].shape[2], tokenizer.config.stride)
+    if num_speakers(tokenizer.config):
+        arguments["speaker_ids"] = speaker_ids
+    return tokenizer.decode(codes, attention_mask=mask, **arguments), mask

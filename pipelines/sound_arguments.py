@@ -1,0 +1,89 @@
+"""Sounds, and spans of time, as users write them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from hq_tokenizers.checks import is_list
+from hq_tokenizers.sound_decoding import decode_sound
+
+_ARRAYS = (np.ndarray, torch.Tensor)
+
+
+def is_single_sound(audio: Any) -> bool:
+    """Whether this is one sound rather than several.
+
+    Sounds are paths, bytes, samples of one axis, and the {"bytes", "path"}, {"array", "sampling_rate"} or {"audio",
+    "sampling_rate"} of `datasets` and pipelines.
+    """
+    if isinstance(audio, _ARRAYS):
+        return audio.ndim == 1
+    if isinstance(audio, (list, tuple)):
+        return bool(audio) and isinstance(audio[0], Real)
+    return isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
+
+
+def decode_sounds(audio: Any, sampling_rate: int) -> Iterator[np.ndarray]:
+    """One sound, or the sounds of a list, column, batch or stream, as float32 samples (n,), one by one.
+
+    Args:
+        audio: As users write them.
+        sampling_rate: Samples per second of the results, and of samples that do not say it.
+
+    Raises:
+        TypeError: If it is neither, or an item is no single sound.
+        FileNotFoundError: If a path leads to no file.
+        UnreadableSoundError: If a sound is broken or empty, by its index.
+    """
+    if is_single_sound(audio):
+        yield _decode(audio, sampling_rate, "audio")
+        return
+    for index, item in enumerate(_items(audio)):
+        if not is_single_sound(item):
+            raise TypeError(f"audio[{index}] must be a single sound, got {type(item).__name__}.")
+        yield _decode(item, sampling_rate, f"audio[{index}]")
+
+
+def _items(audio: Any) -> Iterable[Any]:
+    if is_list(audio) or isinstance(audio, (*_ARRAYS, Iterator, torch.utils.data.Dataset)):
+        return audio
+    raise TypeError(f"audio is a sound (path, bytes, samples) or a list of sounds, got {type(audio).__name__}.")
+
+
+def _decode(sound: Any, sampling_rate: int, name: str) -> np.ndarray:
+    if isinstance(sound, Mapping) and "audio" in sound:
+        sound = {"array": sound["audio"], "sampling_rate": sound.get("sampling_rate")}
+    shown = f"{name} ({sound})" if isinstance(sound, (str, os.PathLike)) else name
+    return decode_sound(sound, sampling_rate, name=shown)
+
+
+def mark_spans(spans: Any, frames_per_second: float, num_frames: int) -> torch.Tensor:
+    """Which frames lie in spans of time: BoolTensor (num_frames,).
+
+    Args:
+        spans: A pair (start, end) in seconds, or a list of such.
+        frames_per_second: Frames per second.
+        num_frames: Frames of the sound.
+
+    Raises:
+        TypeError: If it is none of these.
+        ValueError: If a span ends before it starts, or lies outside of the sound.
+    """
+    pairs = [spans] if is_list(spans) and len(spans) == 2 and all(isinstance(end, Real) for end in spans) else spans
+    if not is_list(pairs) or not all(is_list(pair) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f"spans is a pair (start, end) in seconds, or a list of such, got {spans!r}.")
+    seconds = num_frames / frames_per_second
+    marked = torch.zeros(num_frames, dtype=torch.bool)
+    for start, end in pairs:
+        if not 0 <= start < end or start >= seconds:
+            raise ValueError(
+                f"A span (start, end) must lie within the {seconds:.2f} s of the sound, got {(start, end)}."
+            )
+        marked[int(start * frames_per_second) : max(1, round(end * frames_per_second))] = True
+    return marked
