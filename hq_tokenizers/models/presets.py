@@ -151,6 +151,10 @@ TUNED: dict[str, Any] = {
 }
 """What the stochastic systems have by default; docs/results/stochastic_training.md has the study that found it."""
 
+PREDICTED: dict[str, Any] = {"variance_parametrization": "plain", "initial_log_variance": -2.0}
+"""For types II to IV, whose variances a network predicts: far below the latents', which are normalised, at the start.
+From the papers' start every code is as likely as every other, and stays so: the samples are noise."""
+
 SHARP = 0.3
 """`variance_factor` of systems with one grid; with several grids, coarse codes went unused at it."""
 
@@ -201,9 +205,9 @@ def training_fields(recipe: Recipe, overrides: Mapping[str, Any], num_grids: int
 def tuned(variance_type: str) -> dict[str, Any]:
     """`TUNED`, as far as a stochastic system with this kind of variance can have it."""
     fields = dict(TUNED)
-    # A network predicts the variances of types II to IV.
     if variance_type != "I":
         del fields["variance_update"]
+        fields |= PREDICTED
     return fields
 
 

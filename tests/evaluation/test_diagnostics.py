@@ -140,7 +140,8 @@ def together(variance_update):
     )
 
 
-TIED, NETWORK = together(" --model.variance_update residual"), together("")
+TIED = together(" --model.variance_update residual")
+NETWORK = f"{together('')} --model.variance_parametrization plain --model.initial_log_variance -2"
 
 
 @pytest.mark.parametrize(

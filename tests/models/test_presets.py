@@ -338,3 +338,10 @@ def test_one_grid_has_sharper_variances_than_several() -> None:
     assert sq_vae_2().variance_factor == rsq_vae(code_groups=["stride 8: 4", "stride 4: 4"]).variance_factor == 1.0
     for config in (sq_vae(variance_type="III"), rsq_vae(variance_update="trained")):
         assert config.variance_update == "trained"
+
+
+def test_predicted_variances_start_below_those_of_normalised_latents() -> None:
+    config = sq_vae(variance_type="IV")
+    assert (config.variance_parametrization, config.normalize_latents) == ("plain", True)
+    assert math.exp(config.initial_log_variance) < 0.2
+    assert sq_vae(variance_type="IV", recipe="paper").variance_parametrization == "released"
