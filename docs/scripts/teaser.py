@@ -24,8 +24,9 @@ from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.metrics.psnr import psnr
 from hq_tokenizers.options.data import DataConfig
 
-TITLE = {"fontsize": 12.5, "color": "#222222"}
-NOTE = {"fontsize": 10.5, "color": "#777777"}
+HEADING: dict[str, Any] = {"x": 0.006, "ha": "left", "fontsize": 14, "fontweight": "bold", "color": "#222222"}
+TITLE: dict[str, Any] = {"fontsize": 12.5, "color": "#222222"}
+NOTE: dict[str, Any] = {"fontsize": 10.5, "color": "#777777"}
 FRAME = "#cccccc"
 
 
@@ -35,7 +36,7 @@ class Options:
 
     generator: Annotated[str | None, "folder of the generator; null takes pretrained('fashion-mnist')"] = None
     data: DataConfig = field(default_factory=DataConfig)
-    images: Annotated[list[int], "numbers of the test images that are encoded"] = field(default_factory=lambda: [0, 1])
+    images: Annotated[list[int], "numbers of the test images that are encoded"] = field(default_factory=lambda: [7, 82])
     samples_per_class: Annotated[int, "rows of samples"] = 3
     seed: Annotated[int, "sample i has the noise of seed + i"] = 0
     output: Annotated[str, "PNG to write"] = "docs/figures/teaser.png"
@@ -80,6 +81,8 @@ def draw_codes(figure: SubFigure, model: HQGeneratorModel, images: torch.Tensor)
             axes[row, gap_place].axis("off")
             arrow = {"arrowstyle": "-|>", "color": "#888888", "linewidth": 1.6, "mutation_scale": 16}
             axes[row, gap_place].annotate("", (1.05, 0.5), (-0.05, 0.5), "axes fraction", arrowprops=arrow)
+            word = "encode" if gap_place == 1 else "decode"
+            axes[row, gap_place].annotate(word, (0.5, 0.56), xycoords="axes fraction", ha="center", **NOTE)
         for level in levels:
             picture = colours[level - 1][grid[row, :, :, level - 1]]
             bits = codes.layout.truncate(level).bits_per_image
@@ -109,10 +112,12 @@ def main() -> None:
     (batch,) = test.batches([torch.tensor(options.images)], torch.device("cpu"))
     model = HQGeneratorModel.from_pretrained(options.generator or pretrained("fashion-mnist")).eval()
     encoded, rows = len(options.images), options.samples_per_class
-    heights = [1.62 * encoded + 0.3, 1.2 * rows + 0.35]
+    heights = [1.62 * encoded + 0.85, 1.2 * rows + 0.7]
     figure = Figure(figsize=(12, sum(heights)), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03)
+    above.suptitle("An image becomes grids of codes, and comes back level by level", **HEADING)
+    below.suptitle("A class name becomes images", **HEADING)
     draw_codes(above, model, batch["pixel_values"])
     draw_samples(below, model, rows, options.seed)
     path = Path(options.output)
