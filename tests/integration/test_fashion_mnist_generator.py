@@ -40,7 +40,7 @@ def run(script, monkeypatch, *words):
 
 
 def test_the_shipped_folder_comes_out_again(script, tmp_path, monkeypatch, capsys):
-    evaluations = f"[{RECORDS / 'samples.json'}, {RECORDS / 'tokenizer.json'}]"
+    evaluations = f"[{RECORDS / 'samples.json'}]"
     accuracy = RECORDS / "sample_accuracy.json"
     run(script, monkeypatch, "--output_dir", tmp_path, "--accuracy", accuracy, "--evaluations", evaluations)
     printed = json.loads(capsys.readouterr().out)
