@@ -67,6 +67,7 @@ if TYPE_CHECKING or not _is_the_command():
     from .feature_extraction_hq import HQFeatureExtractor
     from .image_processing_hq import HQImageProcessor
     from .pipelines import HQAudioGenerationPipeline, HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
+    from .pretrained_models import pretrained, pretrained_names
     from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
     from .registration import register
     from .training.trainer_callback import ImageTokenizerCallback
@@ -100,6 +101,8 @@ __all__ = [
     "__version__",
     "fsq_vae",
     "hybrid_vae",
+    "pretrained",
+    "pretrained_names",
     "robust_vq_vae",
     "rq_vae",
     "rsq_vae",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -155,11 +156,30 @@ def _resolve(label: Any, id2label: Mapping[int, str], words: _Words) -> int:
     return index
 
 
+def _matching(name: str, id2label: Mapping[int, str]) -> list[int]:
+    """The classes, or speakers, that a name may mean, by the strictest of four readings that any class fits.
+
+    Letter by letter; whatever the case; whatever stands between letters and digits ("ankle_boot"); or one of several
+    names of a class, which commas and slashes part ("t-shirt" for "T-shirt/top").
+    """
+
+    def folded(text: str) -> str:
+        return text.casefold()
+
+    def letters(text: str) -> str:
+        return re.sub(r"[\W_]+", "", text.casefold())
+
+    for spelling in (str, folded, letters):
+        if matches := [index for index, known in id2label.items() if spelling(known) == spelling(name) != ""]:
+            return matches
+    wanted = letters(name)
+    return [index for index, known in id2label.items() if wanted and wanted in map(letters, re.split(r"[,/]", known))]
+
+
 def _resolve_name(name: str, id2label: Mapping[int, str], words: _Words) -> int:
     if not id2label:
         raise ValueError(f"{words.label.capitalize()} {name!r} is unknown: {words.none}")
-    matches = [index for index, known in id2label.items() if known == name]
-    matches = matches or [index for index, known in id2label.items() if known.casefold() == name.casefold()]
+    matches = _matching(name, id2label)
     if len(matches) == 1:
         return matches[0]
     if matches:

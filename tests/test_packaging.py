@@ -141,7 +141,7 @@ def test_every_folder_with_code_is_a_listed_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", [name for name in (*FOLDERS, "tests", "examples", "benchmarks") if (ROOT / name).is_dir()]
+    "folder", [name for name in (*FOLDERS, "tests", "examples", "benchmarks", "docs") if (ROOT / name).is_dir()]
 )
 def test_nothing_imports_priors_or_pipelines_bare(folder: str) -> None:
     """From the root, `import priors` works too, and gives a second, different set of classes."""
@@ -185,10 +185,13 @@ def test_wheel_works_from_an_empty_folder(installed: Path, tmp_path: Path) -> No
     code = """
     import hq_tokenizers
     from transformers import AutoModel, pipeline
+    print(hq_tokenizers.pretrained("fashion-mnist"))
+    print(pipeline("hq-generation", model=hq_tokenizers.pretrained("fashion-mnist"))("sneaker", seed=0).size)
     print(type(AutoModel.from_pretrained("tokenizer")).__name__, pipeline("hq-generation", model="generator")(1).size)
     """
     output = run_python("-c", textwrap.dedent(code), cwd=tmp_path, python_path=[installed])
-    assert output.splitlines()[-1] == "SQVAEModel (8, 8)"
+    shipped = str(installed / "hq_tokenizers" / "pretrained" / "fashion_mnist")
+    assert output.splitlines()[-3:] == [shipped, "(28, 28)", "SQVAEModel (8, 8)"]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 from hq_tokenizers.data.digits import MAX_GREY_LEVEL
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.nearest_images import nearest_difference
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.generation import DemoConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig, TokenizerTrainingConfig
@@ -126,7 +127,8 @@ def judge_samples(
     from sklearn.svm import SVC
 
     grey = (samples.float().clamp(0, 1) * MAX_GREY_LEVEL).round()
-    sampled, real, unseen = (images.flatten(1).numpy() for images in (grey, _grey(train), _grey(held_out)))
+    real_grey, unseen_grey = _grey(train), _grey(held_out)
+    sampled, real, unseen = (images.flatten(1).numpy() for images in (grey, real_grey, unseen_grey))
     assert train.labels is not None
     assert held_out.labels is not None
     classifier = SVC().fit(real, train.labels.numpy())
@@ -137,8 +139,8 @@ def judge_samples(
         "classifier_accuracy_on_held_out_digits": float(classifier.score(unseen, held_out.labels.numpy())),
         "exact_copies": sum(row.tobytes() in copies for row in sampled),
         "distinct_samples": len({row.tobytes() for row in sampled}),
-        "nearest_training_digit_of_samples": _nearest(sampled, real),
-        "nearest_training_digit_of_held_out_digits": _nearest(unseen, real),
+        "nearest_training_digit_of_samples": nearest_difference(grey, real_grey),
+        "nearest_training_digit_of_held_out_digits": nearest_difference(unseen_grey, real_grey),
     }
 
 
@@ -167,12 +169,6 @@ def describe(report: dict[str, Any], output_dir: Path) -> str:
 def _grey(rows: ImageRows) -> torch.Tensor:
     (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
     return batch["pixel_values"] * MAX_GREY_LEVEL
-
-
-def _nearest(images: Any, references: Any) -> float:
-    """Mean over the images of the root-mean-square difference to the nearest reference."""
-    distances = torch.cdist(torch.from_numpy(images), torch.from_numpy(references))
-    return (distances.amin(1) / images.shape[1] ** 0.5).mean().item()
 
 
 def _save_pictures(output_dir: Path, generator: HQGeneratorModel, held_out: ImageRows, samples: torch.Tensor) -> None:

@@ -68,7 +68,7 @@ def test_recipes_are_valid_given_a_data_path(path):
     options = load_options(COMMANDS[name].options, path, overrides)
     assert options.output_dir == f"runs/{path.stem}"
     if name == "train-tokenizer":
-        size, channels = (28, 1) if path.stem.startswith("mnist") else (options.data.image_size or 32, 3)
+        size, channels = (28, 1) if "mnist" in path.stem else (options.data.image_size or 32, 3)
         from_data = {"image_size": size, "num_channels": channels}
         if options.model.get("network") == "speech":
             from_data = {"image_size": [1, 32], "num_channels": 80}

@@ -75,6 +75,42 @@ def test_exact_name_wins_over_another_case():
     assert resolve_class_labels("Crane", {0: "crane", 1: "Crane"}) == [1]
 
 
+CLOTHES = {0: "T-shirt/top", 1: "Shirt", 2: "Ankle boot", 3: "tench, Tinca tinca", 4: "C", 5: "C++"}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("ankle boot", 2),
+        ("ankle-boot", 2),
+        ("Ankle_Boot", 2),
+        ("ankleboot", 2),
+        ("shirt", 1),  # not the T-shirt
+        ("t-shirt", 0),
+        ("T shirt", 0),
+        ("top", 0),
+        ("tinca tinca", 3),
+        ("tench", 3),
+        ("tench, tinca tinca", 3),
+        ("c++", 5),
+        ("c", 4),
+    ],
+)
+def test_a_name_is_known_in_another_spelling(label, expected):
+    assert resolve_class_labels(label, CLOTHES) == [expected]
+
+
+@pytest.mark.parametrize("label", ["boot", "-", "", "/", "tench tinca"])
+def test_a_part_of_a_name_is_no_name(label):
+    with pytest.raises(ValueError, match="Unknown class"):
+        resolve_class_labels(label, CLOTHES)
+
+
+def test_a_name_of_two_classes_gives_the_ids():
+    with pytest.raises(ValueError, match=r"'crane': give one of the ids \[0, 1\]"):
+        resolve_class_labels("crane", {0: "crane, bird", 1: "crane, machine"})
+
+
 @pytest.mark.parametrize("label", ["cat", 0])
 def test_unconditional_model_has_no_labels(label):
     with pytest.raises(ValueError, match="unconditional"):

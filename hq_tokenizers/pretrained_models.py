@@ -1,0 +1,38 @@
+"""Generators that come with the package: small, trained, there without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checks import check_choice
+
+_FOLDER = Path(__file__).resolve().parent / "pretrained"
+
+
+def pretrained(name: str) -> str:
+    """The folder of a generator that comes with the package, for `from_pretrained` and `pipeline`.
+
+    Its weights are stored in 16 bits and load as float32. docs/pretrained.md says how it was made and how good it is.
+
+    Args:
+        name: One of `pretrained_names()`, such as "fashion-mnist".
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        ValueError: For an unknown name; the error lists the known ones.
+
+    Example:
+        >>> from transformers import pipeline
+        >>> draw = pipeline("hq-generation", model=pretrained("fashion-mnist"))
+        >>> draw("sneaker", seed=0).size
+        (28, 28)
+    """
+    check_choice("name", name, pretrained_names())
+    return str(_FOLDER / name.replace("-", "_"))
+
+
+def pretrained_names() -> tuple[str, ...]:
+    """The names that `pretrained` knows, in alphabetical order."""
+    return tuple(sorted(path.parent.name.replace("_", "-") for path in _FOLDER.glob("*/config.json")))

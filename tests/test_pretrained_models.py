@@ -1,0 +1,128 @@
+"""The generators that come with the package: their size, and that they draw what they are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from hq_tokenizers import HQGenerationPipeline, HQVAEModel, pretrained, pretrained_names
+from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.tensor_files import tensor_types
+
+NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FOLDER = Path(pretrained("fashion-mnist"))
+
+
+@pytest.fixture(scope="module")
+def draw() -> HQGenerationPipeline:
+    return pipeline("hq-generation", model=pretrained("fashion-mnist"))
+
+
+def test_names_are_those_of_the_folders():
+    assert pretrained_names() == ("fashion-mnist",)
+    assert isinstance(pretrained("fashion-mnist"), str)
+    assert [path.name for path in FOLDER.parent.iterdir()] == ["fashion_mnist"]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "fashionmnist", "cifar10", "", "..", None])
+def test_an_unknown_name_is_told_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"must be one of 'fashion-mnist', got"):
+        pretrained(name)
+
+
+def test_a_near_name_is_suggested():
+    with pytest.raises(ValueError, match=r"Did you mean fashion-mnist\?"):
+        pretrained("fashion_mnist")
+
+
+def test_at_most_three_megabytes_of_weights_in_half_a_card_and_no_pickle():
+    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+    card = ["README.md", "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(sizes) == card
+    assert sum(sizes.values()) <= 3_000_000
+    kinds = {kind for kind in tensor_types(FOLDER / "model.safetensors").values() if not kind.startswith("I")}
+    assert kinds == {"F16"}
+
+
+def test_the_card_says_licence_data_figures_and_how_to_load_it():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for said in ("license: mit", "fashion_mnist", 'hq_tokenizers.pretrained("fashion-mnist")', "| class accuracy"):
+        assert said in card, said
+
+
+def test_loads_as_float32_without_being_told(draw):
+    model = draw.model
+    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    assert list(model.config.id2label.values()) == NAMES
+    tokenizer = HQVAEModel.from_pretrained(FOLDER)
+    assert tokenizer.dtype == torch.float32
+    assert tokenizer.config.image_size == 28
+
+
+def test_a_draw_by_name_is_the_seeds(draw):
+    images = [np.asarray(draw(label, seed=3)) for label in ("sneaker", "Sneaker", 7)]
+    assert images[0].shape == (28, 28)
+    assert all((image == images[0]).all() for image in images)
+    assert (np.asarray(draw("sneaker", seed=4)) != images[0]).any()
+    assert (np.asarray(draw("ankle boot", seed=3)) != images[0]).any()
+    # Image 5 of a call is image 0 of the call with that seed.
+    several = draw(["bag", "coat"], num_images=3, seed=0, output_type="pt")
+    torch.testing.assert_close(several[1][2], draw("coat", seed=5, output_type="pt"), rtol=0, atol=1e-5)
+
+
+def test_the_default_draw_is_guided(draw):
+    """Stored settings count: with guidance off, another image."""
+    stored = json.loads((FOLDER / "generation_config.json").read_text())
+    assert stored["guidance_scale"] > 1
+    explicit = {name: stored[name] for name in ("guidance_scale", "temperature")}
+    codes = draw("dress", seed=0, output_type="codes").flatten()
+    assert torch.equal(draw("dress", seed=0, output_type="codes", **explicit).flatten(), codes)
+    assert not torch.equal(draw("dress", seed=0, output_type="codes", guidance_scale=1).flatten(), codes)
+
+
+def test_every_level_brings_the_image_nearer(draw):
+    """Of images that were drawn, which are there without any data."""
+    images = draw(NAMES, seed=0, output_type="pt")
+    levels = range(1, draw.model.code_layout.num_levels + 1)
+    decoded = [torch.stack(draw.reconstruct(images, num_levels=n, output_type="pt")) for n in levels]
+    errors = [(each - torch.stack(images)).square().mean().item() for each in decoded]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 2
+    whole = torch.stack(draw.reconstruct(images, output_type="pt"))
+    assert torch.equal(whole, decoded[-1])
+
+
+@pytest.fixture(scope="module")
+def real_images(data_folder):
+    """The first 4,000 test images, and their classes."""
+    files = {"test": "fashion_mnist-test.parquet"}
+    data = DataConfig(name="parquet", path=str(data_folder), files=files, validation_split="test[:4000]")
+    (rows,) = load_image_splits(data, "validation_split")
+    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+    return batch["pixel_values"], batch["labels"]
+
+
+def test_draws_what_it_is_asked_for(draw, real_images):
+    """Read by the nearest of real images that training has not seen; chance would be 1 in 10."""
+    pixels, labels = real_images
+    asked = torch.arange(10).repeat_interleave(10)
+    drawn = torch.stack(draw(asked, seed=0, output_type="pt"))
+    nearest = torch.cdist(drawn.flatten(1), pixels.flatten(1)).argmin(1)
+    assert (labels[nearest] == asked).float().mean() > 0.7
+
+
+def test_reconstructs_real_images(draw, real_images):
+    pixels = real_images[0][:100]
+    errors = [
+        (torch.stack(draw.reconstruct(pixels, num_levels=n, output_type="pt")) - pixels).square().mean().item()
+        for n in range(1, draw.model.code_layout.num_levels + 1)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    # The mean image of the set has an error of 0.09.
+    assert errors[-1] < 0.004
