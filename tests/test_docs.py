@@ -77,16 +77,6 @@ def commands(page: str) -> list[list[str]]:
 # --- Python blocks
 
 
-def digits_generator(folder: Path) -> None:
-    """What `make demo` leaves, untrained."""
-    tokenizer = SQVAEModel(sq_vae("digits")).eval()
-    tokenizer.save_pretrained(folder / "demo" / "tokenizer")
-    layout = tokenizer.code_layout().to_dict()
-    prior = RQPriorModel(RQPriorConfig(code_layout=layout, num_classes=10, hidden_size=16, num_hidden_layers=1)).eval()
-    generator = HQGeneratorModel.from_sub_models(tokenizer, prior, {i: str(i) for i in range(10)})
-    generator.save_pretrained(folder / "demo" / "generator")
-
-
 def sound_tokenizer(folder: Path) -> None:
     """What `train-tokenizer examples/fsdd_rsq_vae.yaml` leaves, smaller and untrained; and two sounds."""
     from scipy.io import wavfile
@@ -100,7 +90,7 @@ def sound_tokenizer(folder: Path) -> None:
         wavfile.write(folder.parent / name, 8000, noise.astype(np.int16))
 
 
-PREPARATIONS: dict[str, Callable[[Path], None]] = {"README.md": digits_generator, "docs/sound.md": sound_tokenizer}
+PREPARATIONS: dict[str, Callable[[Path], None]] = {"docs/sound.md": sound_tokenizer}
 CHECKS: dict[str, Callable[[dict], bool]] = {
     "docs/ecosystem.md": lambda scope: (
         scope["tokenizer"].temperature.step == 2

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from hq_tokenizers import HQGeneratorModel, RQPriorConfig, RQPriorModel, SQVAEModel, sq_vae
-
 nbformat = pytest.importorskip("nbformat", reason="pip install nbclient ipykernel for the notebooks")
 nbclient = pytest.importorskip("nbclient", reason="pip install nbclient ipykernel for the notebooks")
 pytest.importorskip("ipykernel", reason="pip install nbclient ipykernel for the notebooks")
@@ -15,7 +13,7 @@ pytest.importorskip("ipykernel", reason="pip install nbclient ipykernel for the 
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
 MODEL = {"preset": "rsq_vae", "network": "digits", "num_levels": 2, "hidden_size": 8, "codebook_size": 8}
 PARAMETERS = {
-    "quickstart": {"GENERATOR": "generator"},
+    "quickstart": {},
     "own_data": {"TOKENIZER_EPOCHS": 0.2, "PRIOR_EPOCHS": 0.2, "MODEL": MODEL},
     "hierarchies_and_progressive_coding": {"STEPS": 20},
 }
@@ -33,17 +31,9 @@ def test_all_are_run_and_stored_without_outputs() -> None:
         assert all(not cell.outputs and cell.execution_count is None for cell in stored.cells if "outputs" in cell)
 
 
-def digits_generator(folder: Path) -> None:
-    tokenizer = SQVAEModel(sq_vae("digits", hidden_size=16)).eval()
-    layout = tokenizer.code_layout().to_dict()
-    prior = RQPriorModel(RQPriorConfig(code_layout=layout, num_classes=10, hidden_size=16, num_hidden_layers=1)).eval()
-    HQGeneratorModel.from_sub_models(tokenizer, prior, {i: str(i) for i in range(10)}).save_pretrained(folder)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_notebook_runs(name: str, tmp_path: Path) -> None:
-    digits_generator(tmp_path / "generator")
     nb = notebook(name)
     (given,) = (cell for cell in nb.cells if "parameters" in cell.metadata.get("tags", ()))
     for parameter, value in PARAMETERS[name].items():

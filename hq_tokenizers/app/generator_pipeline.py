@@ -7,6 +7,7 @@ from transformers import AutoImageProcessor
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
+from hq_tokenizers.pretrained_models import pretrained
 from hq_tokenizers.processes import create_accelerator
 
 SHIPPED = "fashion-mnist"
@@ -14,9 +15,7 @@ SHIPPED = "fashion-mnist"
 
 def shipped_generator() -> str:
     """Folder of the generator that comes with the package."""
-    from hq_tokenizers.pretrained_models import pretrained
-
-    return str(pretrained(SHIPPED))
+    return pretrained(SHIPPED)
 
 
 def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
@@ -37,8 +36,8 @@ def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
         )
     if getattr(tokenizer, "modality", "image") != "image":
         raise ValueError(
-            f"generator {generator!r} draws spectrograms of sounds, and the app shows images: call the generator's "
-            "method generate."
+            f"generator {generator!r} draws spectrograms of sounds, and the app shows images: use "
+            "`hq-tokenizers generate`, or pipeline('hq-audio-generation')."
         )
     try:
         processor = AutoImageProcessor.from_pretrained(generator)

@@ -11,7 +11,7 @@ from hq_tokenizers import (
     SQVAEConfig,
     SQVAEModel,
 )
-from hq_tokenizers.app.generator_pipeline import load_generator_pipeline
+from hq_tokenizers.app.generator_pipeline import load_generator_pipeline, shipped_generator
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -29,6 +29,10 @@ def test_loads_what_was_saved(pipe, tmp_path):
     assert loaded.image_processor.to_dict() == pipe.image_processor.to_dict()
     (tmp_path / "preprocessor_config.json").unlink()
     assert load_generator_pipeline(str(tmp_path))("cat", seed=1).tobytes() == pipe("cat", seed=1).tobytes()
+
+
+def test_the_one_that_comes_with_the_package():
+    assert load_generator_pipeline(shipped_generator())("sneaker", seed=0).size == (28, 28)
 
 
 def test_label_maps_are_refused(tmp_path):
