@@ -18,13 +18,8 @@ from torch import nn
 
 from hq_tokenizers import (
     HQFeatureExtractor,
-    HQGeneratorModel,
     HQVAEModel,
-    RQPriorConfig,
-    RQPriorModel,
-    SQVAEModel,
     rsq_vae,
-    sq_vae,
 )
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
