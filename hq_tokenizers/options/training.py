@@ -260,7 +260,7 @@ class PriorTrainingConfig(LoopConfig):
     ] = False
     model: Annotated[
         dict[str, Any],
-        "the prior: model_type, rq_prior unless masked_prior is given, and any field of its configuration "
+        "the prior: model_type, rq_prior unless masked_prior or contextual_prior is given, and any field of its configuration "
         "(--model.hidden_size 256), which `--help model` explains; the code layout and the number of classes come from "
         "the codes, and those that are given have to be the same",
     ] = field(default_factory=dict)
