@@ -140,7 +140,7 @@ class Judge:
 
 
 class Clock:
-    """Draws samples, and takes the time of processors: on a machine that does other work, that of the wall means little.
+    """Draws samples, and takes the time of processors: that of the wall says little where other work runs.
 
     Args:
         sample: What draws.
@@ -151,6 +151,7 @@ class Clock:
         self.seconds, self.images = 0.0, 0
 
     def __call__(self, labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+        """The images of these labels."""
         started = time.process_time()
         images = self.sample(labels, generators)
         self.seconds += time.process_time() - started

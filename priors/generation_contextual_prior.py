@@ -1,4 +1,4 @@
-"""Draft and revise: the sampling loop of the contextual prior (Lee et al., NeurIPS 2022, arXiv 2206.04452, section 3.3).
+"""Draft and revise: the sampling loop of the contextual prior (Lee et al., NeurIPS 2022, arXiv 2206.04452).
 
 Group after group, coarse to fine, in rounds. A round is a random partition of the group's positions into parts of equal
 size, up to one position, drawn part after part. The first round is the draft, in which a part sees the parts before it;
@@ -135,9 +135,10 @@ class DraftAndReviseSampler:
 
     def run(self) -> Codes:
         """Samples all groups."""
-        for self.group in range(len(self.layout.groups)):
+        for index, codes in enumerate(self.codes):
+            self.group = index
             self._sample_group()
-            self.predictor.finish_group(self.guidance.rows(self.codes[self.group]))
+            self.predictor.finish_group(self.guidance.rows(codes))
         pairs = zip(self.codes, self.layout.groups, strict=True)
         return Codes(tuple(codes.unflatten(1, (group.height, group.width)) for codes, group in pairs), self.layout)
 
