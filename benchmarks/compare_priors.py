@@ -8,7 +8,8 @@ r"""Trains priors on the codes of trained tokenizers under one budget, and judge
 Every prior is measured by its bits per code on held-out images, level by level, against the entropy of the level's
 histogram; and by its samples: their Fréchet distance from held-out images on SqueezeNet features, which is not FID,
 and, where `classifier_epochs` is above 0, by how many of them a small convolutional network, trained on real images
-only, reads as the class that was asked for. Codes drawn from the histograms alone ("unigram") are measured beside.
+only, reads as the class that was asked for; and by the images that a second of one processor gives, pixels
+included. Codes drawn from the histograms alone ("unigram") are measured beside.
 
 Every pair of a tokenizer and a prior ends as a JSON record and a grid of samples in `report_dir`/`name`; what has a
 record is not done again, and interrupted training continues at its last checkpoint. The records of the published runs
@@ -18,6 +19,7 @@ another one, as above; the last line prints the published table.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -105,13 +107,14 @@ class Judge:
 
     def __call__(self, sample: SampleFunction, num_classes: int, tokenizer: PreTrainedModel) -> Record:
         """Figures of the samples that `sample` draws, whose images the tokenizer decodes."""
-        batches = self._compare.batches(sample, num_classes, self.config.seed)
+        clock = Clock(sample)
+        batches = self._compare.batches(clock, num_classes, self.config.seed)
         hits: list[torch.Tensor] = []
         if self.config.classifier_epochs and num_classes:
             batches = self._read(batches, num_classes, hits)
         found = self._compare(batches, tokenizer)
         accuracy = {"class_accuracy": torch.cat(hits).float().mean().item()} if hits else {}
-        return {**found, **accuracy}
+        return {**found, **accuracy, "images_per_processor_second": clock.rate()}
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -134,6 +137,30 @@ class Judge:
             with torch.no_grad():
                 hits.append(classifier(images.cpu().float() / 255).argmax(1) == labels)
             yield images
+
+
+class Clock:
+    """Draws samples, and takes the time of processors: that of the wall says little where other work runs.
+
+    Args:
+        sample: What draws.
+    """
+
+    def __init__(self, sample: SampleFunction) -> None:
+        self.sample = sample
+        self.seconds, self.images = 0.0, 0
+
+    def __call__(self, labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+        """The images of these labels."""
+        started = time.process_time()
+        images = self.sample(labels, generators)
+        self.seconds += time.process_time() - started
+        self.images += len(images)
+        return images
+
+    def rate(self) -> float:
+        """Images in a second of one processor; of an accelerator's time nothing is known here."""
+        return self.images / self.seconds
 
 
 def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: str) -> None:
@@ -237,8 +264,8 @@ def write_table(config: Comparison) -> None:
     """The table of all finished pairs."""
     lines = [
         "| codes | prior | parameters | bits per code, by level | histogram | samples | Fréchet distance |"
-        " read as asked |",
-        "|---|---|---|---|---|---|---|---|",
+        " read as asked | images per processor second |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for tokenizer_name in config.tokenizers:
         for prior_name in (UNIGRAM, *config.priors):
@@ -262,7 +289,8 @@ def _rows(record: Record) -> list[str]:
     for way, figures in record["samples"].items():
         accuracy = f"{figures['class_accuracy']:.1%}" if "class_accuracy" in figures else "–"
         distance = f"{figures['fid']:.2f} (FID)" if "fid" in figures else f"{figures['frechet_distance']:.2f} (not FID)"
-        cells = [record["tokenizer"], record["prior"], size, per_level, unigram, way, distance, accuracy]
+        speed = f"{figures['images_per_processor_second']:.0f}" if "images_per_processor_second" in figures else "–"
+        cells = [record["tokenizer"], record["prior"], size, per_level, unigram, way, distance, accuracy, speed]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

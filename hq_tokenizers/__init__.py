@@ -68,7 +68,14 @@ if TYPE_CHECKING or not _is_the_command():
     from .image_processing_hq import HQImageProcessor
     from .pipelines import HQAudioGenerationPipeline, HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
     from .pretrained_models import pretrained, pretrained_names
-    from .priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
+    from .priors import (
+        ContextualPriorConfig,
+        ContextualPriorModel,
+        MaskedPriorConfig,
+        MaskedPriorModel,
+        RQPriorConfig,
+        RQPriorModel,
+    )
     from .registration import register
     from .training.trainer_callback import ImageTokenizerCallback
 
@@ -78,6 +85,8 @@ __all__ = [
     "CodeGroup",
     "CodeLayout",
     "Codes",
+    "ContextualPriorConfig",
+    "ContextualPriorModel",
     "HQAudioGenerationPipeline",
     "HQFeatureExtractor",
     "HQGenerationPipeline",

@@ -18,6 +18,7 @@ from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
 from .priors.modeling_code_prior import CodePriorModel
+from .priors.modeling_contextual_prior import ContextualPriorModel
 from .priors.modeling_masked_prior import MaskedPriorModel
 from .priors.modeling_rq_prior import RQPriorModel
 
@@ -35,7 +36,8 @@ def register() -> None:
     "hq-audio-generation". The method
     `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
     """
-    for model in (SQVAEModel, HQVAEModel, RQPriorModel, MaskedPriorModel, HQGeneratorModel):
+    priors = (RQPriorModel, MaskedPriorModel, ContextualPriorModel)
+    for model in (SQVAEModel, HQVAEModel, *priors, HQGeneratorModel):
         config = model.config_class
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)

@@ -221,7 +221,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
 
         An autoregressive prior sees a kept code only when it comes earlier in its order (group after group, position
         after position, the levels of a position together): a fine code knows the coarse ones of its own and of earlier
-        positions, and those of all positions only when they are a group of their own. A masked prior sees all.
+        positions, and those of all positions only when they are a group of their own. A masked prior sees all; a
+        contextual one, which hides whole positions, those of other positions once they are drafted, hence all in its
+        revisions.
 
         Args:
             image: An image, a list, batch or stream of images, as in `reconstruct`.
@@ -298,7 +300,8 @@ class HQGenerationPipeline(CodeSamplingPipeline):
         the image. Of the decoded image the masked pixels are taken, all others are the given image's, unchanged but for
         the resizing to the generator's size. An autoregressive prior sees a kept code only when it comes earlier in its
         order (raster within a group): what is drawn fits what lies above and to the left, and need not fit what lies
-        below. A masked prior sees all. The encoder saw the masked pixels, so that kept codes nearby may hint at them.
+        below. Masked and contextual priors see all. The encoder saw the masked pixels, so that kept codes nearby may
+        hint at them.
 
         Args:
             image: An image, or a list or batch of images, as in `reconstruct`.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .configuration_code_generation import CodeGenerationConfig
+from .configuration_contextual_prior import ContextualPriorConfig
 from .configuration_masked_prior import MaskedPriorConfig
 from .configuration_rq_prior import RQPriorConfig
 from .likelihood import bits_per_dimension
+from .modeling_contextual_prior import ContextualPriorModel, ContextualPriorOutput
 from .modeling_masked_prior import MaskedPriorModel, MaskedPriorOutput
 from .modeling_rq_prior import RQPriorModel, RQPriorOutput
 from .progress import PartialCodes
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CodeGenerationConfig",
+    "ContextualPriorConfig",
+    "ContextualPriorModel",
+    "ContextualPriorOutput",
     "MaskedCodeScheduler",
     "MaskedCodeSchedulerOutput",
     "MaskedPriorConfig",

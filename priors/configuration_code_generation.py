@@ -7,11 +7,17 @@ from typing import Annotated, Any, Literal
 
 from transformers import GenerationConfig
 
-from hq_tokenizers.checks import Fraction, Length, NotNegative, Number, Positive, Range, check_value, converted
+from hq_tokenizers.checks import Count, Fraction, Length, NotNegative, Number, Positive, Range, check_value, converted
 
 from .masking import DECODING_SETTINGS, check_decoding
 from .sampling import GuidanceSchedule, LevelSampling, guidance_scales
 
+DRAFT_SETTINGS: dict[str, Any] = {
+    "num_draft_steps": Count | Annotated[list[Count], Length(1, 10_000)] | None,
+    "num_revise_steps": Annotated[int, Range(2, 2**31 - 1)] | None,
+    "num_revisions": Annotated[int, Range(0, 10_000)] | None,
+}
+"""How contextual priors draft and revise, with what is accepted."""
 _DEFAULTS: dict[str, Any] = {
     "temperature": 1.0,
     "top_k": 0,
@@ -24,12 +30,17 @@ _DEFAULTS: dict[str, Any] = {
     "num_candidates": 1,
     "cache_implementation": None,
     **dict.fromkeys(DECODING_SETTINGS),
+    **dict.fromkeys(DRAFT_SETTINGS),
     # Fixed, so that transformers does not call sampling settings useless; temperature 0 is the greedy choice.
     "do_sample": True,
 }
 _METADATA = ("transformers_version",)
 # Settings that only one kind of prior understands; None leaves the choice to the model.
-_OF_ONE_MODEL = {"cache_implementation": "rq_prior"} | dict.fromkeys(DECODING_SETTINGS, "masked_prior")
+_OF_ONE_MODEL = {
+    "cache_implementation": "rq_prior",
+    **dict.fromkeys(DECODING_SETTINGS, "masked_prior"),
+    **dict.fromkeys(DRAFT_SETTINGS, "contextual_prior"),
+}
 _PER_LEVEL: dict[str, Any] = {
     "temperature": NotNegative,
     "top_k": Annotated[int, Range(0, 2**31 - 1)],
@@ -45,10 +56,14 @@ _OF_A_CALL: dict[str, Any] = {
     "num_candidates": Annotated[int, Range(1, 1_000_000)],
     "cache_implementation": Literal["static", "dynamic"] | None,
 }
-_CHECKED: dict[str, Any] = _OF_A_CALL | {
-    name: hint | Annotated[list[hint], Length(1, 10_000)]  # type: ignore[valid-type]
-    for name, hint in _PER_LEVEL.items()
-}
+_CHECKED: dict[str, Any] = (
+    _OF_A_CALL
+    | DRAFT_SETTINGS
+    | {
+        name: hint | Annotated[list[hint], Length(1, 10_000)]  # type: ignore[valid-type]
+        for name, hint in _PER_LEVEL.items()
+    }
+)
 
 
 def settings_from_options(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +75,7 @@ def settings_from_options(section: Mapping[str, Any]) -> dict[str, Any]:
 class CodeGenerationConfig(GenerationConfig):
     """How a prior samples codes: one configuration for all priors.
 
-    A setting that only one kind of prior understands is None unless it is given, and refused by the other kind.
+    A setting that only one kind of prior understands is None unless it is given, and refused by the other kinds.
     Everything that is "one or one per level" takes a number, used for every level, or a list with one number for each
     level of the layout, coarse to fine.
 
@@ -83,7 +98,11 @@ class CodeGenerationConfig(GenerationConfig):
         masking_schedule: Masked priors: how many codes remain hidden, see `masking.mask_ratio`.
         decoding_order: Masked priors: "confidence" reveals the codes first of which the model is surest, "random" any.
         choice_temperature: Masked priors: strength, ≥ 0, of the noise on the confidences; falls to 0 at the last step.
-            Where one of the last four is not given, the model's scheduler says.
+            Where one of these four is not given, the model's scheduler says.
+        num_draft_steps: Contextual priors: steps in which all positions of a group are drafted, ≥ 1; one or one per
+            group. Never more than the group has positions are taken. Default 12.
+        num_revise_steps: Contextual priors: steps in which a revision draws them anew, ≥ 2. Default 2.
+        num_revisions: Contextual priors: how often they are revised, ≥ 0. Default 2.
         **kwargs: Settings inherited from transformers' `GenerationConfig` that mean nothing here are refused unless
             None.
 
@@ -99,6 +118,9 @@ class CodeGenerationConfig(GenerationConfig):
     masking_schedule: str | None
     decoding_order: str | None
     choice_temperature: float | None
+    num_draft_steps: int | list[int] | None
+    num_revise_steps: int | None
+    num_revisions: int | None
 
     def __init__(self, **kwargs: Any) -> None:
         given = {name: value for name, value in kwargs.items() if value is not None}
@@ -160,7 +182,7 @@ class CodeGenerationConfig(GenerationConfig):
         """Checks that a kind of prior understands all that is set.
 
         Raises:
-            ValueError: Naming a setting that the other kind of prior has.
+            ValueError: Naming a setting that another kind of prior has.
         """
         for name, owner in _OF_ONE_MODEL.items():
             if owner != model_type and getattr(self, name) is not None:
@@ -200,16 +222,16 @@ class CodeGenerationConfig(GenerationConfig):
             )
 
 
-def per_level(name: str, value: Any, num_levels: int) -> list[Any]:
-    """One value per level, from a list of as many or a single value for all.
+def per_level(name: str, value: Any, number: int, unit: str = "level") -> list[Any]:
+    """One value per level, or per group, from a list of as many or a single value for all.
 
     Raises:
-        ValueError: If a list does not have one entry per level.
+        ValueError: If a list does not have one entry for each.
     """
-    values = list(value) if isinstance(value, (list, tuple)) else [value] * num_levels
-    if len(values) != num_levels:
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * number
+    if len(values) != number:
         raise ValueError(
-            f"{name} lists {len(values)} values ({values}), the layout has {num_levels} levels: give one number per "
-            "level, or a single number for all."
+            f"{name} lists {len(values)} values ({values}), the layout has {number} {unit}s: give one number per "
+            f"{unit}, or a single number for all."
         )
     return values

@@ -16,9 +16,9 @@ from hq_tokenizers.randomness import sample_generators
 
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
+from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
-from .sampling import apply_guidance
 
 if TYPE_CHECKING:
     from .scheduling_masked_codes import MaskedCodeScheduler
@@ -71,10 +71,8 @@ class MaskedSampler:
         self.known = known
         self.on_step = on_step
         self.level_sampling = config.level_sampling(self.layout.num_levels)
-        self.scales = config.guidance_scales(sum(num_steps))
-        # Without a condition both branches are the same model, and u + s·(u − u) = u.
-        self.guided = any(scale != 1 for scale in self.scales) and conditions.any_given()
-        self.predictor = predictor_for(conditions.with_null() if self.guided else conditions)
+        self.guidance = Guidance(config.guidance_scales(sum(num_steps)), conditions)
+        self.predictor = predictor_for(self.guidance.conditions)
         self.generators = list(zip(*(sample_generators(g, self.layout.num_levels) for g in generators), strict=True))
         shapes = [(len(conditions), group.num_positions, group.depth) for group in self.layout.groups]
         self.codes = [torch.zeros(shape, dtype=torch.long, device=conditions.labels.device) for shape in shapes]
@@ -87,7 +85,7 @@ class MaskedSampler:
         for level, (group, depth) in enumerate(self.layout.levels()):
             self._sample_level(level, group, depth)
             if depth == self.layout.groups[group].depth - 1:
-                self.predictor.finish_group(self._rows(self.codes[group]))
+                self.predictor.finish_group(self.guidance.rows(self.codes[group]))
         pairs = zip(self.codes, self.layout.groups, strict=True)
         return Codes(tuple(codes.unflatten(1, (group.height, group.width)) for codes, group in pairs), self.layout)
 
@@ -103,9 +101,9 @@ class MaskedSampler:
         self.scheduler.set_timesteps(self.num_steps[level])
         for timestep in self.scheduler.timesteps.tolist():
             sample = codes.masked_fill(~final, self.scheduler.hidden_code)
-            logits = self.predictor.logits(level, self._rows(self.codes[group]), self._rows(~final))
-            if self.guided:
-                logits = apply_guidance(logits, self.scales[self.step])
+            rows = self.guidance.rows
+            logits = self.predictor.logits(level, rows(self.codes[group]), rows(~final))
+            logits = self.guidance.apply(logits, self.step)
             output = self.scheduler.step(
                 logits, timestep, sample, num_unknown, self.level_sampling[level], self.generators[level]
             )
@@ -120,10 +118,6 @@ class MaskedSampler:
         self.step = step
         self.num_finished += 1
         self.on_step(step, self._partial)
-
-    def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(B, …) → (B', …)."""
-        return torch.cat([tensor, tensor]) if self.guided else tensor
 
     def _partial(self) -> PartialCodes:
         # In the middle of a level there is a guess for all of its codes.

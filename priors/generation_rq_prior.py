@@ -16,25 +16,21 @@ from hq_tokenizers.randomness import sample_gumbel
 
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
+from .generation_depth import DepthPredictor, sample_depths
+from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
-from .sampling import apply_guidance, sample_codes
 
 
 class PositionPredictor(Protocol):
-    """What the loop steps: a model that predicts position after position, and depth after depth in each."""
+    """What the loop steps: a model that predicts position after position."""
+
+    @property
+    def depth(self) -> DepthPredictor:
+        """Predicts the codes of a position."""
 
     def next_position(self, previous: torch.Tensor | None) -> torch.Tensor:
         """v_{t,1} of the next position, (B', 1, H), given the projected sum of the codes before it."""
-
-    def logits(self, depth_inputs: torch.Tensor, level: int) -> torch.Tensor:
-        """Logits (B', K) of the next depth of this position, which is of that level."""
-
-    def embed(self, level: int, codes: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B', 1, d) of codes (B',) of a level."""
-
-    def project(self, group: int, summed: torch.Tensor) -> torch.Tensor:
-        """A sum of embeddings of a group's codes as the model takes it, (B', 1, H)."""
 
 
 class AutoregressiveSampler:
@@ -69,10 +65,8 @@ class AutoregressiveSampler:
         self.known = known
         self.on_step = on_step
         self.level_sampling = config.level_sampling(self.layout.num_levels)
-        self.scales = config.guidance_scales(self.layout.num_positions)
-        # Without a condition both branches are the same model, and u + s·(u − u) = u.
-        self.guided = any(scale != 1 for scale in self.scales) and conditions.any_given()
-        self.predictor = predictor_for(conditions.with_null() if self.guided else conditions)
+        self.guidance = Guidance(config.guidance_scales(self.layout.num_positions), conditions)
+        self.predictor = predictor_for(self.guidance.conditions)
         self.step = 0
         self.previous: torch.Tensor | None = None
         size, self.device = len(conditions), conditions.labels.device
@@ -102,22 +96,20 @@ class AutoregressiveSampler:
                 self._sample_position(index, row * group.width + column, first_level, gumbel)
 
     def _sample_position(self, group: int, position: int, first_level: int, gumbel: Sequence[torch.Tensor]) -> None:
-        depth_inputs = self.predictor.next_position(self.previous)
-        summed: torch.Tensor | None = None
-        for depth, noise in enumerate(gumbel):
-            level = first_level + depth
-            logits = self.predictor.logits(depth_inputs, level)
-            if self.guided:
-                logits = apply_guidance(logits, self.scales[self.step])
-            code = sample_codes(logits, noise, self.level_sampling[level])
-            if self.known is not None:
-                code = self.known.fill(code, group, position, depth)
-            self.codes[group][:, position, depth] = code
-            rows = torch.cat([code, code]) if self.guided else code
-            embedded = self.predictor.embed(level, rows)
-            summed = embedded if summed is None else summed + embedded
-            depth_inputs = self.predictor.project(group, summed)
-        self.previous = depth_inputs
+        def fill(code: torch.Tensor, depth: int) -> torch.Tensor:
+            return code if self.known is None else self.known.fill(code, group, position, depth)
+
+        self.codes[group][:, position], self.previous = sample_depths(
+            self.predictor.depth,
+            self.predictor.next_position(self.previous),
+            group=group,
+            first_level=first_level,
+            gumbel=gumbel,
+            level_sampling=self.level_sampling,
+            guidance=self.guidance,
+            step=self.step,
+            fill=fill,
+        )
         self.step += 1
         self.on_step(self.step, self._partial)
 

@@ -75,6 +75,26 @@ def code_cross_entropy(logits: torch.Tensor, target: torch.Tensor, label_smoothi
     return losses.unflatten(0, logits.shape[:2])
 
 
+def masked_cross_entropy(
+    logits: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    predicted: Sequence[torch.Tensor],
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean over the images of the mean cross-entropy of an image's predicted codes, in nats: a scalar.
+
+    Args:
+        logits: One tensor (B, P_g, K) per level.
+        targets: As `level_targets` gives them.
+        predicted: One BoolTensor (B, P_g) per level; every image has at least one True.
+        label_smoothing: As in `code_cross_entropy`.
+    """
+    asked = torch.cat(list(predicted), dim=1)
+    weights = asked / asked.sum(dim=1, keepdim=True)
+    losses = [code_cross_entropy(p, q, label_smoothing) for p, q in zip(logits, targets, strict=True)]
+    return (torch.cat(losses, dim=1) * weights).sum(dim=1).mean()
+
+
 def bits_per_dimension(
     log_prob: torch.Tensor,
     num_dimensions: int,

@@ -6,12 +6,13 @@ Shape legend: B batch, P positions of a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
 
 from hq_tokenizers.checks import Count, Length, NotNegative, check_choice, check_value
+from hq_tokenizers.randomness import GeneratorLike, sample_exponential, sample_generators
 
 MaskingSchedule = Literal["cosine", "linear", "square", "cubic", "square-root"]
 MASKING_SCHEDULES: tuple[str, ...] = get_args(MaskingSchedule)
@@ -22,6 +23,8 @@ DECODING_SETTINGS: dict[str, Any] = {
     "choice_temperature": NotNegative,
 }
 """How codes are revealed, with what is accepted; the same names in the scheduler and in CodeGenerationConfig."""
+# Masks per level over a whole split, whose mean many images make steady, and the most of one image.
+_MASKS_OF_SPLIT, _MAX_MASKS = 10_000, 8
 
 
 def mask_ratio(schedule: str, progress: torch.Tensor) -> torch.Tensor:
@@ -100,3 +103,80 @@ def num_hidden(schedule: str, step: int, num_steps: int, num_unknown: torch.Tens
 def ranks(scores: torch.Tensor) -> torch.Tensor:
     """Rank of every score in its row, 0 for the lowest: LongTensor of the shape of `scores` (…, P)."""
     return scores.argsort(dim=-1, stable=True).argsort(dim=-1)
+
+
+def draw_parts(sizes: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Draws one of several parts for every image, in proportion to their sizes, by torch's global noise.
+
+    Systematic sampling: each part gets its share of the batch, up to one image; which images is chance.
+
+    Args:
+        sizes: LongTensor (N,), the numbers of codes.
+        batch_size: Number of images B.
+
+    Returns:
+        LongTensor (B,), values in [0, N).
+    """
+    order = torch.rand(batch_size, device=sizes.device).argsort()
+    points = (order + torch.rand(1, device=sizes.device)) / batch_size
+    return torch.searchsorted(sizes.cumsum(0) / sizes.sum(), points, right=True).clamp_max(len(sizes) - 1)
+
+
+def draw_counts(schedule: str, sizes: torch.Tensor) -> torch.Tensor:
+    """Draws how many of `sizes` places training hides, ⌈γ(u) · size⌉ with u uniform in [0, 1], by torch's global noise.
+
+    Args:
+        schedule: γ, a mask schedule.
+        sizes: LongTensor (B,).
+
+    Returns:
+        LongTensor (B,), at least 1 and at most `sizes`.
+    """
+    ratios = mask_ratio(schedule, torch.rand(len(sizes), device=sizes.device))
+    return (ratios * sizes).ceil().long().clamp_min(1).minimum(sizes)
+
+
+def mask_generators(num_masks: int, generator: GeneratorLike, batch_size: int) -> list[torch.Generator]:
+    """One generator per image for `bound_masks`; None gives equal ones, hence the same masks in every image.
+
+    Raises:
+        ValueError: If `num_masks` is below 1, or see `sample_generators`.
+    """
+    if num_masks < 1:
+        raise ValueError(f"num_masks must be at least 1, got {num_masks}.")
+    if generator is None:
+        return [torch.Generator().manual_seed(0) for _ in range(batch_size)]
+    return sample_generators(generator, batch_size)
+
+
+def bound_masks(
+    size: int, num_masks: int, generators: Sequence[torch.Generator], device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Masks that estimate the mean log-probability over all orders in which `size` places can be revealed one by one.
+
+        E_σ Σ_i log p(k_σ(i) | k_σ(<i)) = N · E_n E_{|M| = n} [ 1/n Σ_{t∈M} log p(k_t | k_V) ]
+
+    with n uniform in 1…N, M the hidden places and V the others. The estimate is unbiased; n is spread evenly over its
+    range, and with `num_masks` ≥ N each n comes once.
+
+    Args:
+        size: N.
+        num_masks: Masks to draw, of which no more than N are.
+        generators: One per image.
+        device: Of the masks.
+
+    Yields:
+        M as a BoolTensor (B, N), and the weights (B,) of the sums over M, whose total is the estimate.
+    """
+    num_masks = min(num_masks, size)
+    for index in range(num_masks):
+        noise = sample_exponential((size + 1,), generators, device)
+        # 1 − exp(−E) is uniform: one n from each of equal parts of 1 … N.
+        uniform = -torch.expm1(-noise[:, 0])
+        counts = ((index + uniform) * (size / num_masks)).floor().long().clamp_max(size - 1) + 1
+        yield ranks(noise[:, 1:]) < counts[:, None], size / (counts * num_masks)
+
+
+def masks_of_split(num_images: int) -> int:
+    """Masks per image when the mean over a split is wanted: as many as make 10,000 of all images, at most 8."""
+    return min(-(-_MASKS_OF_SPLIT // num_images), _MAX_MASKS)

@@ -29,16 +29,26 @@ from torch import nn
 from transformers.utils import ModelOutput, cached_file
 
 from hq_tokenizers.codes import Codes
-from hq_tokenizers.randomness import GeneratorLike, sample_exponential, sample_generators
+from hq_tokenizers.randomness import GeneratorLike
 
 from .code_embeddings import PositionEmbedding
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig, per_level
 from .configuration_masked_prior import MaskedPriorConfig
 from .generation_masked_prior import MaskedSampler
+from .groupwise_inputs import GroupwiseInputs
 from .known_codes import KnownCodes
-from .likelihood import code_cross_entropy, level_targets
-from .masking import DECODING_SETTINGS, mask_ratio, ranks, scheduler_settings
+from .likelihood import code_cross_entropy, level_targets, masked_cross_entropy
+from .masking import (
+    DECODING_SETTINGS,
+    bound_masks,
+    draw_counts,
+    draw_parts,
+    mask_generators,
+    masks_of_split,
+    ranks,
+    scheduler_settings,
+)
 from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
 from .transformer import GroupwiseTransformer
@@ -46,8 +56,6 @@ from .transformer import GroupwiseTransformer
 if TYPE_CHECKING:
     from .scheduling_masked_codes import MaskedCodeScheduler
 
-# Masks per level over a whole split, whose mean many images make steady, and the most of one image.
-_MASKS_OF_SPLIT, _MAX_MASKS = 10_000, 8
 _SCHEDULER_FILE = "scheduler_config.json"
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -178,10 +186,7 @@ class MaskedPriorModel(CodePriorModel):
         if not return_loss:
             return MaskedPriorOutput(logits=logits, predicted=predicted)
         smoothing = self.config.label_smoothing if self.training else 0.0
-        # The mean over an image's predicted codes, which are at least one.
-        weights = torch.cat(predicted, dim=1) / torch.cat(predicted, dim=1).sum(dim=1, keepdim=True)
-        losses = [code_cross_entropy(p, q, smoothing) for p, q in zip(logits, targets, strict=True)]
-        loss = (torch.cat(losses, dim=1) * weights).sum(dim=1).mean()
+        loss = masked_cross_entropy(logits, targets, predicted, smoothing)
         return MaskedPriorOutput(loss=loss, logits=logits, predicted=predicted)
 
     def log_prob_per_level(
@@ -201,10 +206,8 @@ class MaskedPriorModel(CodePriorModel):
         samples (Uria et al., ICML 2014; Hoogeboom et al., ICLR 2022, arXiv 2110.02037), is at least as high:
 
             log E_σ p_σ(k_l | k_{<l}) ≥ E_σ log p_σ(k_l | k_{<l})
-                                      = N_l · E_n E_{|M| = n} [ 1/n Σ_{t∈M} log p(k_t | k_V) ]
 
-        with n uniform in 1…N_l, M the hidden positions and V the others. The estimate is unbiased; n is spread evenly
-        over its range, and with `num_masks` ≥ N_l each n comes once.
+        The estimate, from random masks, is unbiased, see `bound_masks`.
 
         Args:
             codes: As in `forward`.
@@ -221,14 +224,10 @@ class MaskedPriorModel(CodePriorModel):
             TypeError: As `forward` does.
             ValueError: As `forward` does, or if `num_masks` is below 1.
         """
-        if num_masks < 1:
-            raise ValueError(f"num_masks must be at least 1, got {num_masks}.")
         codes, conditions = self._check_inputs(
             codes, class_labels, encoder_hidden_states, encoder_attention_mask, speaker_ids
         )
-        if generator is None:
-            generator = [torch.Generator().manual_seed(0) for _ in range(codes.batch_size)]
-        generators = sample_generators(generator, codes.batch_size)
+        generators = mask_generators(num_masks, generator, codes.batch_size)
         predictor, bounds = MaskedPredictor(self, conditions), []
         for level, (group, depth) in enumerate(self.layout.levels()):
             values = codes.groups[group].flatten(1, 2)
@@ -246,10 +245,13 @@ class MaskedPriorModel(CodePriorModel):
         speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and level as make 10,000 of all images, at most 8."""
-        num_masks = min(-(-_MASKS_OF_SPLIT // num_images), _MAX_MASKS)
         generators = [torch.Generator().manual_seed(index) for index in indices]
         return self.log_prob_per_level(
-            codes, class_labels, num_masks=num_masks, generator=generators, speaker_ids=speaker_ids
+            codes,
+            class_labels,
+            num_masks=masks_of_split(num_images),
+            generator=generators,
+            speaker_ids=speaker_ids,
         )
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
@@ -314,13 +316,8 @@ class MaskedPriorModel(CodePriorModel):
     ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Training's masks: hidden codes (B, P_g, D_g) per group, and the ones to predict, (B, P_g) per level."""
         sizes = torch.tensor([self.layout.groups[group].num_positions for group, _ in self.layout.levels()]).to(device)
-        # Systematic sampling: each level gets its share of the batch, up to one image; which images is chance.
-        order = torch.rand(batch_size, device=device).argsort()
-        points = (order + torch.rand(1, device=device)) / batch_size
-        shares = sizes.cumsum(0) / self.layout.num_codes
-        chosen = torch.searchsorted(shares, points, right=True).clamp_max(len(sizes) - 1)
-        ratios = mask_ratio(self.config.masking_schedule, torch.rand(batch_size, device=device))
-        counts = (ratios * sizes[chosen]).ceil().long().clamp_min(1).minimum(sizes[chosen])
+        chosen = draw_parts(sizes, batch_size)
+        counts = draw_counts(self.config.masking_schedule, sizes[chosen])
         hidden: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
         level = 0
@@ -343,18 +340,11 @@ class MaskedPriorModel(CodePriorModel):
         generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
         """The bound for one level, (B,), from the codes (B, P_g, D_g) of its group."""
-        size, device = codes.shape[1], codes.device
-        num_masks = min(num_masks, size)
-        total = torch.zeros(len(codes), device=device)
-        for index in range(num_masks):
-            noise = sample_exponential((size + 1,), generators, device)
-            # 1 − exp(−E) is uniform: one n from each of equal parts of 1 … N.
-            uniform = -torch.expm1(-noise[:, 0])
-            counts = ((index + uniform) * (size / num_masks)).floor().long().clamp_max(size - 1) + 1
-            hidden = ranks(noise[:, 1:]) < counts[:, None]
+        total = torch.zeros(len(codes), device=codes.device)
+        for hidden, weights in bound_masks(codes.shape[1], num_masks, generators, codes.device):
             losses = code_cross_entropy(predictor.logits(level, codes, hidden), codes[..., depth])
-            total = total - (losses * hidden).sum(dim=1) * (size / counts)
-        return total / num_masks
+            total = total - (losses * hidden).sum(dim=1) * weights
+        return total
 
     def _scheduler_for(self, config: CodeGenerationConfig) -> MaskedCodeScheduler:
         """A scheduler of this call's own: the model's, with the settings that the config has replaced."""
@@ -372,8 +362,6 @@ class MaskedPriorModel(CodePriorModel):
 class MaskedPredictor:
     """The model at work on B rows, level after level: a `LevelPredictor`, in sampling and in `log_prob`.
 
-    Conditions and finished groups are embedded once.
-
     Args:
         model: The prior.
         conditions: Of the B rows.
@@ -382,15 +370,11 @@ class MaskedPredictor:
     def __init__(self, model: MaskedPriorModel, conditions: Conditions) -> None:
         self.model = model
         self.levels = list(model.layout.levels())
-        sizes = [group.num_positions for group in model.layout.groups]
-        self.context = model.position_context(conditions.labels, conditions.speakers).split(sizes, dim=1)
-        self.memory = model.encode_conditions(conditions)
-        self.finished: list[torch.Tensor] = []
+        self.inputs = GroupwiseInputs(model, conditions)
 
     def finish_group(self, codes: torch.Tensor) -> None:
         """Takes the codes (B, P_g, D_g) of the next group, all of which are known now."""
-        index = len(self.finished)
-        self.finished.append(self.context[index] + self.model.embed_group(index, codes, torch.zeros_like(codes).bool()))
+        self.inputs.finish(self.model.embed_group(self.inputs.group, codes, torch.zeros_like(codes).bool()))
 
     def logits(self, level: int, codes: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (B, P_g, K) of a level of the group that follows the finished ones.
@@ -403,6 +387,4 @@ class MaskedPredictor:
         group, depth = self.levels[level]
         depths = torch.arange(codes.shape[-1], device=codes.device)
         everywhere = torch.where(depths == depth, hidden[..., None], depths > depth)
-        inputs = self.context[group] + self.model.embed_group(group, codes, everywhere)
-        states = self.model.spatial_transformer(torch.cat([*self.finished, inputs], dim=1), group + 1, self.memory)
-        return self.model.heads[level](states[:, -codes.shape[1] :])
+        return self.model.heads[level](self.inputs.states(self.model.embed_group(group, codes, everywhere)))

@@ -3,16 +3,14 @@
 With k_{t,d} the code at position t and depth d, e its embedding, A the projection of embeddings (none when they are
 learned) and c_t the embedding of position, group and class:
 
-    h_t       = Spatial(u_1, …, u_t)_t,             u_t = c_t + A Σ_d e(k_{t−1,d})     (no sum at t = 1)
-    v_{t,1}   = h_t,    v_{t,d} = A Σ_{d'<d} e(k_{t,d'})
-    p(k_{t,d} | k_{<t}, k_{t,<d}) = softmax W_l Depth(v_{t,1} + p_l, …, v_{t,d} + p_l)_d,  l the level of depth d
+    h_t = Spatial(u_1, …, u_t)_t,    u_t = c_t + A Σ_d e(k_{t−1,d})     (no sum at t = 1)
+    p(k_{t,d} | k_{<t}, k_{t,<d}) = p(k_{t,d} | k_{t,<d}, h_t)    by the depth transformer, see `modeling_depth_prior`
 
 Positions run over the groups in order, raster within a group. Unlike in the original, the class reaches every position,
 not only the first one, which costs nothing and makes labels harder to forget over long sequences. Conditioning vectors
 are attended to by every layer of the spatial transformer.
 
-Shape legend: B batch, P positions of all groups, P_g positions of group g, D_g its depth, K codes of a level, L levels,
-H width, d width of an embedding.
+Shape legend: B batch, P positions of all groups, P_g positions of group g, K codes of a level, L levels, H width.
 """
 
 from __future__ import annotations
@@ -36,7 +34,8 @@ from .fast_layers import with_fast_layers
 from .generation_rq_prior import AutoregressiveSampler
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets
-from .modeling_code_prior import CodePriorModel, refuses_labels
+from .modeling_code_prior import refuses_labels
+from .modeling_depth_prior import CachedDepth, DepthPriorModel
 from .progress import OnStep
 from .transformer import CausalTransformer
 
@@ -54,7 +53,7 @@ class RQPriorOutput(ModelOutput):
     logits: tuple[torch.Tensor, ...] | None = None
 
 
-class RQPriorModel(CodePriorModel):
+class RQPriorModel(DepthPriorModel):
     """Autoregressive transformer over the codes of any `CodeLayout` (Lee et al., CVPR 2022, arXiv 2203.01941).
 
     Args:
@@ -73,9 +72,7 @@ class RQPriorModel(CodePriorModel):
         self.level_embedding = nn.Embedding(self.layout.num_levels, config.hidden_size)
         has_memory = config.cross_attention_dim is not None
         self.spatial_transformer = CausalTransformer(config, config.num_hidden_layers, has_memory)
-        # Attention over a single code would be the identity with idle query and key weights.
-        has_depth = any(group.depth > 1 for group in self.layout.groups)
-        self.depth_transformer = CausalTransformer(config, config.num_depth_layers if has_depth else 0)
+        self.depth_transformer = self.make_depth_transformer()
         self.post_init()
 
     @refuses_labels
@@ -195,24 +192,8 @@ class RQPriorModel(CodePriorModel):
         logits: list[torch.Tensor] = []
         sizes = [group.num_positions for group in self.layout.groups]
         for index, (spatial, group) in enumerate(zip(hidden_states.split(sizes, dim=1), embedded, strict=True)):
-            logits += self._depth_logits(spatial, group, index, first_level=len(logits))
+            logits += self.depth_logits(spatial, group, index, first_level=len(logits))
         return tuple(logits)
-
-    def _depth_logits(
-        self, spatial: torch.Tensor, embedded: torch.Tensor, group: int, first_level: int
-    ) -> list[torch.Tensor]:
-        """(B, P_g, H) and (B, P_g, D_g, d) → per depth (B, P_g, K)."""
-        batch_size, num_positions, depth, _ = embedded.shape
-        sums = self.code_embedding.project(group, embedded[:, :, :-1].cumsum(dim=2))
-        inputs = torch.cat([spatial[:, :, None], sums], dim=2)
-        inputs = self.dropout(inputs + self.level_embedding.weight[first_level : first_level + depth])
-        # Positions are independent given the spatial output: they join the batch.
-        hidden_states = self.depth_transformer(inputs.flatten(0, 1)).unflatten(0, (batch_size, num_positions))
-        return [self.heads[first_level + index](hidden_states[:, :, index]) for index in range(depth)]
-
-    @property
-    def _num_layers(self) -> int:
-        return self.config.num_hidden_layers + self.config.num_depth_layers
 
 
 class RQPredictor:
@@ -226,14 +207,12 @@ class RQPredictor:
 
     def __init__(self, model: RQPriorModel, conditions: Conditions, cache_implementation: str) -> None:
         self.model = with_fast_layers(model, len(conditions))
+        self.depth = CachedDepth(self.model)
         self.context = model.position_context(conditions.labels, conditions.speakers)
         self.angles = model.position_angles()
         self.memory = model.encode_conditions(conditions)
         num_positions = model.layout.num_positions
         self.spatial_cache = new_cache(cache_implementation, len(model.spatial_transformer.layers), num_positions)
-        max_depth = max(group.depth for group in model.layout.groups)
-        # Emptied for every position and never longer than a few codes, so it is always allocated once.
-        self.depth_cache = new_cache("static", len(model.depth_transformer.layers), max_depth)
         self.position = 0
 
     def next_position(self, previous: torch.Tensor | None) -> torch.Tensor:
@@ -242,19 +221,5 @@ class RQPredictor:
         if previous is not None:
             inputs = inputs + previous
         angles = None if self.angles is None else self.angles[self.position, None]
-        self.depth_cache.reset()
         self.position += 1
         return self.model.spatial_transformer(inputs, self.spatial_cache, angles, self.memory)
-
-    def logits(self, depth_inputs: torch.Tensor, level: int) -> torch.Tensor:
-        """Logits (B', K) of a level, given v_{t,d}, (B', 1, H); the cache holds v_{t,<d}."""
-        inputs = depth_inputs + self.model.level_embedding.weight[level]
-        return self.model.heads[level](self.model.depth_transformer(inputs, self.depth_cache))[:, 0]
-
-    def embed(self, level: int, codes: torch.Tensor) -> torch.Tensor:
-        """e(k), (B', 1, d), of codes (B',) of a level."""
-        return self.model.code_embedding.lookup(level, codes)[:, None]
-
-    def project(self, group: int, summed: torch.Tensor) -> torch.Tensor:
-        """A Σ e(k), (B', 1, H)."""
-        return self.model.code_embedding.project(group, summed)

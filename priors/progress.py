@@ -22,7 +22,7 @@ class PartialCodes:
 
     Args:
         codes: B images; 0 where there is no code yet. A masked prior gives its present guess for all codes of the
-            level it works on.
+            level it works on, a contextual one its draft of the group it works on and the likeliest codes elsewhere.
         final: Per group a BoolTensor (B, h_g, w_g, D_g), True where the code will not change any more.
         num_finished_levels: Leading levels whose codes are all final.
         num_preview_levels: Leading levels that have a code, final or guessed, at every position; the levels that a

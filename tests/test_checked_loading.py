@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, PreTrainedModel
 
 from hq_tokenizers import (
+    ContextualPriorConfig,
+    ContextualPriorModel,
     HQGeneratorModel,
     HQVAEConfig,
     HQVAEModel,
@@ -50,10 +52,11 @@ def small_prior(model_class: type = RQPriorModel, config_class: type = RQPriorCo
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tokenizer, both priors and a generator."""
+    """Folders of a tokenizer, all priors and a generator."""
     root = tmp_path_factory.mktemp("saved")
     tokenizer, prior = small_tokenizer(), small_prior()
     models = {"tokenizer": tokenizer, "rq": prior, "masked": small_prior(MaskedPriorModel, MaskedPriorConfig)}
+    models["contextual"] = small_prior(ContextualPriorModel, ContextualPriorConfig)
     models["generator"] = HQGeneratorModel.from_sub_models(tokenizer, prior)
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -134,6 +137,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "integers": (changed(lambda tensor: tensor.long()), f"{FILE}: .* has the type I64"),
 }
 CLASSES = {"tokenizer": SQVAEModel, "rq": RQPriorModel, "masked": MaskedPriorModel, "generator": HQGeneratorModel}
+CLASSES["contextual"] = ContextualPriorModel
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -205,13 +209,14 @@ ABSURD = [
     HQVAEConfig(code_groups=["stride 4: 16777216 x 256"], codebook_dim=1024),
     RQPriorConfig(num_classes=0, hidden_size=65_536, num_hidden_layers=100),
     MaskedPriorConfig(cross_attention_dim=65_536, hidden_size=65_536, num_hidden_layers=30),
+    ContextualPriorConfig(hidden_size=65_536, num_depth_layers=100),
 ]
 
 
 @pytest.mark.parametrize("config", ABSURD, ids=lambda config: config.model_type)
 def test_models_that_no_memory_holds_are_refused_before_they_are_built(config: Any, tmp_path: Path) -> None:
     model_class = {"sq_vae": SQVAEModel, "hq_vae": HQVAEModel, "rq_prior": RQPriorModel}
-    model_class |= {"masked_prior": MaskedPriorModel}
+    model_class |= {"masked_prior": MaskedPriorModel, "contextual_prior": ContextualPriorModel}
     size = r"The [\d,]{14,} numbers of this \w+Model take [\d,.]+ GiB, this machine has [\d,.]+ GiB: lower the sizes"
     with pytest.raises(ValueError, match=size):
         model_class[config.model_type](config)

@@ -260,9 +260,9 @@ class PriorTrainingConfig(LoopConfig):
     ] = False
     model: Annotated[
         dict[str, Any],
-        "the prior: model_type, rq_prior unless masked_prior is given, and any field of its configuration "
-        "(--model.hidden_size 256), which `--help model` explains; the code layout and the number of classes come from "
-        "the codes, and those that are given have to be the same",
+        "the prior: model_type, rq_prior unless masked_prior or contextual_prior is given, and any field of its "
+        "configuration (--model.hidden_size 256), which `--help model` explains; the code layout and the number of "
+        "classes come from the codes, and those that are given have to be the same",
     ] = field(default_factory=dict)
     generation: Annotated[dict[str, Any], "sampling defaults saved with the prior, such as {temperature: 0.9}"] = field(
         default_factory=dict

@@ -19,11 +19,12 @@ from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerCon
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.presets import NETWORKS, PRESETS, Recipe
 from hq_tokenizers.options.reading import to_yaml, unknown_name
+from hq_tokenizers.priors.configuration_contextual_prior import ContextualPriorConfig
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig
 from hq_tokenizers.priors.configuration_rq_prior import RQPriorConfig
 
 TOKENIZER_CONFIGS = (SQVAEConfig, HQVAEConfig)
-PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig)
+PRIOR_CONFIGS = (RQPriorConfig, MaskedPriorConfig, ContextualPriorConfig)
 FROM_DATA = ("image_size", "num_channels", "num_classes", "num_speakers", "code_layout", "code_vector_dim")
 """Fields that the data, or the tokenizer, decide."""
 DEFAULT_NETWORK = "cifar10"

@@ -144,7 +144,11 @@ def test_the_fields_of_a_model_follow_what_is_chosen(capsys):
     assert "--model.commitment_weight (default: 0.25)" in deterministic
     assert "--model.variance_share" not in deterministic
     main(["train-prior", "--model.model_type", "masked_prior", "--help", "model"])
-    assert "model_type masked_prior (of rq_prior, masked_prior)" in capsys.readouterr().out
+    assert "model_type masked_prior (of rq_prior, masked_prior, contextual_prior)" in capsys.readouterr().out
+    main(["train-prior", "--model.model_type", "contextual_prior", "--help", "model"])
+    described = capsys.readouterr().out
+    assert "--model.num_depth_layers (default: 2)" in described
+    assert "--model.masking_schedule (default: cosine)" in described
     with pytest.raises(SystemExit, match="train-tokenizer and train-prior have --help model"):
         main(["encode", "--help", "model"])
 

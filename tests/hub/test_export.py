@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel, pipeline
 
-from hq_tokenizers import HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel
+from hq_tokenizers import ContextualPriorConfig, ContextualPriorModel, HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel
 from hq_tokenizers.hub import create_model_card, export_self_contained
 from hq_tokenizers.hub.source_bundle import bundle_sources
 
@@ -91,20 +91,22 @@ tokenizer = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval(
 processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 pixels = processor(torch.linspace(0, 1, 64).reshape(1, 8, 8), do_rescale=False)["pixel_values"]
 codes = tokenizer.encode(pixels)
-tokenizer.save_pretrained(sys.argv[3])
-again = AutoModel.from_pretrained(sys.argv[3], trust_remote_code=True).eval()
+tokenizer.save_pretrained(sys.argv[2])
+again = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True).eval()
 assert again.encode(pixels).flatten().tolist() == codes.flatten().tolist()
-prior = AutoModel.from_pretrained(sys.argv[2], trust_remote_code=True).eval()
-for part in (tokenizer, processor, prior):
+priors = [AutoModel.from_pretrained(folder, trust_remote_code=True).eval() for folder in sys.argv[3:]]
+for part in (tokenizer, processor, *priors):
     assert type(part).__module__.startswith("transformers_modules."), type(part)
-print(codes.flatten().tolist(), prior.generate([1], generator=0).flatten().tolist())
+print(codes.flatten().tolist(), *(prior.generate([1], generator=0).flatten().tolist() for prior in priors))
 """
 )
 
 
 def test_parts_load_where_the_package_is_absent(generator, tmp_path):
     tokenizer, prior = generator.image_tokenizer, generator.prior
-    for name, part in {"tokenizer": tokenizer, "prior": prior}.items():
+    sizes = {"num_classes": 3, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    contextual = ContextualPriorModel(ContextualPriorConfig(code_layout=prior.layout.to_dict(), **sizes)).eval()
+    for name, part in {"tokenizer": tokenizer, "prior": prior, "contextual": contextual}.items():
         export_self_contained(part, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert "custom_pipelines" not in config
@@ -115,7 +117,7 @@ def test_parts_load_where_the_package_is_absent(generator, tmp_path):
             sys.executable,
             "-c",
             PARTS_WITHOUT_THE_PACKAGE,
-            *(str(tmp_path / n) for n in ("tokenizer", "prior", "again")),
+            *(str(tmp_path / n) for n in ("tokenizer", "again", "prior", "contextual")),
         ],
         cwd=tmp_path,
         env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
@@ -125,7 +127,8 @@ def test_parts_load_where_the_package_is_absent(generator, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     codes = tokenizer.encode(torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)).flatten().tolist()
-    assert result.stdout.strip() == f"{codes} {prior.generate([1], generator=0).flatten().tolist()}"
+    sampled = [model.generate([1], generator=0).flatten().tolist() for model in (prior, contextual)]
+    assert result.stdout.strip() == f"{codes} {sampled[0]} {sampled[1]}"
 
 
 @pytest.mark.parametrize("part", ["image_tokenizer", "prior"])

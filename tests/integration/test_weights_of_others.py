@@ -10,6 +10,8 @@ from transformers import AutoModel, QuantoConfig, TorchAoConfig
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from hq_tokenizers import (
+    ContextualPriorConfig,
+    ContextualPriorModel,
     HQGeneratorModel,
     HQVAEConfig,
     HQVAEModel,
@@ -21,7 +23,8 @@ from hq_tokenizers import (
 
 # These packages were written for other releases of transformers and torch than the newest; that is theirs to mend.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
-KINDS = ("image_tokenizer", "rq_prior", "masked_prior", "generator")
+PRIORS = ("rq_prior", "masked_prior", "contextual_prior")
+KINDS = ("image_tokenizer", "rq_prior", "masked_prior", "contextual_prior", "generator")
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,10 @@ def models():
     fields |= {"num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 0.1}
     rq = RQPriorModel(RQPriorConfig(**fields)).eval()
     masked = MaskedPriorModel(MaskedPriorConfig(**fields)).eval()
+    contextual = ContextualPriorModel(ContextualPriorConfig(**fields)).eval()
     # The parts of a generator are its own: its configuration is set to what it was loaded with.
     generator = HQGeneratorModel.from_sub_models(copy.deepcopy(tokenizer), copy.deepcopy(rq))
-    return dict(zip(KINDS, (tokenizer, rq, masked, generator), strict=True))
+    return dict(zip(KINDS, (tokenizer, rq, masked, contextual, generator), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +98,12 @@ def test_torchao_weights_are_saved(models, codes, kind, tmp_path):
     quantized = AutoModel.from_pretrained(tmp_path / "exact", quantization_config=torchao_config())
     quantized.save_pretrained(tmp_path / "quantized")
     again = AutoModel.from_pretrained(tmp_path / "quantized")
-    if kind in ("rq_prior", "masked_prior"):
+    if kind in PRIORS:
         assert torch.equal(logits(again, codes), logits(quantized, codes))
     check(models[kind], again, codes)
 
 
-@pytest.mark.parametrize("kind", ["rq_prior", "masked_prior"])
+@pytest.mark.parametrize("kind", PRIORS)
 def test_lora_trains_and_merges(models, codes, kind, tmp_path):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(copy.deepcopy(models[kind]), peft.LoraConfig(r=2, target_modules="all-linear"))
@@ -122,7 +126,7 @@ def test_lora_trains_and_merges(models, codes, kind, tmp_path):
     assert merged.generate([0, 1], generator=0).validate().batch_size == 2
 
 
-@pytest.mark.parametrize("kind", ["rq_prior", "masked_prior"])
+@pytest.mark.parametrize("kind", PRIORS)
 def test_add_adapter(models, codes, kind, tmp_path):
     peft = pytest.importorskip("peft", minversion=MIN_PEFT_VERSION)
     model = copy.deepcopy(models[kind])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from hq_tokenizers import (
+    ContextualPriorConfig,
+    ContextualPriorModel,
     HQGeneratorModel,
     HQVAEConfig,
     HQVAEModel,
@@ -14,6 +18,7 @@ from hq_tokenizers import (
     SQVAEConfig,
     SQVAEModel,
 )
+from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 
 CLASS_NAMES = {0: "cat", 1: "dog", 2: "frog"}
 
@@ -23,11 +28,13 @@ def build_tokenizer(**overrides) -> SQVAEModel:
     return SQVAEModel(SQVAEConfig(**settings | {"codebook_dim": 4} | overrides)).eval()
 
 
-def build_prior(tokenizer, **overrides) -> RQPriorModel:
+def build_prior(
+    tokenizer, model_class: type = RQPriorModel, config_class: type = RQPriorConfig, **overrides
+) -> CodePriorModel:
     settings = {"code_layout": tokenizer.code_layout().to_dict(), "num_classes": 3, "hidden_size": 16}
     sizes = {"num_hidden_layers": 2, "num_depth_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     # A large initial range, so that classes and codes differ in probability although nothing is trained.
-    return RQPriorModel(RQPriorConfig(**settings | sizes | {"initializer_range": 0.5} | overrides)).eval()
+    return model_class(config_class(**settings | sizes | {"initializer_range": 0.5} | overrides)).eval()
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +73,14 @@ def hierarchical_generator():
         HQVAEConfig(image_size=[8, 12], num_channels=3, hidden_size=8, code_groups=groups, codebook_dim=4)
     ).eval()
     return HQGeneratorModel.from_sub_models(tokenizer, build_prior(tokenizer), CLASS_NAMES)
+
+
+@pytest.fixture(scope="session")
+def contextual_generator(hierarchical_generator):
+    torch.manual_seed(4)
+    tokenizer = hierarchical_generator.image_tokenizer
+    prior = build_prior(tokenizer, ContextualPriorModel, ContextualPriorConfig)
+    return HQGeneratorModel.from_sub_models(copy.deepcopy(tokenizer), prior, CLASS_NAMES)
 
 
 @pytest.fixture(scope="session")

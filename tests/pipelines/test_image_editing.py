@@ -14,10 +14,10 @@ from hq_tokenizers.image_decoding import UnreadableImageError
 from hq_tokenizers.pipelines.image_editing import prepare_image_and_mask, untouched_codes
 
 
-@pytest.fixture(scope="module")
-def pipe(hierarchical_generator):
+@pytest.fixture(scope="module", params=["hierarchical_generator", "contextual_generator"])
+def pipe(request):
     """8 × 12 colour images; codes on grids of 2 × 3 (one level) and 4 × 6 (two levels)."""
-    return pipeline("hq-generation", model=hierarchical_generator, batch_size=4)
+    return pipeline("hq-generation", model=request.getfixturevalue(request.param), batch_size=4)
 
 
 @pytest.fixture(scope="module")

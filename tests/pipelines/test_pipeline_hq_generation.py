@@ -214,6 +214,26 @@ class TestArguments:
         with pytest.raises(ValueError, match="num_steps=2 is a setting of masked_prior models"):
             pipeline("hq-generation", model=generator, num_steps=2)
 
+    def test_settings_of_a_contextual_prior(self, contextual_generator):
+        contextual = pipeline("hq-generation", model=contextual_generator)
+        settings = {
+            "num_draft_steps": [2, 4],
+            "num_revise_steps": 3,
+            "num_revisions": 1,
+            "temperature": [1.0, 0.8, 0.5],
+        }
+        settings |= {"guidance_scale": 2.0, "guidance_schedule": "linear", "num_candidates": 2}
+        expected = contextual_generator.generate([0] * 4, generator=0, **settings).codes.flatten()
+        assert torch.equal(codes_of(contextual, "cat", num_images=4, seed=0, batch_size=3, **settings), expected)
+        levels = []
+        contextual(
+            "cat", callback_on_step_end=lambda *call: levels.append(call[2].num_preview_levels), num_draft_steps=2
+        )
+        # Draft, and twice two steps of revision, of each of two groups with one level and two.
+        assert levels == [1] * 6 + [3] * 6
+        with pytest.raises(ValueError, match="num_steps=2 is a setting of masked_prior models"):
+            pipeline("hq-generation", model=contextual_generator, num_steps=2)
+
     def test_a_config_replaces_what_the_pipeline_was_built_with(self, generator):
         plain = pipeline("hq-generation", model=generator)
         built = pipeline("hq-generation", model=generator, temperature=0, guidance_scale=3.0)

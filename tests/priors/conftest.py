@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
-from hq_tokenizers.priors import MaskedPriorConfig, MaskedPriorModel, RQPriorConfig, RQPriorModel
+from hq_tokenizers.priors import (
+    ContextualPriorConfig,
+    ContextualPriorModel,
+    MaskedPriorConfig,
+    MaskedPriorModel,
+    RQPriorConfig,
+    RQPriorModel,
+)
 from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 
 LAYOUTS = {
@@ -61,14 +68,15 @@ def make_masked_prior() -> Callable[..., MaskedPriorModel]:
     return lambda layout, **settings: tiny_prior(MaskedPriorConfig, MaskedPriorModel, layout, settings)
 
 
-@pytest.fixture(params=["rq_prior", "masked_prior"])
-def make_either(
-    request: pytest.FixtureRequest,
-    make_prior: Callable[..., RQPriorModel],
-    make_masked_prior: Callable[..., MaskedPriorModel],
-) -> Callable[..., CodePriorModel]:
-    """Builds one kind of prior, then the other."""
-    return make_prior if request.param == "rq_prior" else make_masked_prior
+@pytest.fixture
+def make_contextual_prior() -> Callable[..., ContextualPriorModel]:
+    return lambda layout, **settings: tiny_prior(ContextualPriorConfig, ContextualPriorModel, layout, settings)
+
+
+@pytest.fixture(params=["make_prior", "make_masked_prior", "make_contextual_prior"])
+def make_any(request: pytest.FixtureRequest) -> Callable[..., CodePriorModel]:
+    """Builds one kind of prior, then each of the others."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

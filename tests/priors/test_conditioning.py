@@ -41,8 +41,8 @@ def vectors(batch_size: int, length: int = 4, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture
-def make(make_either: Make) -> Make:
-    return lambda layout, **settings: make_either(layout, **{"cross_attention_dim": WIDTH} | settings)
+def make(make_any: Make) -> Make:
+    return lambda layout, **settings: make_any(layout, **{"cross_attention_dim": WIDTH} | settings)
 
 
 def test_a_text_encoder_on_class_names_learns_together_with_the_prior(
@@ -178,13 +178,13 @@ def test_save_and_load(make: Make, random_codes: Draw, mixed_layout: CodeLayout,
     assert torch.equal(loaded.log_prob(codes, None, vectors(2)), model.log_prob(codes, None, vectors(2)))
 
 
-def test_guidance_needs_a_condition_to_guide_towards(make: Make, make_either: Make, mixed_layout: CodeLayout) -> None:
+def test_guidance_needs_a_condition_to_guide_towards(make: Make, make_any: Make, mixed_layout: CodeLayout) -> None:
     assert len(make(mixed_layout, num_classes=0).generate(guidance_scale=2.0)) == 1
     with pytest.raises(ValueError, match="needs a class-conditional prior, or one with cross-attention"):
-        make_either(mixed_layout, num_classes=0).generate(guidance_scale=2.0)
+        make_any(mixed_layout, num_classes=0).generate(guidance_scale=2.0)
 
 
-def test_bad_vectors_are_named(make: Make, make_either: Make, random_codes: Draw, mixed_layout: CodeLayout) -> None:
+def test_bad_vectors_are_named(make: Make, make_any: Make, random_codes: Draw, mixed_layout: CodeLayout) -> None:
     model, codes = make(mixed_layout), random_codes(mixed_layout, 2)
 
     def refuses(message: str, model: CodePriorModel, **kwargs: object) -> None:
@@ -201,7 +201,7 @@ def test_bad_vectors_are_named(make: Make, make_either: Make, random_codes: Draw
         encoder_attention_mask=torch.ones(2, 3),
     )
     refuses("encoder_attention_mask needs encoder_hidden_states", model, encoder_attention_mask=torch.ones(2, 3))
-    plain = make_either(mixed_layout)
+    plain = make_any(mixed_layout)
     refuses(
         r"need a prior with cross-attention: set cross_attention_dim .*\(6\)", plain, encoder_hidden_states=vectors(2)
     )
@@ -218,22 +218,22 @@ def test_conditioning_vectors_reach_the_codes_of_every_level(make_masked_prior: 
 
 
 def test_the_null_condition_of_a_prior_trained_without_it_is_warned_of(
-    make_either: Make, layout: CodeLayout, recwarn: pytest.WarningsRecorder
+    make_any: Make, layout: CodeLayout, recwarn: pytest.WarningsRecorder
 ) -> None:
     reason = "which this prior has not learned unless .* its label_dropout is 0"
-    untrained = make_either(layout, label_dropout=0.0)
+    untrained = make_any(layout, label_dropout=0.0)
     with pytest.warns(UserWarning, match=f"guidance_scale=2.0 compares with samples that have no condition, {reason}"):
         untrained.generate([0], guidance_scale=2.0)
     for labels in (None, [0, -1]):
         with pytest.warns(UserWarning, match=f"There are samples without a condition .*, {reason}"):
             untrained.generate(labels)
-    with_vectors = make_either(layout, label_dropout=0.0, cross_attention_dim=WIDTH)
+    with_vectors = make_any(layout, label_dropout=0.0, cross_attention_dim=WIDTH)
     hidden = torch.tensor([[True] * 4, [False] * 4])
     with pytest.warns(UserWarning, match=f"There are samples without a condition .*, {reason}"):
         with_vectors.generate(encoder_hidden_states=vectors(2), encoder_attention_mask=hidden)
     recwarn.clear()
     untrained.generate([0, 1])
     with_vectors.generate(encoder_hidden_states=vectors(2))
-    make_either(layout, label_dropout=0.1).generate([0, -1], guidance_scale=2.0)
-    make_either(layout, label_dropout=0.0, num_classes=0).generate()
+    make_any(layout, label_dropout=0.1).generate([0, -1], guidance_scale=2.0)
+    make_any(layout, label_dropout=0.0, num_classes=0).generate()
     assert [str(warning.message) for warning in recwarn if "label_dropout" in str(warning.message)] == []

@@ -25,6 +25,9 @@ def test_round_trip_through_the_file(tmp_path: Path) -> None:
         masking_schedule="square",
         decoding_order="random",
         choice_temperature=2.0,
+        num_draft_steps=[4, 8],
+        num_revise_steps=3,
+        num_revisions=0,
     )
     config.save_pretrained(tmp_path)
     assert CodeGenerationConfig.from_pretrained(tmp_path) == config
@@ -58,7 +61,7 @@ def test_overrides_leave_the_original_alone() -> None:
 
 def test_settings_of_the_other_kind_of_prior_are_refused() -> None:
     shared = CodeGenerationConfig(temperature=0.5, guidance_scale=2.0, num_candidates=3)
-    for model_type in ("rq_prior", "masked_prior"):
+    for model_type in ("rq_prior", "masked_prior", "contextual_prior"):
         shared.check_model(model_type)
     for name, value in {"num_steps": 8, "masking_schedule": "linear", "decoding_order": "random"}.items():
         CodeGenerationConfig(**{name: value}).check_model("masked_prior")

@@ -40,9 +40,9 @@ def test_the_bound_of_a_tiny_model_and_its_tightness() -> None:
         assert bound(torch.tensor(q).double()) > exact
 
 
-def test_units_of_a_prior(make_either: Callable[..., CodePriorModel], random_codes: Callable) -> None:
+def test_units_of_a_prior(make_any: Callable[..., CodePriorModel], random_codes: Callable) -> None:
     layout = CodeLayout((CodeGroup(1, 1, (4,)), CodeGroup(2, 2, (3,))))
-    model, codes = make_either(layout), random_codes(layout, 3)
+    model, codes = make_any(layout), random_codes(layout, 3)
     log_prob = model.log_prob(codes).detach()
     expected = -log_prob.double() / math.log(2) / 64 + 0.5 / math.log(2)
     torch.testing.assert_close(bits_per_dimension(log_prob, 64, decoder_nll=torch.full((3,), 32.0)).double(), expected)
@@ -84,10 +84,10 @@ def test_dense_soft_targets_by_a_loop(layout: CodeLayout, random_codes: Callable
 
 
 def test_loss_of_truncated_soft_targets_in_float64(
-    make_either: Callable[..., CodePriorModel], layout: CodeLayout, random_codes: Callable[..., Codes]
+    make_any: Callable[..., CodePriorModel], layout: CodeLayout, random_codes: Callable[..., Codes]
 ) -> None:
     """The whole way from k likeliest codes to the loss, against a loop over codes in float64."""
-    model, codes = make_either(layout), random_codes(layout, 6)
+    model, codes = make_any(layout), random_codes(layout, 6)
     other = random_codes(layout, 6, seed=1).flatten()
     kept = torch.stack([codes.flatten(), other], dim=-1)
     weights = torch.rand(kept.shape).softmax(-1)
@@ -109,9 +109,9 @@ def test_loss_of_truncated_soft_targets_in_float64(
 
 
 def test_certain_soft_targets_are_the_codes(
-    make_either: Callable[..., CodePriorModel], layout: CodeLayout, random_codes: Callable[..., Codes]
+    make_any: Callable[..., CodePriorModel], layout: CodeLayout, random_codes: Callable[..., Codes]
 ) -> None:
-    model, codes = make_either(layout, label_smoothing=0.1, label_dropout=0.0).train(), random_codes(layout, 6)
+    model, codes = make_any(layout, label_smoothing=0.1, label_dropout=0.0).train(), random_codes(layout, 6)
     kept = codes.flatten()[:, :, None].expand(-1, -1, 2) * torch.tensor([1, 0])
     certain = dense_soft_targets(layout, kept, torch.tensor([1.0, 0.0]).expand(kept.shape))
     losses = []

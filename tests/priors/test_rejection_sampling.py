@@ -62,8 +62,8 @@ def test_a_score_that_is_nan_is_refused(candidate: int) -> None:
     assert best_of(draw_uniform, lambda codes: next(rest), sample_generators(0, 3), 2) == draw_uniform(seeds, 1)
 
 
-def test_by_prior_likelihood(make_either: Make, mixed_layout: CodeLayout) -> None:
-    model, labels = make_either(mixed_layout), torch.tensor([0, 1, 2, -1] * 2)
+def test_by_prior_likelihood(make_any: Make, mixed_layout: CodeLayout) -> None:
+    model, labels = make_any(mixed_layout), torch.tensor([0, 1, 2, -1] * 2)
     plain = model.generate(labels, generator=0)
     chosen = model.generate(labels, generator=0, num_candidates=4)
     assert (model.log_prob(chosen, labels) - model.log_prob(plain, labels)).mean() > 0
@@ -75,8 +75,8 @@ def test_by_prior_likelihood(make_either: Make, mixed_layout: CodeLayout) -> Non
     assert Codes.cat(parts) == chosen
 
 
-def test_by_a_users_classifier(make_either: Make, mixed_layout: CodeLayout) -> None:
-    model, calls = make_either(mixed_layout), []
+def test_by_a_users_classifier(make_any: Make, mixed_layout: CodeLayout) -> None:
+    model, calls = make_any(mixed_layout), []
 
     def few_zeros(codes: Codes, labels: torch.Tensor) -> torch.Tensor:
         calls.append(labels.tolist())
@@ -93,9 +93,9 @@ def test_by_a_users_classifier(make_either: Make, mixed_layout: CodeLayout) -> N
         model.generate([0], num_candidates=0)
 
 
-def test_progress_counts_all_candidates(make_either: Make, mixed_layout: CodeLayout) -> None:
+def test_progress_counts_all_candidates(make_any: Make, mixed_layout: CodeLayout) -> None:
     calls: list[tuple[int, int]] = []
-    model = make_either(mixed_layout)
+    model = make_any(mixed_layout)
     model.generate(num_candidates=3, progress=lambda done, total: calls.append((done, total)))
     total = 3 * model.num_sampling_steps(model.generation_config)
     assert calls == [(done + 1, total) for done in range(total)]

@@ -1,4 +1,4 @@
-"""Speakers as a second condition of both priors, beside the class."""
+"""Speakers as a second condition of all priors, beside the class."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SEQUENCE = CodeLayout((CodeGroup(1, 5, (4, 6)),))
 
 
 @pytest.fixture
-def make(make_either: Make) -> Make:
-    return lambda layout=SEQUENCE, **settings: make_either(layout, **{"num_speakers": 2} | settings)
+def make(make_any: Make) -> Make:
+    return lambda layout=SEQUENCE, **settings: make_any(layout, **{"num_speakers": 2} | settings)
 
 
 def test_codes_of_speakers_and_classes_are_learned(make: Make, random_codes: Draw) -> None:
@@ -27,7 +27,7 @@ def test_codes_of_speakers_and_classes_are_learned(make: Make, random_codes: Dra
     classes, speakers = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
     model = make(initializer_range=0.05, label_dropout=0.1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    # A masked prior learns one level of a sound at a time.
+    # The others learn some hidden codes of a sound at a time.
     repeats = 4 if model.config.model_type == "rq_prior" else 12
     for _ in range(200):
         loss = model(

@@ -74,8 +74,8 @@ def test_llama_is_the_layer_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("block_type", ["llama", "gpt"])
-def test_number_of_parameters(make_either: Make, mixed_layout: CodeLayout, block_type: str) -> None:
-    model = make_either(mixed_layout, block_type=block_type)
+def test_number_of_parameters(make_any: Make, mixed_layout: CodeLayout, block_type: str) -> None:
+    model = make_any(mixed_layout, block_type=block_type)
     width, inner = 16, 64
     if block_type == "gpt":
         expected = (3 + 1) * width * width + 2 * width * inner + (3 + 1 + 1) * width + inner + 2 * 2 * width
@@ -88,8 +88,8 @@ def test_number_of_parameters(make_either: Make, mixed_layout: CodeLayout, block
     assert sum(p.numel() for p in model.spatial_transformer.norm.parameters()) == last_norm
 
 
-def test_gpt_starts_without_biases(make_either: Make, mixed_layout: CodeLayout) -> None:
-    model = make_either(mixed_layout, block_type="gpt", cross_attention_dim=6)
+def test_gpt_starts_without_biases(make_any: Make, mixed_layout: CodeLayout) -> None:
+    model = make_any(mixed_layout, block_type="gpt", cross_attention_dim=6)
     biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
     assert len({name.split(".")[-2] for name in biases}) >= 9
     assert not any(bias.any() for bias in biases.values())

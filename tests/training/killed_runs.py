@@ -125,6 +125,7 @@ SYSTEMS: dict[str, Callable[[Path], None]] = {
     "rsq_vae, adversarial in two processes": partial(train_against, mixed_precision="bf16", **UNALIGNED),
     "rq_prior": partial(train_on_codes, model={"model_type": "rq_prior"}, ema_decay=0.9, **UNALIGNED),
     "masked_prior": partial(train_on_codes, model={"model_type": "masked_prior"}, **ALIGNED),
+    "contextual_prior": partial(train_on_codes, model={"model_type": "contextual_prior"}, **ALIGNED),
     "generate": draw_images,
     "evaluate": judge_samples,
 }

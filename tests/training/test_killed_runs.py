@@ -21,6 +21,7 @@ ROOT = SCRIPT.parents[2]
         (0, ["SIGKILL"], ["sq_vae, lazy data", "robust_vq_vae", "rq_prior", "generate", "evaluate"]),
         (1, ["SIGTERM", "SIGINT"], ["sq_vae in two processes", "vq_vae with ema"]),
         (2, ["SIGKILL"], ["rsq_vae, adversarial", "rsq_vae, adversarial in two processes"]),
+        (3, ["SIGKILL"], ["contextual_prior"]),
     ],
 )
 def test_runs_that_were_stopped_end_like_those_that_were_not(tmp_path, seed, signals, systems):

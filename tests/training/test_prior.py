@@ -111,8 +111,14 @@ def test_unigram_entropies_by_hand():
     assert unigram_entropies(rows, layout) == pytest.approx([math.log(4), 0.0])
 
 
-def test_a_resumed_run_is_bit_equal(codes, tmp_path):
-    options = {"model": {**MODEL, "dropout": 0.2}, "schedule": "constant", "ema_decay": 0.9, "checkpoint_steps": 3}
+@pytest.mark.parametrize("model_type", ["rq_prior", "contextual_prior"])
+def test_a_resumed_run_is_bit_equal(codes, tmp_path, model_type):
+    options = {
+        "model": {**MODEL, "model_type": model_type, "dropout": 0.2},
+        "schedule": "constant",
+        "ema_decay": 0.9,
+        "checkpoint_steps": 3,
+    }
     train_prior(_config(codes, tmp_path / "whole", **options, max_steps=14))
     train_prior(_config(codes, tmp_path / "parts", **options, max_steps=7))
     train_prior(_config(codes, tmp_path / "parts", **options, max_steps=14))
@@ -249,6 +255,19 @@ def test_a_masked_prior_learns_the_known_distribution_too(codes, tmp_path):
     assert figures["bits_per_code_by_level"][0] == pytest.approx(1.75, abs=0.3)
     assert max(figures["bits_per_code_by_level"][1:]) < 0.3
     sampled = AutoModel.from_pretrained(tmp_path).eval().generate(torch.tensor([0, 1, 2]), num_images=4, generator=0)
+    assert sampled.levels()[2].flatten(1).tolist() == [[0, 0]] * 4 + [[1, 1]] * 4 + [[2, 2]] * 4
+
+
+def test_a_contextual_prior_learns_the_known_distribution_too(codes, tmp_path):
+    model = {**MODEL, "model_type": "contextual_prior", "num_hidden_layers": 2}
+    config = _config(codes, tmp_path, model=model, epochs=40, generation={"num_draft_steps": 2, "num_revisions": 1})
+    figures = train_prior(config)["validation"]
+    # A bound averaged over orders of positions, as the masked prior's; depths are exact.
+    assert figures["bits_per_code_by_level"][0] == pytest.approx(1.75, abs=0.3)
+    assert max(figures["bits_per_code_by_level"][1:]) < 0.3
+    loaded = AutoModel.from_pretrained(tmp_path).eval()
+    assert loaded.generation_config.num_draft_steps == 2
+    sampled = loaded.generate(torch.tensor([0, 1, 2]), num_images=4, generator=0)
     assert sampled.levels()[2].flatten(1).tolist() == [[0, 0]] * 4 + [[1, 1]] * 4 + [[2, 2]] * 4
 
 

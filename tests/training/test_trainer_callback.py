@@ -13,6 +13,8 @@ from transformers import Trainer, TrainingArguments
 
 from hq_tokenizers import (
     Codes,
+    ContextualPriorConfig,
+    ContextualPriorModel,
     HQVAEConfig,
     HQVAEModel,
     ImageTokenizerCallback,
@@ -30,7 +32,11 @@ TOKENIZERS = {
     "sq_vae": (SQVAEModel, SQVAEConfig, {"num_downsampling": 1, "codebook_size": 16}),
     "hq_vae": (HQVAEModel, HQVAEConfig, {"code_groups": ["stride 4: 8", "stride 2: 8"]}),
 }
-PRIORS = {"rq": (RQPriorModel, RQPriorConfig), "masked": (MaskedPriorModel, MaskedPriorConfig)}
+PRIORS = {
+    "rq": (RQPriorModel, RQPriorConfig),
+    "masked": (MaskedPriorModel, MaskedPriorConfig),
+    "contextual": (ContextualPriorModel, ContextualPriorConfig),
+}
 
 
 def arguments(folder, **options):
