@@ -29,6 +29,7 @@ from torch import nn
 from transformers.utils import ModelOutput, cached_file
 
 from hq_tokenizers.codes import Codes
+from hq_tokenizers.hub_files import hub_arguments
 from hq_tokenizers.randomness import GeneratorLike, sample_exponential, sample_generators
 
 from .code_embeddings import PositionEmbedding
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 # Masks per level over a whole split, whose mean many images make steady, and the most of one image.
 _MASKS_OF_SPLIT, _MAX_MASKS = 10_000, 8
 _SCHEDULER_FILE = "scheduler_config.json"
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -117,13 +117,12 @@ class MaskedPriorModel(CodePriorModel):
     ) -> Any:
         """Loads the model as transformers does, with the scheduler_config.json beside it where there is one."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         path = None
         if pretrained_model_name_or_path is not None:
             path = cached_file(
                 pretrained_model_name_or_path,
                 _SCHEDULER_FILE,
-                **hub_arguments,
+                **hub_arguments(kwargs),
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
