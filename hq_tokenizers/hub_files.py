@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers.utils.hub import cached_file, cached_files
 
 from hq_tokenizers.hashing import file_sha256
@@ -41,12 +42,16 @@ def download_weights(repo_id: str, variant: str | None, arguments: dict[str, Any
             return found
         if found:
             return _download(repo_id, _shards(repo_id, found[0]), arguments)
+    try:
+        # The same once more, to be told whether the Hub could be asked at all.
+        return _download(repo_id, [names[0]], arguments)
+    except OSError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
     place = "/".join(filter(None, [repo_id, arguments.get("subfolder")]))
-    revision = arguments.get("revision")
     raise OSError(
-        f"{place}{f' at revision {revision}' if revision else ''} has neither {names[0]} nor {names[1]}, or they are not "
-        "in the cache of a machine that is offline. Weights of other formats are pickles, which can run code when they "
-        "are read: ask the author for safetensors."
+        f"{place} has neither {names[0]} nor {names[1]}. Weights of other formats are pickles, which can run code when "
+        "they are read: ask the author for safetensors."
     )
 
 

@@ -27,11 +27,11 @@ def load_trained(
     except (OSError, ValueError) as error:
         if Path(path, "config.json").is_file():
             raise ValueError(
-                f"{option} {path!r}: its config.json cannot be used ({str(error).splitlines()[0]})."
+                f"{option} {path!r}: its config.json cannot be used ({_cause(error)})."
             ) from error
         raise ValueError(
             f"{option} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
-            f"`{command}` writes one ({str(error).splitlines()[0]})."
+            f"`{command}` writes one ({_cause(error)})."
         ) from error
     if not isinstance(config, config_class):
         raise ValueError(
@@ -41,4 +41,9 @@ def load_trained(
     try:
         return AutoModel.from_pretrained(path).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({str(error).splitlines()[0]}).") from error
+        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({_cause(error)}).") from error
+
+
+def _cause(error: Exception) -> str:
+    """What transformers says, with what it advises in a second line: a token, access to ask for, the connection."""
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
