@@ -25,8 +25,9 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 SNIPPETS = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
 
+time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts.
 for line in sys.stdin:
     code, *sys.argv[1:] = json.loads(line)
     shown, failure = io.StringIO(), None
@@ -101,6 +102,7 @@ class HubUser:
     def _run(self, code: str, *arguments: object) -> tuple[str, list[str] | None]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        assert self._process.poll() is None, self._log.read_text()
         print(json.dumps([code, *map(str, arguments)]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         assert answer, self._log.read_text()
@@ -128,4 +130,4 @@ def start_user(hub: StubHub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="session")
 def user(start_user: Callable[..., HubUser]) -> HubUser:
     """A process with this package."""
-    return start_user()
+    return start_user("import hq_tokenizers\n")
