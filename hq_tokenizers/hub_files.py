@@ -60,7 +60,9 @@ def damage_in_cache(repo_id: str, path: Path, error: ValueError) -> ValueError:
     # The cache names the content of large files by their SHA-256.
     digest = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", digest) is None:
-        remedy = "Load once with force_download=True; if that changes nothing, it is damaged on the Hub: tell its author."
+        remedy = (
+            "Load once with force_download=True; if that changes nothing, it is damaged on the Hub: tell its author."
+        )
     elif file_sha256(path) != digest:
         remedy = "Its download was damaged: load once with force_download=True."
     else:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel as PreTrainedModel  # diffusers looks for it beside the class
 from transformers.utils import ModelOutput, cached_file
 
 from hq_tokenizers.codes import Codes

@@ -30,9 +30,7 @@ def load_trained(
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         if Path(path, "config.json").is_file():
-            raise ValueError(
-                f"{option} {path!r}: its config.json cannot be used ({_cause(error)})."
-            ) from error
+            raise ValueError(f"{option} {path!r}: its config.json cannot be used ({_cause(error)}).") from error
         raise ValueError(
             f"{option} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
             f"`{command}` writes one ({_cause(error)})."

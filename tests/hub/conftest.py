@@ -25,20 +25,18 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 """
 SNIPPETS = """
-import contextlib, io, json, sys, time
+import contextlib, io, json, sys, time, traceback
 
 time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts.
 for line in sys.stdin:
     code, *sys.argv[1:] = json.loads(line)
-    shown, failure = io.StringIO(), None
+    shown, failure, report = io.StringIO(), None, ""
     try:
         with contextlib.redirect_stdout(shown):
             exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
     except BaseException as error:
-        failure = [type(error).__name__, str(error)]
-        if not code.startswith("# fails"):
-            raise
-    print(json.dumps([shown.getvalue(), failure]), flush=True)
+        failure, report = f"{type(error).__name__}: {error}", traceback.format_exc()
+    print(json.dumps([shown.getvalue(), failure, report]), flush=True)
 """
 
 
@@ -91,23 +89,24 @@ class HubUser:
 
     def run(self, code: str, *arguments: object) -> list[str]:
         """Runs code with arguments in `sys.argv` and returns the lines it printed."""
-        return self._run(code, *arguments)[0].strip().splitlines()
+        shown, failure, report = self._run(code, *arguments)
+        assert failure is None, report
+        return shown.strip().splitlines()
 
     def error(self, code: str, *arguments: object) -> str:
         """Runs code that fails, and returns the error as "Type: message"."""
-        _, failure = self._run("# fails\n" + code, *arguments)
+        _, failure, _ = self._run(code, *arguments)
         assert failure is not None, "the code did not fail"
-        return ": ".join(failure)
+        return failure
 
-    def _run(self, code: str, *arguments: object) -> tuple[str, list[str] | None]:
+    def _run(self, code: str, *arguments: object) -> tuple[str, str | None, str]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        assert self._process.poll() is None, self._log.read_text()
         print(json.dumps([code, *map(str, arguments)]), file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline()
         assert answer, self._log.read_text()
-        shown, failure = json.loads(answer)
-        return shown, failure
+        shown, failure, report = json.loads(answer)
+        return shown, failure, report
 
     def close(self) -> None:
         self._process.communicate()

@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._json({"error": f"GET {path} is not stubbed"}, 404)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def _read(self, repo_id: str, kind: str, rest: str) -> None:
         """Answers with the description of a commit, the list of its files, or one of them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from PIL import Image
 from safetensors.torch import load, save
 
 from .conftest import WITHOUT_THE_PACKAGE
@@ -89,8 +88,9 @@ def test_revisions_and_subfolders(generator, hub, user, saved, files):
         "model = AutoModel.from_pretrained('user/folders', subfolder='models/generator')\n"
         "part = hq_tokenizers.SQVAEModel.from_pretrained('user/folders', subfolder='models/generator')\n"
         "print(type(part).__name__, type(AutoImageProcessor.from_pretrained('user/folders')).__name__)\n"
-        "print(pipeline('hq-generation', model=model)('cat', seed=0, output_type='codes').flatten().tolist())\n"
-        .join([IMPORT, ""])
+        "print(pipeline('hq-generation', model=model)('cat', seed=0, output_type='codes').flatten().tolist())\n".join(
+            [IMPORT, ""]
+        )
     )
     assert loaded == ["SQVAEModel HQImageProcessor", codes_of(generator)]
 
@@ -183,7 +183,7 @@ def test_damage_on_the_hub_is_told_from_damage_on_the_way(hub, user, files, toke
 
     repo = f"user/poisoned-{sharded}"
     hub.commit(repo, files)
-    # As long as announced, so that huggingface_hub keeps it. Another header, so that it is another file for the Hub too.
+    # A file that is not in the cache yet arrives as long as announced, so that huggingface_hub keeps it.
     changed = {name: -value for name, value in load(files[name]).items()}
     hub.commit(repo, {name: save(changed, {"format": "pt"})})
     hub.faults[name] = [lambda content: b"\xff" * len(content)]
@@ -251,14 +251,11 @@ def test_missing_files_and_revisions_are_named(hub, user, files):
 def test_commands_take_ids(hub, user, files, tokenizer_files, tmp_path):
     hub.commit("user/for-commands", files)
     hub.commit("user/for-encode", tokenizer_files)
-    for number in range(4):
-        Image.new("L", (8, 8), number * 60).save(tmp_path / f"{number}.png")
     command = "import sys\nfrom hq_tokenizers.cli import main\nmain(sys.argv[1:])"
     drawing = ["generate", "--generator", "user/for-commands", "--class_labels", "[cat, dog]", "--num_images", "1"]
     shown = user.run(command, *drawing, "--output_dir", tmp_path / "drawn")
     assert shown[-1] == f"2 images in {tmp_path / 'drawn'}."
-    encoding = ["encode", "--tokenizer", "user/for-encode", "--data.path", tmp_path, "--data.validation_split", "null"]
-    user.run(command, *encoding, "--output_dir", tmp_path / "codes")
+    user.run(command, "encode", "--tokenizer", "user/for-encode", "--output_dir", tmp_path / "codes")
     assert list((tmp_path / "codes").iterdir())
 
 
@@ -281,3 +278,31 @@ def test_transformers_alone_runs_code_from_the_hub_when_it_is_trusted(generator,
     name = WEIGHTS
     hub.commit("user/with-code", {name: hub.files("user/with-code")[name][:-8]})
     assert "model.safetensors is damaged or no safetensors file" in alone.error(trusting, "user/with-code")
+
+
+DIFFUSERS = """
+import sys
+from diffusers import DDIMScheduler, DiffusionPipeline
+from huggingface_hub import HfApi, snapshot_download
+from hq_tokenizers import SQVAEModel
+
+class Bundle(DiffusionPipeline):
+    def __init__(self, tokenizer, scheduler):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, scheduler=scheduler)
+
+Bundle(SQVAEModel.from_pretrained(sys.argv[1]), DDIMScheduler()).save_pretrained("bundle")
+HfApi().create_repo("user/bundle")
+HfApi().upload_folder(repo_id="user/bundle", folder_path="bundle")
+try:
+    Bundle.from_pretrained("user/bundle")
+except ValueError as error:
+    print(error)
+print(type(Bundle.from_pretrained(snapshot_download("user/bundle")).tokenizer).__name__)
+"""
+
+
+def test_what_the_page_on_diffusers_says_of_the_hub(user, saved):
+    refusal, loaded = user.run(DIFFUSERS, saved)
+    assert "hq_tokenizers.models.modeling_sq_vae.py as defined in" in refusal
+    assert loaded == "SQVAEModel"
