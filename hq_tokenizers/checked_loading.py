@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import extract_commit_hash
 
 from hq_tokenizers.checks import check_fields
+from hq_tokenizers.hub_files import damage_in_cache, download_weights, hub_arguments
 from hq_tokenizers.memory import check_model_memory
 from hq_tokenizers.tensor_files import model_files, named_damage, tensor_types
 
@@ -60,18 +62,15 @@ class CheckedLoading(PreTrainedModel):
             The model in evaluation mode; with `output_loading_info=True` a pair of it and a dictionary.
 
         Raises:
-            OSError: If there is no such model.
+            OSError: If there is no such model, or its download breaks off.
             ValueError: Naming the file and what is wrong with it, or the size of a model that memory does not hold.
         """
         if kwargs.get("use_safetensors") is False:
             raise ValueError("use_safetensors=False would read pickles, which can run code: leave it out.")
         where, start_anew = str(pretrained_model_name_or_path), kwargs.get("ignore_mismatched_sizes", False)
         with_info = kwargs.pop("output_loading_info", False)
-        folder = Path(where, kwargs.get("subfolder") or "")
-        files = []
-        if pretrained_model_name_or_path is not None and folder.is_dir():
-            files = model_files(folder, kwargs.get("variant"))
-        types = {name: kind for file in files for name, kind in tensor_types(file).items()}
+        is_local = pretrained_model_name_or_path is None or Path(where).exists()
+        files, types = _local_files(where, kwargs) if is_local else _downloaded_files(where, kwargs)
         config = kwargs.get("config")
         if config is None and pretrained_model_name_or_path is not None:
             config, _ = cls.config_class.from_pretrained(where, return_unused_kwargs=True, **kwargs)
@@ -80,11 +79,33 @@ class CheckedLoading(PreTrainedModel):
         settings = kwargs | {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         with named_damage(where):
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **settings)
-        source = str(files[0]) if len(files) == 1 else where
+        source = str(files[0]) if is_local and len(files) == 1 else where
         if not start_anew:
             _check_complete(info, source)
         _check_values(model, types, source)
         return (model, info) if with_info else model
+
+
+def _local_files(where: str, arguments: dict[str, Any]) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a folder, if it is one, and the types of their tensors."""
+    folder = Path(where, arguments.get("subfolder") or "")
+    files = model_files(folder, arguments.get("variant")) if folder.is_dir() else []
+    return files, {name: kind for file in files for name, kind in tensor_types(file).items()}
+
+
+def _downloaded_files(where: str, arguments: dict[str, Any]) -> tuple[list[Path], dict[str, str]]:
+    """The same of a model on the Hub. Everything else is then loaded from the same commit."""
+    types: dict[str, str] = {}
+    files = download_weights(where, arguments.get("variant"), hub_arguments(arguments))
+    for file in files:
+        try:
+            types |= tensor_types(file)
+        except ValueError as error:
+            raise damage_in_cache(where, file, error) from error
+    # A push in the meantime would otherwise mix two models, and every file is asked for once instead of twice.
+    arguments["revision"] = extract_commit_hash(str(files[0]), None) or arguments.get("revision")
+    arguments.pop("force_download", None)
+    return files, types
 
 
 def _check_complete(info: dict[str, Any], source: str) -> None:

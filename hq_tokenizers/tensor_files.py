@@ -46,7 +46,7 @@ def tensor_types(path: Path) -> dict[str, str]:
 
 
 def model_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The weight files of a model in a local folder: one, or the shards that its index names.
+    """The weight files of a model in a folder: one, or the shards that its index names.
 
     Args:
         folder: The folder.
@@ -59,13 +59,11 @@ def model_files(folder: Path, variant: str | None = None) -> list[Path]:
         ValueError: If the weights are pickled, or the index is damaged, names files outside the folder, or files that
             are missing.
     """
-    stem = "model" if variant is None else f"model.{variant}"
-    single = folder / f"{stem}.safetensors"
-    index = folder / ("model.safetensors.index" + ("" if variant is None else f".{variant}") + ".json")
+    single, index = (folder / name for name in file_names(variant))
     if single.is_file():
         return [single]
     if index.is_file():
-        return [_shard(folder, name, index) for name in sorted(set(_weight_map(index).values()))]
+        return [_shard(folder, name, index) for name in shard_names(index)]
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
     if pickled:
         raise ValueError(
@@ -73,6 +71,26 @@ def model_files(folder: Path, variant: str | None = None) -> list[Path]:
             f"ask its author for {single.name}, or convert it where you trust it."
         )
     return []
+
+
+def file_names(variant: str | None = None) -> tuple[str, str]:
+    """Names of the file of a model's weights, and of the index where there are shards of it instead."""
+    word = "" if variant is None else f".{variant}"
+    return f"model{word}.safetensors", f"model.safetensors.index{word}.json"
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names.
+
+    Raises:
+        ValueError: If the index is damaged, or names other files than safetensors in its own folder.
+    """
+    names = sorted(set(_weight_map(index).values()))
+    for name in names:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in name or path.suffix != ".safetensors":
+            raise ValueError(f"{index} names the file {name!r}; only safetensors files in its own folder are read.")
+    return names
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -87,9 +105,6 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _shard(folder: Path, name: str, index: Path) -> Path:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or path.suffix != ".safetensors":
-        raise ValueError(f"{index} names the file {name!r}; only safetensors files in its own folder are read.")
-    if not (folder / path).is_file():
+    if not (folder / name).is_file():
         raise ValueError(f"{index} names the file {name!r}, which is not there: copy or download it again.")
-    return folder / path
+    return folder / name

@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel as PreTrainedModel  # diffusers looks for it beside the class
 from transformers.utils import ModelOutput, cached_file
 
 from hq_tokenizers.codes import Codes
+from hq_tokenizers.hub_files import hub_arguments
 from hq_tokenizers.randomness import GeneratorLike
 
 from .code_embeddings import PositionEmbedding
@@ -57,7 +59,6 @@ if TYPE_CHECKING:
     from .scheduling_masked_codes import MaskedCodeScheduler
 
 _SCHEDULER_FILE = "scheduler_config.json"
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -125,13 +126,12 @@ class MaskedPriorModel(CodePriorModel):
     ) -> Any:
         """Loads the model as transformers does, with the scheduler_config.json beside it where there is one."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         path = None
         if pretrained_model_name_or_path is not None:
             path = cached_file(
                 pretrained_model_name_or_path,
                 _SCHEDULER_FILE,
-                **hub_arguments,
+                **hub_arguments(kwargs),
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedModel as PreTrainedModel  # diffusers looks for it beside the class
 from transformers.utils import ModelOutput
 
 from hq_tokenizers.codes import Codes

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"hq_tokenizers": "hq_tokenizers", "priors": "hq_tokenizers.priors", "pipelines": "hq_tokenizers.pipelines"}
 # Bottom to top: a room knows itself and those above it in this list.
 ROOMS = (
-    *("_version", "checks", "files", "hashing", "memory", "tensor_files", "checked_loading", "pretrained_models"),
+    *("_version", "checks", "files", "hashing", "memory", "tensor_files", "hub_files", "checked_loading"),
+    "pretrained_models",
     *("processes", "randomness", "evaluation_mode", "remote_code", "codes", "options"),
     *("losses", "quantization", "padding", "image_decoding", "image_processing_hq"),
     *("sound_decoding", "feature_extraction_hq"),

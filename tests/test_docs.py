@@ -195,7 +195,7 @@ class Hub:
     def create_repo(self, repo_id: str, **_options: object) -> SimpleNamespace:
         return SimpleNamespace(repo_id=repo_id)
 
-    def hf_hub_download(self, repo_id: str, _name: str) -> str:
+    def hf_hub_download(self, repo_id: str, _name: str, **_options: object) -> str:
         raise RemoteEntryNotFoundError("There is no card.", response=SimpleNamespace(headers={}, request=None))
 
     def upload_folder(self, repo_id: str, folder_path: str, **_options: object) -> str:

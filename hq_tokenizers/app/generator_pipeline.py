@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import AutoImageProcessor
-
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_image_processor, load_trained
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
 from hq_tokenizers.pretrained_models import pretrained
@@ -39,8 +37,5 @@ def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
             f"generator {generator!r} draws spectrograms of sounds, and the app shows images: use "
             "`hq-tokenizers generate`, or pipeline('hq-audio-generation')."
         )
-    try:
-        processor = AutoImageProcessor.from_pretrained(generator)
-    except (OSError, ValueError):
-        processor = None  # Saved by the model alone: the pipeline makes the one its configuration asks for.
+    processor = load_image_processor(generator, tokenizer)
     return HQGenerationPipeline(model, image_processor=processor, device=create_accelerator().device)

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hq_tokenizers.data.loading import OVERVIEW
 from hq_tokenizers.data.sound_loading import load_front_end
 from hq_tokenizers.evaluation.sound import spectrogram_pictures
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.models.trained_models import load_image_processor, load_trained
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.pipelines.code_decoding import is_of_sound
@@ -57,6 +58,7 @@ def _generate_images(config: GenerateConfig, device: torch.device) -> None:
     generator = generator.to(device)
     of_sound = is_of_sound(generator.config.image_tokenizer_config)
     front_end = load_front_end(config.generator, generator.image_tokenizer.config) if of_sound else None
+    processor = None if of_sound else load_image_processor(config.generator, generator.image_tokenizer.config)
     names = generator.config.id2label or {}
     labels = _listed(config.class_labels) or [names[index] for index in range(len(names))] or [None]
     speakers = _listed(config.speakers) or list(generator.config.speaker_names) or [None]
@@ -76,7 +78,7 @@ def _generate_images(config: GenerateConfig, device: torch.device) -> None:
     write_report(output_dir, {"options": request})
     of_each = [title for title in titles for _ in range(config.num_images)]
     if front_end is None:
-        _save_images(output, config, of_each)
+        _save_images(output, config, of_each, processor)
     else:
         _save_sounds(output, config, of_each, front_end)
     print(f"{len(of_each)} {'images' if front_end is None else 'sounds'} in {output_dir}.")
@@ -95,10 +97,12 @@ def _title(label: int | str | None, speaker: int | str | None, generator: PreTra
     return ", ".join(word for word in words if word)
 
 
-def _save_images(output: HQGeneratorOutput, config: GenerateConfig, titles: list[str]) -> None:
+def _save_images(
+    output: HQGeneratorOutput, config: GenerateConfig, titles: list[str], processor: HQImageProcessor | None
+) -> None:
     assert output.images is not None
     _save_grid(output.images, config, titles)
-    for index, image in enumerate(_to_pil(output.images, config.generator)):
+    for index, image in enumerate(_to_pil(output.images, processor)):
         image.save(Path(config.output_dir) / _file_name(index, titles[index], "png"))
 
 
@@ -121,10 +125,10 @@ def _save_grid(images: torch.Tensor, config: GenerateConfig, titles: list[str]) 
     save_png(image_grid(images, config.num_images, first), Path(config.output_dir) / OVERVIEW)
 
 
-def _to_pil(images: torch.Tensor, generator: str) -> list[Image.Image]:
-    if not images.is_floating_point():
+def _to_pil(images: torch.Tensor, processor: HQImageProcessor | None) -> list[Image.Image]:
+    if processor is None:
         return [Image.fromarray(label_map) for label_map in images.to("cpu", torch.uint8).numpy()]
-    return AutoImageProcessor.from_pretrained(generator).postprocess(images)
+    return processor.postprocess(images)
 
 
 def _file_name(index: int, title: str, ending: str) -> str:

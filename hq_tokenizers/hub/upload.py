@@ -47,7 +47,7 @@ def push_to_hub(
         self_contained: Whether to upload the code as well, see `export_self_contained`.
         private: Whether a new repository is private.
         token: Access token; by default the one that `hf auth login` stored.
-        revision: Branch to commit to.
+        revision: Branch to commit to; made from the main one when missing.
         commit_message: By default "Upload" and the class name.
         commit_description: Text below the message.
         create_pr: Whether to open a pull request instead of committing.
@@ -68,7 +68,9 @@ def push_to_hub(
     new_card = create_model_card(model, repo_id, self_contained=self_contained)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    card = card or _card_of(repo_id, api) or new_card
+    if revision is not None and not create_pr and not revision.startswith("refs/pr/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    card = card or _card_of(repo_id, api, revision) or new_card
     if tags:
         header: Any = card.data
         header.tags = list(dict.fromkeys([*(header.tags or []), *tags]))
@@ -91,9 +93,9 @@ def push_to_hub(
     return str(commit)
 
 
-def _card_of(repo_id: str, api: HfApi) -> ModelCard | None:
+def _card_of(repo_id: str, api: HfApi, revision: str | None) -> ModelCard | None:
     """The card that a repository has, which may have been written by hand."""
     try:
-        return ModelCard.load(api.hf_hub_download(repo_id, "README.md"))
+        return ModelCard.load(api.hf_hub_download(repo_id, "README.md", revision=revision))
     except RemoteEntryNotFoundError:
         return None

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel as PreTrainedModel  # diffusers looks for it beside the class
 from transformers import initialization as init
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes

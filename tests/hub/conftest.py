@@ -1,20 +1,43 @@
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from hq_tokenizers import HQGeneratorModel, RQPriorConfig, RQPriorModel, SQVAEConfig, SQVAEModel
 
-COMMIT = "0" * 40
+from .stub_hub import StubHub, serving
+
+WITHOUT_THE_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "hq_tokenizers":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+SNIPPETS = """
+import contextlib, io, json, sys, time, traceback
+
+time.sleep = lambda seconds: None  # huggingface_hub waits between its attempts.
+for line in sys.stdin:
+    code, *sys.argv[1:] = json.loads(line)
+    shown, failure, report = io.StringIO(), None, ""
+    try:
+        with contextlib.redirect_stdout(shown):
+            exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})
+    except BaseException as error:
+        failure, report = f"{type(error).__name__}: {error}", traceback.format_exc()
+    print(json.dumps([shown.getvalue(), failure, report]), flush=True)
+"""
 
 
 @pytest.fixture(scope="session")
@@ -29,107 +52,81 @@ def generator() -> HQGeneratorModel:
     return HQGeneratorModel.from_sub_models(tokenizer, prior, {0: "cat", 1: "dog", 2: "frog"})
 
 
-class HubStub(BaseHTTPRequestHandler):
-    """The few answers of the Hub that creating, uploading to and reading a model repository needs, kept in memory."""
+@pytest.fixture(scope="session")
+def hub() -> Iterator[StubHub]:
+    yield from serving(StubHub())
 
-    protocol_version = "HTTP/1.1"
-    server: StubServer
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path == "/api/repos/create":
-            repo = self._repo_id(json.loads(body))
-            self.server.repos.setdefault(repo, {})
-            self._json({"url": f"{self.server.url}/{repo}", "name": repo})
-        elif self.path == "/api/validate-yaml":
-            self.server.cards.append(json.loads(body)["content"])
-            self._json({"errors": [], "warnings": []})
-        elif "/preupload/" in self.path:
-            files = [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            self._json({"files": files})
-        elif "/commit/" in self.path:
-            repo = self.path.removeprefix("/api/models/").split("/commit/")[0]
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.server.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._json(
-                {"commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
+class HubUser:
+    """A process that takes the stub for the Hub, whose address is read when the libraries are imported.
+
+    It runs one piece of code after the other, so that the libraries are imported once.
+    """
+
+    def __init__(self, url: str, home: Path, prelude: str = "", **environment: str) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        settings = {
+            "HF_ENDPOINT": url,
+            "HF_TOKEN": "dummy",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(home / "hf"),
+            "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), root])),
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        home.mkdir(exist_ok=True)
+        self._log = home / f"log-{id(self)}"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", prelude + SNIPPETS],
+                cwd=home,
+                env=os.environ | settings | environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
-        else:
-            self._json({"error": f"POST {self.path} is not stubbed"}, 404)
 
-    def do_GET(self) -> None:
-        self._read(with_body=True)
+    def run(self, code: str, *arguments: object) -> list[str]:
+        """Runs code with arguments in `sys.argv` and returns the lines it printed."""
+        shown, failure, report = self._run(code, *arguments)
+        assert failure is None, report
+        return shown.strip().splitlines()
 
-    def do_HEAD(self) -> None:
-        self._read(with_body=False)
+    def error(self, code: str, *arguments: object) -> str:
+        """Runs code that fails, and returns the error as "Type: message"."""
+        _, failure, _ = self._run(code, *arguments)
+        assert failure is not None, "the code did not fail"
+        return failure
 
-    def _read(self, with_body: bool) -> None:
-        path = unquote(self.path.partition("?")[0])
-        if "/resolve/" in path:
-            repo, _, rest = path.removeprefix("/").partition("/resolve/")
-            content = self.server.repos.get(repo, {}).get(rest.partition("/")[2])
-            if content is None:
-                self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
-            else:
-                etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-                self._send(content, 200, etag, with_body)
-        elif path.startswith("/api/models/"):
-            repo = "/".join(path.removeprefix("/api/models/").split("/")[:2])
-            if repo not in self.server.repos:
-                self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-                return
-            files = [
-                {"type": "file", "oid": "0", "size": len(c), "path": n} for n, c in self.server.repos[repo].items()
-            ]
-            info = {"id": repo, "modelId": repo, "sha": COMMIT, "siblings": [{"rfilename": f["path"]} for f in files]}
-            # The Hub reads these from the card.
-            header = yaml.safe_load(self.server.repos[repo].get("README.md", b"---\n{}\n---").decode().split("---")[1])
-            info |= {name: header[name] for name in ("pipeline_tag", "library_name") if name in header}
-            self._json(files if "/tree/" in path else info)
-        elif path == "/api/whoami-v2":
-            self._json({"name": "user", "type": "user"})
-        else:
-            self._json({"error": f"GET {path} is not stubbed"}, 404)
+    def _run(self, code: str, *arguments: object) -> tuple[str, str | None, str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([code, *map(str, arguments)]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text()
+        shown, failure, report = json.loads(answer)
+        return shown, failure, report
 
-    @staticmethod
-    def _repo_id(body: dict) -> str:
-        return f"{body.get('organization') or 'user'}/{body['name']}"
-
-    def _json(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(json.dumps(value).encode(), status, headers or {}, self.command != "HEAD")
-
-    def _send(self, content: bytes, status: int, headers: dict[str, str], with_body: bool) -> None:
-        self.send_response(status)
-        for name, value in (headers | {"Content-Length": str(len(content))}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content)
-
-    def log_message(self, *args: object) -> None:
-        """Stays silent."""
+    def close(self) -> None:
+        self._process.communicate()
 
 
-class StubServer(ThreadingHTTPServer):
-    daemon_threads = True
+@pytest.fixture(scope="session")
+def start_user(hub: StubHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., HubUser]]:
+    """Starts processes with one cache; `start_user(prelude, NAME=value, …)`."""
+    home, users = tmp_path_factory.mktemp("user"), []
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubStub)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.repos: dict[str, dict[str, bytes]] = {}
-        self.cards: list[str] = []
+    def start(prelude: str = "", **environment: str) -> HubUser:
+        users.append(HubUser(hub.url, home, prelude, **environment))
+        return users[-1]
+
+    yield start
+    for user in users:
+        user.close()
 
 
-@pytest.fixture
-def hub() -> Iterator[StubServer]:
-    server = StubServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+@pytest.fixture(scope="session")
+def user(start_user: Callable[..., HubUser]) -> HubUser:
+    """A process with this package."""
+    return start_user("import hq_tokenizers\n")

@@ -14,15 +14,11 @@ from hq_tokenizers import ContextualPriorConfig, ContextualPriorModel, HQVAEConf
 from hq_tokenizers.hub import create_model_card, export_self_contained
 from hq_tokenizers.hub.source_bundle import bundle_sources
 
-WITHOUT_THE_PACKAGE = """
-import sys
+from .conftest import WITHOUT_THE_PACKAGE
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "hq_tokenizers":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+GENERATOR_WITHOUT_THE_PACKAGE = (
+    WITHOUT_THE_PACKAGE
+    + """
 from transformers import AutoModel, pipeline
 
 def codes(directory):
@@ -47,6 +43,7 @@ else:
     raise AssertionError("ran remote code without being trusted")
 print(first)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,7 @@ def test_every_module_parses_and_imports_only_its_folder(exported):
 def test_loads_where_the_package_is_absent(generator, exported, tmp_path):
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(exported), str(tmp_path / "again")],
+        [sys.executable, "-c", GENERATOR_WITHOUT_THE_PACKAGE, str(exported), str(tmp_path / "again")],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -82,7 +79,7 @@ def test_loads_where_the_package_is_absent(generator, exported, tmp_path):
 
 
 PARTS_WITHOUT_THE_PACKAGE = (
-    WITHOUT_THE_PACKAGE.partition("from transformers")[0]
+    WITHOUT_THE_PACKAGE
     + """
 import torch
 from transformers import AutoImageProcessor, AutoModel
@@ -210,7 +207,7 @@ class TestBundle:
 
 
 BACKBONE_WITHOUT_PACKAGES = (
-    WITHOUT_THE_PACKAGE.partition("from transformers")[0].replace('== "hq_tokenizers"', "in sys.argv[2:]")
+    WITHOUT_THE_PACKAGE.replace('== "hq_tokenizers"', "in sys.argv[2:]")
     + """
 import torch
 from transformers import AutoModel
