@@ -128,7 +128,9 @@ def _save_grid(images: torch.Tensor, config: GenerateConfig, titles: list[str]) 
 def _to_pil(images: torch.Tensor, processor: HQImageProcessor | None) -> list[Image.Image]:
     if processor is None:
         return [Image.fromarray(label_map) for label_map in images.to("cpu", torch.uint8).numpy()]
-    return processor.postprocess(images)
+    pictures = processor.postprocess(images)
+    assert isinstance(pictures, list)  # of its default, "pil"
+    return pictures
 
 
 def _file_name(index: int, title: str, ending: str) -> str:
