@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,6 +15,7 @@ from records import Record, is_deterministic, level_means, level_usage
 
 MOST_CURVES = 8
 """Curves in one panel of the plot."""
+SMALL: dict[str, Any] = {"fillstyle": "none", "markersize": 4, "linewidth": 1}
 CAPTION = (
     "Bits per image: K^L as they are stored, under the histogram of each level, and under the same prior, trained for "
     "the same number of steps on the codes of every tokenizer. **Bold**: the best mean over the seeds among systems "
@@ -139,8 +141,21 @@ def families(finished: dict[str, Runs]) -> dict[str, dict[str, Runs]]:
     return found
 
 
+def partial_points(run: Record) -> list[tuple[float, float]]:
+    """Bits under the prior and MSE × 10³ of the first level, the first two, …, of a system with several on one grid."""
+    by_level = run["under_prior"]["bits_per_code_by_level"]
+    if len(by_level) < 2 or "+" in run["code_layout"]:
+        return []
+    positions = bits_under_prior(run) / sum(by_level)
+    bits = accumulate(positions * level for level in by_level)
+    return list(zip(bits, (1e3 * error for error in run["partial_mse"]), strict=True))
+
+
 def plot_plane(finished: dict[str, Runs], path: Path) -> None:
-    """Error over bits under the prior: a curve per family through the means, small points for the seeds."""
+    """Error over bits under the prior: a curve per family through the means, small points for the seeds.
+
+    Dotted, what the first levels of a system decode to.
+    """
     curves = list(families(finished).items())
     panels = math.ceil(len(curves) / MOST_CURVES)
     figure, axes = new_figure(len(curves), columns=panels, squeeze=False)
@@ -150,9 +165,9 @@ def plot_plane(finished: dict[str, Runs], path: Path) -> None:
         for index, (family, systems) in enumerate(part):
             _plot_curve(axis, family, systems, f"C{index}")
         log_scale(axis)
-        axis.set(xlabel="bits per image under the prior")
+        axis.set(xlabel="bits per image under the prior (squares: deterministic codes; dotted: first levels)")
         axis.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=2)
-    axes[0][0].set(ylabel="MSE × 10³ (squares: deterministic codes)")
+    axes[0][0].set(ylabel="MSE × 10³")
     figure.savefig(path, dpi=110)
 
 
@@ -164,5 +179,8 @@ def _plot_curve(axis: Any, family: str, systems: dict[str, Runs], color: Any) ->
     marker = "s" if is_deterministic(runs) else "o"
     axis.plot([p[0] for p in points], [p[1] for p in points], f"{marker}-", color=color, markersize=5, label=family)
     axis.plot([bits_under_prior(run) for run in runs], [_error(run) for run in runs], ".", color=color, markersize=3)
+    for run in runs:
+        partial = partial_points(run)
+        axis.plot([bits for bits, _ in partial], [error for _, error in partial], f"{marker}:", color=color, **SMALL)
     for bits, error, levels in points:
         axis.annotate(levels, (bits, error), (4, 4), textcoords="offset points", fontsize="xx-small", color=color)

@@ -162,7 +162,13 @@ def run(stored, bits, mse, perplexity=(4.0,), test=(), **more):
         "codebook_sizes": [8] * len(perplexity),
         "images_per_second": 10.0,
         "test": {"mse": mse, "psnr": -10 * math.log10(mse), "perplexity": list(perplexity), **dict(test)},
-        "under_prior": {"bits_per_image": bits, "histogram_bits_per_image": bits + 10},
+        "under_prior": {
+            "bits_per_image": bits,
+            "histogram_bits_per_image": bits + 10,
+            "bits_per_code_by_level": [bits / 4],
+        },
+        "code_layout": "2×2×1 of 8",
+        "partial_mse": [mse],
         **more,
     }
 
@@ -201,3 +207,13 @@ def test_curves_and_panels_of_the_plot(load_script, tmp_path, monkeypatch):
     assert last.get_label() == "RQ-VAE"
     np.testing.assert_allclose(last.get_xydata(), [[82, 3], [150, 1]])
     assert [text.get_text() for text in axes[1].texts][-2:] == ["L=2", "L=4"]
+
+
+def test_first_levels_of_one_grid_are_points_of_the_plot(load_script):
+    partial_points = load_script("plane").partial_points
+    levels = {"bits_per_image": 24.0, "bits_per_code_by_level": [1.0, 2.0, 3.0]}
+    record = run(36.0, 24, 0.01, under_prior=levels, partial_mse=[0.04, 0.02, 0.01])
+    # Four positions: 4 bits for the first level, 8 and 12 for the others.
+    np.testing.assert_allclose(partial_points(record), [(4, 40), (12, 20), (24, 10)])
+    assert partial_points({**record, "code_layout": "1×1×1 of 8 + 2×2×2 of 8"}) == []
+    assert partial_points(run(12.0, 8, 0.01)) == []
