@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from PIL import Image
 from torch import nn
@@ -85,7 +86,20 @@ def sound_tokenizer(folder: Path) -> None:
         wavfile.write(folder.parent / name, 8000, noise.astype(np.int16))
 
 
-PREPARATIONS: dict[str, Callable[[Path], None]] = {"docs/sound.md": sound_tokenizer}
+def autoencoder(folder: Path) -> None:
+    """An `AutoencoderKL` of stride 8."""
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "autoencoder")
+
+
+PREPARATIONS: dict[str, Callable[[Path], None]] = {
+    "docs/sound.md": sound_tokenizer,
+    "docs/converting.md": autoencoder,
+}
 CHECKS: dict[str, Callable[[dict], bool]] = {
     "docs/ecosystem.md": lambda scope: (
         scope["tokenizer"].temperature.step == 2
