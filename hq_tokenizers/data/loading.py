@@ -16,6 +16,7 @@ from hq_tokenizers.image_processing_hq import GREY_MODES
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.processes import is_main_process
 
+from .augmentation import Augmentation
 from .classes import read_classes
 from .digits import MAX_GREY_LEVEL
 from .images import MEMORY_LIMIT, ImageFormat, ImageRows, RowNames
@@ -54,7 +55,8 @@ def load_image_splits(
     loaded = []
     for option in split_options:
         rows, names = select_rows(config, source, option, notes, "image", _image_column)
-        loaded.append(_load_rows(config, source, rows, names, notes, memory_limit))
+        augmentation = Augmentation.from_options(config) if option == "train_split" else Augmentation()
+        loaded.append(_load_rows(config, source, rows, names, notes, memory_limit, augmentation))
     for note in notes if is_main_process() else ():
         print(f"data: {note}")
     return tuple(loaded)
@@ -170,6 +172,7 @@ def _load_rows(
     names: RowNames,
     notes: dict[str, None],
     memory_limit: int,
+    augmentation: Augmentation,
 ) -> ImageRows:
     from datasets import Image as ImageFeature
 
@@ -178,7 +181,9 @@ def _load_rows(
     if isinstance(rows.features[column], ImageFeature) or _kind(rows.features[column]) == "path":
         rows = rows.cast_column(column, ImageFeature(decode=False))
     image_format = _image_format(config, names, rows[0][column])
-    return ImageRows(rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit)
+    return ImageRows(
+        rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit, augmentation
+    )
 
 
 def _image_column(config: DataConfig, rows: Dataset) -> str:
@@ -284,6 +289,11 @@ def _array_format(config: DataConfig, first: np.ndarray) -> ImageFormat:
         given = getattr(config, name)
         if given not in (None, accepted, accepted[0] if isinstance(accepted, list) else None):
             raise ValueError(f"data.{name} must be {accepted} or null for images stored as arrays, got {given}.")
+    if config.random_crop:
+        raise ValueError(
+            "data.random_crop has nothing to cut of images stored as arrays, which have their size: set "
+            "data.random_resized_crop, or none."
+        )
     height, width = first.shape[:2]
     if config.label_map_classes is not None:
         return LabelMapFormat(height, width, channels, num_classes=config.label_map_classes)

@@ -67,6 +67,20 @@ class DataConfig:
     ] = None
     sound: SoundConfig = field(default_factory=SoundConfig)
     horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
+    random_crop: Annotated[
+        bool,
+        "cut training images to image_size at a random place instead of the centre, after the shorter side is scaled",
+    ] = False
+    random_resized_crop: Annotated[
+        Annotated[list[Annotated[float, Range(0, 1, above=True)]], Length(2, 2)] | None,
+        "cut a random part out of every training image, of a share of its area in this range, such as [0.5, 1.0], and "
+        "of 3:4 to 4:3, and scale it to image_size; null does not",
+    ] = None
+    color_jitter: Annotated[
+        Annotated[list[Annotated[float, Range(0, 10)]], Length(4, 4)] | None,
+        "largest random changes of brightness, contrast, saturation and hue of training images, such as "
+        "[0.2, 0.2, 0.2, 0.05]; hue at most 0.5; null changes none",
+    ] = None
     num_workers: Annotated[
         int, Range(0, 1024), "processes that decode images when the decoded data set exceeds 2 GB of memory"
     ] = 2
@@ -82,3 +96,22 @@ class DataConfig:
             )
         if self.label_map_classes is not None and self.num_channels is not None:
             raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")
+        self._check_augmentation()
+
+    def _check_augmentation(self) -> None:
+        crops = [name for name in ("random_crop", "random_resized_crop") if getattr(self, name)]
+        if len(crops) == 2:
+            raise ValueError("data.random_crop and data.random_resized_crop are two ways to cut: set one of them.")
+        if crops and self.image_size is None:
+            raise ValueError(f"data.{crops[0]} needs data.image_size, the size that images are cut to.")
+        if self.random_resized_crop is not None and self.random_resized_crop[0] > self.random_resized_crop[1]:
+            raise ValueError(f"data.random_resized_crop must be [smallest, largest], got {self.random_resized_crop}.")
+        if self.color_jitter is None:
+            return
+        if self.label_map_classes is not None:
+            raise ValueError(
+                "data.color_jitter is for images; the values of label maps (data.label_map_classes) are classes, which "
+                "it would change: leave it out."
+            )
+        if self.color_jitter[3] > 0.5:
+            raise ValueError(f"data.color_jitter: hue, the last, is at most 0.5, got {self.color_jitter[3]}.")

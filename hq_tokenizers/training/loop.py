@@ -17,6 +17,7 @@ from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
 from hq_tokenizers.data.batches import BatchPlan
+from hq_tokenizers.data.feeds import RowFeed
 from hq_tokenizers.data.images import Batch, BatchSource
 from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
@@ -54,9 +55,8 @@ class TrainingLoop:
         self.stage = stage
         self.inputs = stage.inputs()
         self.accelerator = accelerator
-        self.data = data
         self.output_dir = Path(config.output_dir)
-        self.plan = BatchPlan(
+        plan = BatchPlan(
             num_rows=len(data),
             batch_size=config.batch_size,
             seed=config.seed,
@@ -64,7 +64,8 @@ class TrainingLoop:
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
         )
-        per_epoch = self.plan.steps_per_epoch
+        self.feed = RowFeed(data, plan)
+        per_epoch = self.feed.steps_per_epoch
         self.total_steps = count_steps(options_to_dict(config), per_epoch)
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
@@ -123,10 +124,10 @@ class TrainingLoop:
         self.model.train()
         self._window.start()
         while self.step < self.total_steps:
-            epoch, steps_done = divmod(self.step, self.plan.steps_per_epoch)
+            epoch, steps_done = divmod(self.step, self.feed.steps_per_epoch)
             if steps_done == 0:
                 self._forget_past(self.stage.before_epoch(tracker, epoch))
-            batches = self.data.batches(self.plan.rest_of_epoch(self.step), self.accelerator.device)
+            batches = self.feed.rest_of_epoch(self.step, self.accelerator.device)
             steps = zip(*[batches] * self.config.gradient_accumulation, strict=True)
             for parts in steps:
                 self.stage.before_step(tracker, self.step)
@@ -304,7 +305,7 @@ class TrainingLoop:
                 )
             return []
         earlier = read_state(checkpoint)
-        check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
+        check_options(self.config, earlier["options"], self.feed.steps_per_epoch)
         check_inputs(self.config.output_dir, self.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state, sums = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)
@@ -351,7 +352,7 @@ class TrainingLoop:
         return {name: module for name, module in modules.items() if module is not None}
 
     def _position(self, split: str) -> Record:
-        return {"step": self.step, "epoch": self.step / self.plan.steps_per_epoch, "split": split}
+        return {"step": self.step, "epoch": self.step / self.feed.steps_per_epoch, "split": split}
 
     def _tracker(self) -> Tracker:
         active, config = self.accelerator.is_main_process, self.config

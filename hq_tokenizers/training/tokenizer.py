@@ -12,7 +12,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hq_tokenizers.checks import as_image_size, image_height_width
 from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
-from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
+from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.sound_loading import feature_extractor, load_sound_splits
@@ -139,7 +139,7 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         "num_parameters": model.num_parameters(),
         **_describe_codes(model, train),
         "steps": loop.step,
-        "epochs": loop.step / loop.plan.steps_per_epoch,
+        "epochs": loop.step / loop.feed.steps_per_epoch,
         "test": figures,
         "findings": [finding.to_dict() for finding in findings],
         "options": options_to_dict(config),
@@ -345,8 +345,6 @@ class TokenizerStage(Stage):
         segment = self.config.data.sound.segment_frames
         if "attention_mask" in batch and segment is not None:
             batch = random_segments(batch, segment)
-        if self.config.data.horizontal_flip:
-            batch = {**batch, "pixel_values": flip_at_random(batch["pixel_values"])}
         output = wrapped(**model_inputs(batch))
         diagnostics = dict(output.diagnostics or {})
         if "perplexity" in diagnostics:
