@@ -278,6 +278,15 @@ class ImageRows:
         return (pixels.to(device, non_blocking=True) for pixels in loader)
 
 
+def encoded_bytes(raw: Any) -> bytes:
+    """The bytes of an image or a sound as it is stored: of its file, or of an array."""
+    if isinstance(raw, bytes):
+        return raw
+    if not isinstance(raw, dict):
+        return np.ascontiguousarray(raw).tobytes()
+    return raw["bytes"] if raw.get("bytes") is not None else Path(raw["path"]).read_bytes()
+
+
 class RawFormat(Protocol):
     """How raw images or sounds become arrays."""
 
@@ -324,13 +333,7 @@ class LazyRows(torch.utils.data.Dataset):
     def some_encoded(self, number: int) -> Iterator[bytes]:
         """The bytes of up to `number` rows, spread evenly."""
         for part in self.rows.select(evenly(len(self), number)).iter(1000):
-            for raw in part[self.column]:
-                if isinstance(raw, bytes):
-                    yield raw
-                elif not isinstance(raw, dict):
-                    yield np.ascontiguousarray(raw).tobytes()
-                else:
-                    yield raw["bytes"] if raw["bytes"] is not None else Path(raw["path"]).read_bytes()
+            yield from map(encoded_bytes, part[self.column])
 
     def decode_each(self) -> Iterator[np.ndarray]:
         """The arrays of all rows.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hq_tokenizers.checks import ImageSize, Length, Name, Range, check_fields
+from hq_tokenizers.checks import Count, ImageSize, Length, Name, Range, check_fields
 from hq_tokenizers.options.sound import SoundConfig
 
-FILE_NAMES = ("imagefolder", "audiofolder", "parquet")
+FILE_NAMES = ("imagefolder", "audiofolder", "parquet", "webdataset")
 """Names of data that lie at `path`."""
 
 
@@ -22,12 +22,12 @@ class DataConfig:
 
     name: Annotated[
         Name,
-        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", or the id of a data set '
-        "on the Hub",
+        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", "webdataset" (tar files), '
+        "or the id of a data set on the Hub",
     ] = "digits"
-    path: Annotated[Name | None, "folder of the images or parquet files, or a pattern such as data/train-*.parquet"] = (
-        None
-    )
+    path: Annotated[
+        Name | None, "folder of the images, parquet or tar files, or a pattern such as data/train-*.parquet"
+    ] = None
     files: Annotated[
         Annotated[dict[Name, Name | Annotated[list[Name], Length(1, 100_000)]], Length(1, 1000)] | None,
         "patterns inside `path` per split, as {train: train-*.parquet, test: test.parquet}; null goes by file names",
@@ -82,8 +82,22 @@ class DataConfig:
         "[0.2, 0.2, 0.2, 0.05]; hue at most 0.5; null changes none",
     ] = None
     num_workers: Annotated[
-        int, Range(0, 1024), "processes that decode images when the decoded data set exceeds 2 GB of memory"
+        int,
+        Range(0, 1024),
+        "processes that decode images when the decoded data set exceeds 2 GB of memory, or is streamed",
     ] = 2
+    streaming: Annotated[
+        bool,
+        "read the training images from beginning to end, again and again, without preparing them on disk, in "
+        "train-tokenizer; needs max_steps",
+    ] = False
+    shuffle_buffer: Annotated[
+        Count,
+        "images of a stream that are read before they are shuffled, by every process; they stay in memory as files",
+    ] = 1000
+    max_validation_images: Annotated[
+        Count, "with streaming: how many of the first images of the validation and the test split count"
+    ] = 2048
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="data.")
@@ -97,6 +111,7 @@ class DataConfig:
         if self.label_map_classes is not None and self.num_channels is not None:
             raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")
         self._check_augmentation()
+        self._check_streaming()
 
     def _check_augmentation(self) -> None:
         crops = [name for name in ("random_crop", "random_resized_crop") if getattr(self, name)]
@@ -115,3 +130,13 @@ class DataConfig:
             )
         if self.color_jitter[3] > 0.5:
             raise ValueError(f"data.color_jitter: hue, the last, is at most 0.5, got {self.color_jitter[3]}.")
+
+    def _check_streaming(self) -> None:
+        if self.streaming and self.name == "digits":
+            raise ValueError("data.streaming is for data on disk or on the Hub; the digits are embedded: leave it out.")
+        for name in ("shuffle_buffer", "max_validation_images"):
+            if not self.streaming and getattr(self, name) != getattr(DataConfig, name):
+                raise ValueError(
+                    f"data.{name} is for streams: set data.streaming true, or leave it out. Slices such as "
+                    'data.validation_split "test[:1000]" select images without streaming.'
+                )
