@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -53,9 +53,10 @@ class RowFeed:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Has nothing to restore."""
 
-    def rest_of_epoch(self, step: int, device: torch.device) -> Iterator[Batch]:
+    def rest_of_epoch(self, step: int, device: torch.device) -> Generator[Batch, None, None]:
         """This process's batches from optimiser step `step` to the end of its epoch, part by part."""
         indices = self.plan.rest_of_epoch(step)
         if not isinstance(self.rows, ImageRows):
-            return self.rows.batches(indices, device)
-        return self.rows.batches(indices, device, noise=(self.plan.seed, step // self.steps_per_epoch))
+            yield from self.rows.batches(indices, device)
+        else:
+            yield from self.rows.batches(indices, device, noise=(self.plan.seed, step // self.steps_per_epoch))

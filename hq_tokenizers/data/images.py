@@ -272,9 +272,7 @@ class ImageRows:
             images = self.images.to(device)
             return (images[indices.to(device, non_blocking=True)] for indices in index_batches)
         rows = self._lazy if noise is None else _AugmentedRows(self._lazy, self.augmentation, noise)
-        loader = decoded_batches(
-            rows, index_batches, self._num_workers, pin_memory=torch.accelerator.is_available()
-        )
+        loader = decoded_batches(rows, index_batches, self._num_workers, pin_memory=torch.accelerator.is_available())
         return (pixels.to(device, non_blocking=True) for pixels in loader)
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-def load_streamed_splits(config: DataConfig) -> tuple[ImageStream, ImageRows, ImageRows | None]:
-    """The training split as a stream, and the first images of the validation split, and of the test split if there is.
+def load_streamed_splits(config: DataConfig) -> tuple[ImageStream, ImageRows, ImageRows]:
+    """The training split as a stream, and the first images of validation and test; validation again where there is no
+    test split.
 
     Of data with one split only, its first part (a file, or a row group of parquet) is the validation split that
     `validation_split` names by default. Classes, of which training a tokenizer has no use, are not read.
@@ -63,13 +64,10 @@ def load_streamed_splits(config: DataConfig) -> tuple[ImageStream, ImageRows, Im
         augmentation=Augmentation.from_options(config),
         num_workers=config.num_workers,
     )
-    test = None if config.test_split is None else _split(streams, config.test_split, "test_split")
-    first = [
-        None if others is None else _first_images(config, others, option)
-        for others, option in ((validation, "validation_split"), (test, "test_split"))
-    ]
-    assert first[0] is not None
-    return stream, first[0], first[1]
+    first = _first_images(config, validation, "validation_split")
+    if config.test_split is None:
+        return stream, first, first
+    return stream, first, _first_images(config, _split(streams, config.test_split, "test_split"), "test_split")
 
 
 def _split(streams: dict[str, IterableDataset], split: str, option: str) -> IterableDataset:

@@ -99,7 +99,7 @@ class ImageStream:
 
     def read(
         self, state: StreamState, seed: int, num_processes: int = 1, process_index: int = 0
-    ) -> Iterator[StreamedImage]:
+    ) -> Generator[StreamedImage, None, None]:
         """The images of a process from a state on, without end.
 
         Args:
@@ -129,7 +129,7 @@ class ImageStream:
 
     def _rows(
         self, order: list[int], first: int, skipped: int, step: int, offset: int
-    ) -> Iterator[tuple[int, int, Any]]:
+    ) -> Generator[tuple[int, int, Any], None, None]:
         """Place of the part in the order, number of the row in the part, raw image."""
         for place in range(first, len(order)):
             part = self.dataset.shard(self.num_parts, order[place], contiguous=False)
@@ -215,10 +215,11 @@ class StreamFeed:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Goes to where another one was."""
-        before, seen = (part.numpy().tobytes() for part in state["hashes"].chunk(2))
-        self.state = StreamState(*state["position"].tolist(), before, seen)
+        passes, part, row, used = state["position"].tolist()
+        before, seen = (hashed.numpy().tobytes() for hashed in state["hashes"].chunk(2))
+        self.state = StreamState(passes, part, row, used, before, seen)
 
-    def rest_of_epoch(self, step: int, device: torch.device) -> Iterator[Batch]:
+    def rest_of_epoch(self, step: int, device: torch.device) -> Generator[Batch, None, None]:
         """This process's next batches, part by part, up to a step that is a multiple of `steps_per_epoch`.
 
         Raises:

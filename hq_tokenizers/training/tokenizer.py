@@ -228,16 +228,17 @@ def load_splits(config: TokenizerTrainingConfig) -> tuple[TrainingRows, Rows, Ro
         )
     train: ImageRows | ImageStream
     if config.data.streaming:
-        train, validation, *test = (rows for rows in load_streamed_splits(config.data) if rows is not None)
+        train, validation, test = load_streamed_splits(config.data)
     else:
-        train, validation, *test = load_image_splits(config.data, *names)
-    for rows, name in ((validation, "validation_split"), *((rows, "test_split") for rows in test)):
+        train, validation, *further = load_image_splits(config.data, *names)
+        test = further[0] if further else validation
+    for rows, name in ((validation, "validation_split"), (test, "test_split")):
         if rows.image_format != train.image_format:
             raise ValueError(
                 f"data.{name} has images of {rows.image_format}, data.train_split of {train.image_format}: set "
                 "data.image_size and data.num_channels."
             )
-    return train, validation, test[0] if test else validation
+    return train, validation, test
 
 
 def check_model(config: TokenizerTrainingConfig, train: TrainingRows) -> None:
@@ -342,8 +343,7 @@ class TokenizerStage(Stage):
         self.config = config
         self.accelerator = accelerator
         self.validation = validation
-        is_stream = isinstance(train, ImageStream)
-        self._steps_per_epoch = STEPS_OF_AN_EPOCH if is_stream else len(train) // config.batch_size
+        self._steps_per_epoch = STEPS_OF_AN_EPOCH if isinstance(train, ImageStream) else len(train) // config.batch_size
         self._inputs = {
             "training_images_sha256": train.sha256(),
             "validation_images_sha256": validation.sha256(),
