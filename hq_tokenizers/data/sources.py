@@ -131,10 +131,14 @@ def load_streams(config: DataConfig) -> tuple[dict[str, IterableDataset], dict[s
 
     if config.name not in FILE_NAMES:
         builder = _hub_builder(config.name)
-        streams, files = builder.as_streaming_dataset(), builder.config.data_files or {}
+        files = {str(split): list(map(str, many)) for split, many in (builder.config.data_files or {}).items()}
+        if type(builder).__name__ == "Parquet":
+            streams = {split: _row_groups(many, whole=True) for split, many in files.items()}
+        else:
+            streams = builder.as_streaming_dataset()
         # Without the revision, of which other files may be the reason.
         return dict(streams), {
-            str(split): [re.sub(r"@[0-9a-f]{40}", "", str(file)) for file in many] for split, many in files.items()
+            split: [re.sub(r"@[0-9a-f]{40}", "", file) for file in many] for split, many in files.items()
         }
     root = Path(str(config.path)).expanduser().absolute()
     files = _data_files(config, root)
@@ -153,23 +157,26 @@ def load_streams(config: DataConfig) -> tuple[dict[str, IterableDataset], dict[s
     return dict(streams), sizes
 
 
-def _row_groups(files: list[str]) -> IterableDataset:
-    """Parquet files as a stream whose shards are their row groups.
+def _row_groups(files: list[str], whole: bool = False) -> IterableDataset:
+    """Parquet files as a stream whose shards are their row groups, or whole files: then only the first is opened yet.
 
     That of `datasets` reads ahead in threads, which abort the program when it ends before they do.
     """
+    import fsspec
     from datasets import Features, IterableDataset
     from pyarrow import parquet
 
-    def read(files: list[str], groups: list[int]) -> Iterator[dict[str, Any]]:
+    def read(files: list[str], groups: list[int | None]) -> Iterator[dict[str, Any]]:
         for file, group in zip(files, groups, strict=True):
-            with parquet.ParquetFile(file) as opened:
-                for batch in opened.read_row_group(group).to_batches(max_chunksize=100):
-                    yield from batch.to_pylist()
+            with fsspec.open(file, "rb") as raw, parquet.ParquetFile(raw) as opened:
+                for number in range(opened.num_row_groups) if group is None else (group,):
+                    for batch in opened.read_row_group(number).to_batches(max_chunksize=100):
+                        yield from batch.to_pylist()
 
-    shards = [(file, group) for file in files for group in range(parquet.read_metadata(file).num_row_groups)]
-    names, groups = map(list, zip(*shards, strict=True))
-    features = Features.from_arrow_schema(parquet.read_schema(files[0]))
+    numbers = {file: [None] if whole else range(parquet.read_metadata(file).num_row_groups) for file in files}
+    names, groups = map(list, zip(*((file, group) for file in files for group in numbers[file]), strict=True))
+    with fsspec.open(files[0], "rb") as first:
+        features = Features.from_arrow_schema(parquet.read_schema(first))
     return IterableDataset.from_generator(read, features=features, gen_kwargs={"files": names, "groups": groups})
 
 

@@ -97,6 +97,15 @@ def test_every_pass_gives_every_image_once_in_another_order(tmp_path, name, writ
     assert flat(levels_of(StreamFeed(stream_of(folder, name=name), 5, seed=1), 0, 6)) != first
 
 
+def test_what_the_hub_has_is_read_by_whole_files(tmp_path):
+    """`datasets` takes a folder for an id as well."""
+    folder = write_all(tmp_path / "data", write_parquet, "parquet")
+    stream, validation, _ = load_streamed_splits(config_of(None, name=str(folder), path=None))
+    assert stream.num_parts == len(SHARDS)
+    assert sorted(flat(levels_of(StreamFeed(stream, 5, seed=0), 0, 6))) == list(range(TOTAL))
+    assert len(validation) == 20
+
+
 def test_a_folder_of_images_can_be_streamed(tmp_path):
     for level in range(12):
         (tmp_path / ("train" if level < 9 else "test")).mkdir(exist_ok=True)
