@@ -200,7 +200,7 @@ class HQImageProcessor(TorchvisionBackend):
         """
         if tuple(pixels.shape[-2:]) == (size.height, size.width):
             return pixels
-        cover = _covering_size(pixels, size) if do_center_crop else size
+        cover = covering_size(pixels, size) if do_center_crop else size
         return self.center_crop(self.resize(pixels, cover, resample).clamp_(0, 1), size)
 
     def postprocess(
@@ -325,7 +325,7 @@ def _to_unit_range(image: torch.Tensor, factor: float) -> torch.Tensor:
     return pixels.clamp(0, 1)
 
 
-def _covering_size(image: torch.Tensor, size: SizeDict) -> SizeDict:
+def covering_size(image: torch.Tensor, size: SizeDict) -> SizeDict:
     """The smallest size of the image's aspect ratio that covers `size`."""
     height, width = image.shape[-2:]
     scale = max(size.height / height, size.width / width)

@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 GeneratorLike = torch.Generator | Sequence[torch.Generator] | int | None
@@ -126,6 +127,28 @@ def generator_from_state(state: torch.Tensor, device: torch.device) -> torch.Gen
     generator = torch.Generator(device)
     generator.set_state(state)
     return generator
+
+
+def hashed_seeds(*numbers: int | np.ndarray) -> np.ndarray:
+    """Seeds, uint64, that whole numbers from 0 on and arrays of such decide together (splitmix64 of each in turn)."""
+    seeds = np.zeros(1, np.uint64)
+    for number in numbers:
+        seeds = (seeds ^ np.asarray(number, np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            seeds = (seeds ^ (seeds >> np.uint64(shift))) * np.uint64(multiplier)
+        seeds = seeds ^ (seeds >> np.uint64(31))
+    return seeds
+
+
+@contextmanager
+def seeded_noise(seed: int) -> Iterator[None]:
+    """Within, what is drawn on the CPU by default follows from a seed (64 bits); the state before is restored."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 @contextmanager

@@ -8,6 +8,21 @@ import numpy as np
 import torch
 
 
+def share_of_batch(batch_size: int, num_parts: int, num_processes: int) -> int:
+    """Rows that a process has of each of the parts that a batch is split into.
+
+    Raises:
+        ValueError: If it does not split evenly.
+    """
+    shares = num_parts * num_processes
+    if batch_size % shares:
+        raise ValueError(
+            f"batch_size {batch_size} does not split evenly over {num_processes} processes × {num_parts} accumulation "
+            f"steps: use a multiple of {shares}."
+        )
+    return batch_size // shares
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The order of the training rows.
@@ -40,12 +55,7 @@ class BatchPlan:
                 f"The training split has {self.num_rows} rows, fewer than batch_size {self.batch_size}: use a smaller "
                 "batch_size."
             )
-        shares = self.num_parts * self.num_processes
-        if self.batch_size % shares:
-            raise ValueError(
-                f"batch_size {self.batch_size} does not split evenly over {self.num_processes} processes × "
-                f"{self.num_parts} accumulation steps: use a multiple of {shares}."
-            )
+        share_of_batch(self.batch_size, self.num_parts, self.num_processes)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -57,7 +67,8 @@ class BatchPlan:
         epoch, first = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
         batches = order[first * self.batch_size : self.steps_per_epoch * self.batch_size]
-        shares = batches.reshape(-1, self.num_processes, self.batch_size // (self.num_parts * self.num_processes))
+        share = share_of_batch(self.batch_size, self.num_parts, self.num_processes)
+        shares = batches.reshape(-1, self.num_processes, share)
         return list(torch.from_numpy(shares[:, self.process_index]))
 
 

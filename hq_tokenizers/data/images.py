@@ -22,6 +22,7 @@ from hq_tokenizers.image_decoding import UnreadableImageError, decode_image, is_
 from hq_tokenizers.image_processing_hq import GREY_MODES, HQImageProcessor, convert_pil
 from hq_tokenizers.sound_decoding import UnreadableSoundError
 
+from .augmentation import Augmentation, SeededAugmentation, augmentation_seeds
 from .batches import evenly
 from .workers import decoded_batches
 
@@ -70,8 +71,12 @@ class ImageFormat:
     def __str__(self) -> str:
         return f"{self.height}×{self.width}×{self.num_channels}"
 
-    def decode(self, raw: Any) -> np.ndarray:
+    def decode(self, raw: Any, augmentation: SeededAugmentation | None = None) -> np.ndarray:
         """uint8 (C, H, W) of an encoded image (its bytes, or {"bytes", "path"}) or an integer array.
+
+        Args:
+            raw: The image.
+            augmentation: Its random changes, if any.
 
         Raises:
             FileNotFoundError, UnreadableImageError: As `decode_image` does.
@@ -80,17 +85,20 @@ class ImageFormat:
         """
         if not is_encoded(raw):
             pixels = self._check_array(np.asarray(raw)).astype(np.uint8)
+            resize = augmentation is not None and augmentation.augmentation.crops
         else:
             image = decode_image(raw, max_pixels=self.max_pixels)
             assert isinstance(image, Image.Image)
             pixels = np.asarray(self._convert(image))
-            pixels = self._fit(pixels) if self.resize else pixels
+            resize = self.resize
+        pixels = self._fit(pixels, augmentation) if resize else pixels
         if pixels.shape[:2] != (self.height, self.width):
             raise ValueError(
                 f"Found an image of {pixels.shape[0]}×{pixels.shape[1]} pixels among images of {self.height}×"
                 f"{self.width}: set data.image_size, for example to {self.height}, to resize them."
             )
-        return pixels.reshape(self.height, self.width, self.num_channels).transpose(2, 0, 1)
+        channels_first = pixels.reshape(self.height, self.width, self.num_channels).transpose(2, 0, 1)
+        return channels_first if augmentation is None else augmentation.colour(channels_first, self.max_value)
 
     def to_batch(self, pixels: torch.Tensor) -> torch.Tensor:
         """Decoded images, uint8 (B, C, H, W), as the model's floats in [0, 1]."""
@@ -115,12 +123,20 @@ class ImageFormat:
                 "to read all as colour, or to 1 to make all grey."
             )
 
-    def _fit(self, pixels: np.ndarray, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-        """uint8 (H, W) or (H, W, C), scaled until it covers the size, and its centre."""
+    def _fit(
+        self,
+        pixels: np.ndarray,
+        augmentation: SeededAugmentation | None = None,
+        resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    ) -> np.ndarray:
+        """uint8 (H, W) or (H, W, C), scaled until it covers the size, and its centre, or a random part."""
         channels_first = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy()) / 255
         size = SizeDict(height=self.height, width=self.width)
-        fitted = _PROCESSOR.fit(channels_first, size, resampling).mul(255).round().to(torch.uint8)
-        return fitted.numpy().transpose(1, 2, 0)
+        if augmentation is not None and augmentation.augmentation.crops:
+            fitted = augmentation.crop(channels_first, size, resampling)
+        else:
+            fitted = _PROCESSOR.fit(channels_first, size, resampling)
+        return fitted.mul(255).round().to(torch.uint8).numpy().transpose(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -171,6 +187,7 @@ class ImageRows:
         label_names: Names of the classes, or None.
         num_workers: Decoding processes, used when the images do not fit in memory.
         memory_limit: Bytes up to which the decoded images are kept in memory.
+        augmentation: Random changes for training. With those that start from the file images are not kept in memory.
     """
 
     def __init__(
@@ -183,14 +200,17 @@ class ImageRows:
         label_names: list[str] | None = None,
         num_workers: int = 0,
         memory_limit: int = MEMORY_LIMIT,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
     ):
         self.image_format = image_format
+        self.augmentation = augmentation
         self.labels = labels
         self.label_names = label_names
         self._lazy = LazyRows(rows, image_column, names, image_format, "images")
         self._num_workers = num_workers
         size = rows.num_rows * image_format.num_channels * image_format.height * image_format.width
-        self.images = self._decode_all() if size <= memory_limit else None
+        keep = size <= memory_limit and not augmentation.needs_decoding
+        self.images = self._decode_all() if keep else None
 
     def __len__(self) -> int:
         return len(self._lazy)
@@ -211,17 +231,27 @@ class ImageRows:
                 digest.update(hashlib.sha256(raw).digest())
         return digest.hexdigest()
 
-    def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
+    def batches(
+        self, index_batches: Sequence[torch.Tensor], device: torch.device, noise: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
         """Batches {"pixel_values": float (B, C, H, W) in [0, 1], "labels": (B,) when there are classes}.
 
         The pixel values of label maps are their classes, long (B, H, W).
+
+        Args:
+            index_batches: Rows of each batch.
+            device: Where batches go.
+            noise: Seed of the run and number of the epoch, which decide the random changes of images; None changes
+                none.
 
         Raises:
             ValueError: For an image that is unreadable or does not fit, by its name.
         """
         # Copied once per call, so that on an accelerator no image crosses the bus during an epoch.
         labels = None if self.labels is None else self.labels.to(device)
-        for indices, pixels in zip(index_batches, self._pixels(index_batches, device), strict=True):
+        for indices, pixels in zip(index_batches, self._pixels(index_batches, device, noise), strict=True):
+            if noise is not None:
+                pixels = self.augmentation.flip(pixels, augmentation_seeds(noise, indices))
             batch = {"pixel_values": self.image_format.to_batch(pixels)}
             if labels is not None:
                 batch["labels"] = labels[indices.to(device, non_blocking=True)]
@@ -235,20 +265,30 @@ class ImageRows:
             target[position] = pixels
         return images
 
-    def _pixels(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterable[torch.Tensor]:
+    def _pixels(
+        self, index_batches: Sequence[torch.Tensor], device: torch.device, noise: tuple[int, int] | None
+    ) -> Iterable[torch.Tensor]:
         if self.images is not None:
             images = self.images.to(device)
             return (images[indices.to(device, non_blocking=True)] for indices in index_batches)
-        loader = decoded_batches(
-            self._lazy, index_batches, self._num_workers, pin_memory=torch.accelerator.is_available()
-        )
+        rows = self._lazy if noise is None else _AugmentedRows(self._lazy, self.augmentation, noise)
+        loader = decoded_batches(rows, index_batches, self._num_workers, pin_memory=torch.accelerator.is_available())
         return (pixels.to(device, non_blocking=True) for pixels in loader)
+
+
+def encoded_bytes(raw: Any) -> bytes:
+    """The bytes of an image or a sound as it is stored: of its file, or of an array."""
+    if isinstance(raw, bytes):
+        return raw
+    if not isinstance(raw, dict):
+        return np.ascontiguousarray(raw).tobytes()
+    return raw["bytes"] if raw.get("bytes") is not None else Path(raw["path"]).read_bytes()
 
 
 class RawFormat(Protocol):
     """How raw images or sounds become arrays."""
 
-    def decode(self, raw: Any) -> np.ndarray:
+    def decode(self, raw: Any, *changes: Any) -> np.ndarray:
         """The array of one row."""
 
 
@@ -280,24 +320,18 @@ class LazyRows(torch.utils.data.Dataset):
         """What the column holds."""
         return self.rows[index][self.column]
 
-    def decode(self, index: int) -> np.ndarray:
-        """The array of a row."""
-        return self._decode(index, self.raw(index))
+    def decode(self, index: int, *changes: Any) -> np.ndarray:
+        """The array of a row; `changes` are what else its format's `decode` takes."""
+        return self._decode(index, self.raw(index), *changes)
 
-    def _decode(self, index: int, raw: Any) -> np.ndarray:
+    def _decode(self, index: int, raw: Any, *changes: Any) -> np.ndarray:
         with self.names.named(index, raw):
-            return self.form.decode(raw)
+            return self.form.decode(raw, *changes)
 
     def some_encoded(self, number: int) -> Iterator[bytes]:
         """The bytes of up to `number` rows, spread evenly."""
         for part in self.rows.select(evenly(len(self), number)).iter(1000):
-            for raw in part[self.column]:
-                if isinstance(raw, bytes):
-                    yield raw
-                elif not isinstance(raw, dict):
-                    yield np.ascontiguousarray(raw).tobytes()
-                else:
-                    yield raw["bytes"] if raw["bytes"] is not None else Path(raw["path"]).read_bytes()
+            yield from map(encoded_bytes, part[self.column])
 
     def decode_each(self) -> Iterator[np.ndarray]:
         """The arrays of all rows.
@@ -321,7 +355,14 @@ class LazyRows(torch.utils.data.Dataset):
             raise type(unreadable[0])(f"{len(unreadable):,} of {len(self):,} {self.kind} cannot be read: {first}{rest}")
 
 
-def flip_at_random(pixel_values: torch.Tensor) -> torch.Tensor:
-    """Mirrors about half of the images (B, …, H, W) horizontally, by torch's global noise, which checkpoints keep."""
-    flipped = torch.rand(pixel_values.shape[0], device=pixel_values.device) < 0.5
-    return torch.where(flipped.view(-1, *[1] * (pixel_values.ndim - 1)), pixel_values.flip(-1), pixel_values)
+class _AugmentedRows(torch.utils.data.Dataset):
+    """Rows with the random changes of an epoch, but for mirroring."""
+
+    def __init__(self, rows: LazyRows, augmentation: Augmentation, noise: tuple[int, int]):
+        self.rows = rows
+        self.augmentation = augmentation
+        self.noise = noise
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        (seed,) = augmentation_seeds(self.noise, torch.tensor([index])).tolist()
+        return torch.from_numpy(self.rows.decode(index, self.augmentation.with_noise(seed)).copy())

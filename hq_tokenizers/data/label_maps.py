@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .augmentation import SeededAugmentation
 from .images import ImageFormat
 
 _MODES = ("1", "L", "P")
@@ -29,13 +30,13 @@ class LabelMapFormat(ImageFormat):
     def __str__(self) -> str:
         return f"{self.height}×{self.width} with {self.num_classes} classes"
 
-    def decode(self, raw: Any) -> np.ndarray:
+    def decode(self, raw: Any, augmentation: SeededAugmentation | None = None) -> np.ndarray:
         """uint8 (1, H, W) of an encoded label map ({"bytes", "path"}) or an integer array.
 
         Raises:
             ValueError: As for images, or for a class that is not below `num_classes`.
         """
-        labels = super().decode(raw)
+        labels = super().decode(raw, augmentation)
         if labels.max() >= self.num_classes:
             raise ValueError(
                 f"Found a label map with class {labels.max()}; data.label_map_classes {self.num_classes} means classes "
@@ -55,5 +56,10 @@ class LabelMapFormat(ImageFormat):
             )
         return image
 
-    def _fit(self, pixels: np.ndarray, resampling: Image.Resampling = Image.Resampling.NEAREST) -> np.ndarray:
-        return super()._fit(pixels, resampling)
+    def _fit(
+        self,
+        pixels: np.ndarray,
+        augmentation: SeededAugmentation | None = None,
+        resampling: Image.Resampling = Image.Resampling.NEAREST,
+    ) -> np.ndarray:
+        return super()._fit(pixels, augmentation, resampling)

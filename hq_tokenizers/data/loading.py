@@ -16,6 +16,7 @@ from hq_tokenizers.image_processing_hq import GREY_MODES
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.processes import is_main_process
 
+from .augmentation import Augmentation
 from .classes import read_classes
 from .digits import MAX_GREY_LEVEL
 from .images import MEMORY_LIMIT, ImageFormat, ImageRows, RowNames
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 OVERVIEW = "samples.png"
 _TRAIN, _VALIDATION = DataConfig.train_split, DataConfig.validation_split
 _HELD_OUT = 10
-_LOOKED_AT = 100
+LOOKED_AT = 100
 _BYTES, _TEXTS = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")
 _READ = (
     "Read are images, and arrays of integers, of the types Image, Array2D and Array3D of `datasets`; bytes or paths of "
@@ -48,13 +49,19 @@ def load_image_splits(
         ValueError: For a wrong split, column, label or size, naming the accepted values; for an image that cannot be
             read, by its name.
     """
+    if config.streaming:
+        raise ValueError(
+            "data.streaming is for the training of a tokenizer; evaluate and encode read splits whole: set "
+            "data.streaming false for them."
+        )
     source = load_source(config)
     # The same is said of every split: once.
     notes: dict[str, None] = {}
     loaded = []
     for option in split_options:
-        rows, names = select_rows(config, source, option, notes, "image", _image_column)
-        loaded.append(_load_rows(config, source, rows, names, notes, memory_limit))
+        rows, names = select_rows(config, source, option, notes, "image", image_column)
+        augmentation = Augmentation.from_options(config) if option == "train_split" else Augmentation()
+        loaded.append(load_rows(config, source, rows, names, notes, memory_limit, augmentation))
     for note in notes if is_main_process() else ():
         print(f"data: {note}")
     return tuple(loaded)
@@ -89,7 +96,7 @@ def load_image_folder(config: DataConfig, folder: str | Path, option: str) -> tu
     names, files = zip(*sorted(paths), strict=True)
     rows = Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", ImageFeature(decode=False))
     row_names = RowNames(str(folder))
-    image_format = _image_format(config, row_names, rows[0]["image"])
+    image_format = image_format_of(config, row_names, rows[0]["image"])
     return ImageRows(rows, "image", row_names, image_format, num_workers=config.num_workers), list(names)
 
 
@@ -163,25 +170,53 @@ def _is_there(rows: Dataset, column: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _load_rows(
+def load_rows(
     config: DataConfig,
     source: DatasetDict,
     rows: Dataset,
     names: RowNames,
     notes: dict[str, None],
-    memory_limit: int,
+    memory_limit: int = MEMORY_LIMIT,
+    augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen)
 ) -> ImageRows:
+    """The images of a split and their classes.
+
+    Args:
+        config: Options.
+        source: All splits.
+        rows: The split.
+        names: What errors call its rows.
+        notes: Takes what is to be said of it.
+        memory_limit: See `ImageRows`.
+        augmentation: Random changes.
+
+    Raises:
+        ValueError: For a wrong column, label or size; for an image that cannot be read.
+    """
+    column = image_column(config, rows)
+    labels, label_names = read_classes(config.label_column, source, rows, notes)
+    rows = as_stored(rows, column)
+    image_format = image_format_of(config, names, rows[0][column])
+    return ImageRows(
+        rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit, augmentation
+    )
+
+
+def as_stored(rows: Any, column: str) -> Any:
+    """A `Dataset` or `IterableDataset` that gives images as they are stored, and paths as files."""
     from datasets import Image as ImageFeature
 
-    column = _image_column(config, rows)
-    labels, label_names = read_classes(config.label_column, source, rows, notes)
     if isinstance(rows.features[column], ImageFeature) or _kind(rows.features[column]) == "path":
-        rows = rows.cast_column(column, ImageFeature(decode=False))
-    image_format = _image_format(config, names, rows[0][column])
-    return ImageRows(rows, column, names, image_format, labels, label_names, config.num_workers, memory_limit)
+        return rows.cast_column(column, ImageFeature(decode=False))
+    return rows
 
 
-def _image_column(config: DataConfig, rows: Dataset) -> str:
+def image_column(config: DataConfig, rows: Dataset) -> str:
+    """The column of images, as the options or the types of the columns say.
+
+    Raises:
+        ValueError: If there is none, or there are several.
+    """
     from datasets import Array2D, Array3D
     from datasets import Image as ImageFeature
 
@@ -213,7 +248,7 @@ def _columns_of_images(rows: Dataset, files: Mapping[str, str]) -> list[str]:
 
 def _holds_image(rows: Dataset, column: str, kind: str) -> bool:
     """Whether the first of the column's first rows that has something has an image, or the path of one."""
-    head = rows.select(range(min(len(rows), _LOOKED_AT)))[column]
+    head = rows.select(range(min(len(rows), LOOKED_AT)))[column]
     value = next((value for value in head if value not in (None, "", {"bytes": None, "path": None})), None)
     if kind == "path":
         return isinstance(value, str) and not is_url(value) and Path(value).suffix.lower() in image_endings()
@@ -248,7 +283,12 @@ def holds_bytes(feature: Any) -> bool:
     return _kind(feature) in ("bytes", "record")
 
 
-def _image_format(config: DataConfig, names: RowNames, first: Any) -> ImageFormat:
+def image_format_of(config: DataConfig, names: RowNames, first: Any) -> ImageFormat:
+    """How the images of a split become tensors, as the options and the first of them say.
+
+    Raises:
+        ValueError: If the first image is unreadable, or the options do not fit it.
+    """
     if not is_encoded(first):
         return _array_format(config, np.asarray(first))
     with names.named(0, first):
@@ -284,6 +324,11 @@ def _array_format(config: DataConfig, first: np.ndarray) -> ImageFormat:
         given = getattr(config, name)
         if given not in (None, accepted, accepted[0] if isinstance(accepted, list) else None):
             raise ValueError(f"data.{name} must be {accepted} or null for images stored as arrays, got {given}.")
+    if config.random_crop:
+        raise ValueError(
+            "data.random_crop has nothing to cut of images stored as arrays, which have their size: set "
+            "data.random_resized_crop, or none."
+        )
     height, width = first.shape[:2]
     if config.label_map_classes is not None:
         return LabelMapFormat(height, width, channels, num_classes=config.label_map_classes)

@@ -120,7 +120,8 @@ def load_sound_splits(
 def _check_options(config: DataConfig) -> None:
     """Refuses options of images, which would have no effect, or a wrong one."""
     defaults = DataConfig()
-    for name in ("image_column", "image_size", "num_channels", "label_map_classes", "horizontal_flip"):
+    of_images = ("image_column", "image_size", "num_channels", "label_map_classes")
+    for name in (*of_images, "horizontal_flip", "random_crop", "random_resized_crop", "color_jitter", "streaming"):
         if getattr(config, name) != getattr(defaults, name):
             raise ValueError(f"data.{name} is for images, and the model is one of sound: leave it out.")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hq_tokenizers.image_decoding import image_endings
 from hq_tokenizers.options.data import FILE_NAMES, DataConfig
@@ -15,10 +17,11 @@ from hq_tokenizers.sound_decoding import SOUND_ENDINGS
 from .digits import load_digits
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset
     from datasets.data_files import DataFilesDict
 
-_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
+_TARS = (".tar", ".tar.gz", ".tgz")
+_ARCHIVES = (".zip", *_TARS, ".7z", ".rar")
 
 
 def load_source(config: DataConfig) -> DatasetDict:
@@ -111,23 +114,95 @@ def _load_files(config: DataConfig) -> DatasetDict:
     root = Path(str(config.path)).expanduser().absolute()
     files = _data_files(config, root)
     if config.name in ("imagefolder", "audiofolder"):
-        return _load_folder(root, files, sounds=config.name == "audiofolder")
+        return _folder_builder(root, files, sounds=config.name == "audiofolder").as_dataset()
+    chosen = _whole_files(config, root, files)
+    return load_dataset(config.name, data_files={split: list(map(glob.escape, many)) for split, many in chosen.items()})
+
+
+def load_streams(config: DataConfig) -> tuple[dict[str, IterableDataset], dict[str, list[str]]]:
+    """All splits of the configured data set as streams, and what they are made from: names and sizes of their files.
+
+    Raises:
+        FileNotFoundError: If the path does not exist, holds no such files, or a pattern matches nothing.
+        ValueError: If parquet files are broken, or not those of one data set.
+        ConnectionError: If a Hub data set cannot be reached.
+    """
+    from datasets import load_dataset
+
+    if config.name not in FILE_NAMES:
+        builder = _hub_builder(config.name)
+        files = {str(split): list(map(str, many)) for split, many in (builder.config.data_files or {}).items()}
+        if type(builder).__name__ == "Parquet":
+            streams = {split: _row_groups(many, whole=True) for split, many in files.items()}
+        else:
+            streams = builder.as_streaming_dataset()
+        # Without the revision, of which other files may be the reason.
+        return dict(streams), {
+            split: [re.sub(r"@[0-9a-f]{40}", "", file) for file in many] for split, many in files.items()
+        }
+    root = Path(str(config.path)).expanduser().absolute()
+    files = _data_files(config, root)
+    if config.name == "imagefolder":
+        builder = _folder_builder(root, files, sounds=False, prepare=False)
+        chosen = {str(split): list(map(str, many)) for split, many in builder.config.data_files.items()}
+        streams = builder.as_streaming_dataset()
+    else:
+        chosen = _whole_files(config, root, files)
+        if config.name == "parquet":
+            streams = {split: _row_groups(many) for split, many in chosen.items()}
+        else:
+            escaped = {split: list(map(glob.escape, many)) for split, many in chosen.items()}
+            streams = load_dataset(config.name, data_files=escaped, streaming=True)
+    sizes = {split: [f"{Path(f).name} {Path(f).stat().st_size}" for f in many] for split, many in chosen.items()}
+    return dict(streams), sizes
+
+
+def _row_groups(files: list[str], whole: bool = False) -> IterableDataset:
+    """Parquet files as a stream whose shards are their row groups, or whole files: then only the first is opened yet.
+
+    That of `datasets` reads ahead in threads, which abort the program when it ends before they do.
+    """
+    import fsspec
+    from datasets import Features, IterableDataset
+    from pyarrow import parquet
+
+    def read(files: list[str], groups: list[int | None]) -> Iterator[dict[str, Any]]:
+        for file, group in zip(files, groups, strict=True):
+            with fsspec.open(file, "rb") as raw, parquet.ParquetFile(raw) as opened:
+                for number in range(opened.num_row_groups) if group is None else (group,):
+                    for batch in opened.read_row_group(number).to_batches(max_chunksize=100):
+                        yield from batch.to_pylist()
+
+    numbers = {file: [None] if whole else range(parquet.read_metadata(file).num_row_groups) for file in files}
+    names, groups = map(list, zip(*((file, group) for file in files for group in numbers[file]), strict=True))
+    with fsspec.open(files[0], "rb") as first:
+        features = Features.from_arrow_schema(parquet.read_schema(first))
+    return IterableDataset.from_generator(read, features=features, gen_kwargs={"files": names, "groups": groups})
+
+
+def _whole_files(config: DataConfig, root: Path, files: DataFilesDict) -> dict[str, list[str]]:
+    """The parquet or tar files of every split that has some.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: If parquet files are broken, empty, or not those of one data set.
+    """
+    endings = (".parquet",) if config.name == "parquet" else _TARS
     named = config.files is not None or root.is_file()
-    chosen = {split: [f for f in many if named or f.endswith(".parquet")] for split, many in files.items()}
+    chosen = {str(split): [f for f in many if named or f.endswith(endings)] for split, many in files.items()}
     if not any(chosen.values()) or (root.is_file() and root.suffix.lower() in image_endings()):
-        raise FileNotFoundError(_none_of_the_kind(root, files, "parquet", tuple(image_endings()), "imagefolder"))
-    _check_one_data_set(root, [file for many in chosen.values() for file in many])
-    # Parts without a row, as Spark leaves them, are none that `datasets` reads.
-    chosen = {split: [file for file in many if _num_rows(file)] for split, many in chosen.items()}
-    if not any(chosen.values()):
-        raise ValueError(f"The parquet files of data.path {str(root)!r} hold no rows.")
-    return load_dataset(
-        "parquet", data_files={str(split): list(map(glob.escape, many)) for split, many in chosen.items() if many}
-    )
+        raise FileNotFoundError(_none_of_the_kind(root, files, config.name, tuple(image_endings()), "imagefolder"))
+    if config.name == "parquet":
+        _check_one_data_set(root, [file for many in chosen.values() for file in many])
+        # Parts without a row, as Spark leaves them, are none that `datasets` reads.
+        chosen = {split: [file for file in many if _num_rows(file)] for split, many in chosen.items()}
+        if not any(chosen.values()):
+            raise ValueError(f"The parquet files of data.path {str(root)!r} hold no rows.")
+    return {split: many for split, many in chosen.items() if many}
 
 
-def _load_folder(root: Path, files: DataFilesDict, sounds: bool) -> DatasetDict:
-    """As `load_dataset("imagefolder")` or "audiofolder", with the formats that are read here and nothing else."""
+def _folder_builder(root: Path, files: DataFilesDict, sounds: bool, prepare: bool = True) -> DatasetBuilder:
+    """That of "imagefolder" or "audiofolder", with the formats that are read here and nothing else."""
     from datasets import Audio
     from datasets.data_files import DataFilesDict, DataFilesList
     from datasets.exceptions import DatasetGenerationError
@@ -166,6 +241,8 @@ def _load_folder(root: Path, files: DataFilesDict, sounds: bool) -> DatasetDict:
     if not chosen:
         raise FileNotFoundError(_none_of_the_kind(root, files, kind, ".parquet", "parquet"))
     builder = (SoundFiles if sounds else ImageFiles)(data_files=DataFilesDict(chosen))
+    if not prepare:
+        return builder
     try:
         builder.download_and_prepare()
     except (ValueError, KeyError, DatasetGenerationError) as error:
@@ -176,7 +253,7 @@ def _load_folder(root: Path, files: DataFilesDict, sounds: bool) -> DatasetDict:
             f"{_first_cause(error).rstrip('.')}. A file of that name says something about each {kind}, which its "
             "column file_name names: correct it, or rename it where it is about other things."
         ) from error
-    return builder.as_dataset()
+    return builder
 
 
 def _none_of_the_kind(root: Path, files: DataFilesDict, kind: str, others: str | tuple[str, ...], name: str) -> str:
@@ -184,7 +261,9 @@ def _none_of_the_kind(root: Path, files: DataFilesDict, kind: str, others: str |
     found = [file for many in files.values() for file in many if file.lower().endswith(others)]
     hint = f" It holds {len(found):,} for data.name {name}: set that." if found else ""
     archives = [Path(file).name for many in files.values() for file in many if file.lower().endswith(_ARCHIVES)]
-    hint = f" Unpack the archive {archives[0]}." if archives and not found else hint
+    if archives and not found:
+        shards = ", or set data.name webdataset if it holds numbered images" if archives[0].endswith(_TARS) else ""
+        hint = f" Unpack the archive {archives[0]}{shards}."
     return f"data.path {str(root)!r} holds no {kind} files.{hint}"
 
 
@@ -259,12 +338,26 @@ def _matches(root: Path, name: str) -> list[str]:
 
 def _load_hub_dataset(config: DataConfig) -> DatasetDict:
     from datasets import load_dataset
+
+    with _reaching_hub(config.name):
+        return load_dataset(config.name)
+
+
+def _hub_builder(name: str) -> DatasetBuilder:
+    from datasets import load_dataset_builder
+
+    with _reaching_hub(name):
+        return load_dataset_builder(name)
+
+
+@contextmanager
+def _reaching_hub(name: str) -> Iterator[None]:
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        return load_dataset(config.name)
+        yield
     except (ConnectionError, DatasetNotFoundError) as error:
         raise ConnectionError(
-            f"data.name {config.name!r} is neither digits, imagefolder nor parquet, and no data set of that id could "
-            f"be read from the Hub ({error})."
+            f"data.name {name!r} is neither {', '.join(('digits', *FILE_NAMES[:-1]))} nor {FILE_NAMES[-1]}, and no "
+            f"data set of that id could be read from the Hub ({error})."
         ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset
 
 
 def decoded_batches(
-    rows: Dataset, index_batches: Sequence[torch.Tensor], num_workers: int, **options: Any
-) -> Iterator[Any]:
+    rows: Dataset, index_batches: Iterable[torch.Tensor | list[Any]], num_workers: int, **options: Any
+) -> Generator[Any, None, None]:
     """Batches of rows, decoded by worker processes.
 
     Args:
         rows: What decodes a row.
-        index_batches: Row indices of every batch.
+        index_batches: Row indices of every batch, or lists of whatever `rows` takes for an index.
         num_workers: Processes; 0 decodes in this one.
         **options: Further arguments of torch's `DataLoader`.
 
@@ -27,7 +27,7 @@ def decoded_batches(
     """
     loader = DataLoader(
         rows,
-        batch_sampler=[indices.tolist() for indices in index_batches],
+        batch_sampler=(indices if isinstance(indices, list) else indices.tolist() for indices in index_batches),
         num_workers=num_workers,
         worker_init_fn=_leave_signals_to_the_main_process,
         # Without one of its own it would draw from the global noise, and training with it would be another run.

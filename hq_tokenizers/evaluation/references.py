@@ -38,9 +38,10 @@ def evaluated_split(config: DataConfig) -> str:
 
 def data_identity(config: DataConfig, split_option: str) -> dict[str, str]:
     """What results call the split that an option names, without the folders around it."""
+    first = f"[:{config.max_validation_images}]" if config.streaming else ""
     return {
         "reference_name": config.name if config.path is None else f"{config.name} {Path(config.path).name}",
-        "reference_split": getattr(config, split_option),
+        "reference_split": getattr(config, split_option) + first,
         "resize_filter": _resize_filter(config),
     }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hq_tokenizers.checks import ImageSize, Length, Name, Range, check_fields
+from hq_tokenizers.checks import Count, ImageSize, Length, Name, Range, check_fields
 from hq_tokenizers.options.sound import SoundConfig
 
-FILE_NAMES = ("imagefolder", "audiofolder", "parquet")
+FILE_NAMES = ("imagefolder", "audiofolder", "parquet", "webdataset")
 """Names of data that lie at `path`."""
 
 
@@ -22,12 +22,12 @@ class DataConfig:
 
     name: Annotated[
         Name,
-        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", or the id of a data set '
-        "on the Hub",
+        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", "webdataset" (tar files), '
+        "or the id of a data set on the Hub",
     ] = "digits"
-    path: Annotated[Name | None, "folder of the images or parquet files, or a pattern such as data/train-*.parquet"] = (
-        None
-    )
+    path: Annotated[
+        Name | None, "folder of the images, parquet or tar files, or a pattern such as data/train-*.parquet"
+    ] = None
     files: Annotated[
         Annotated[dict[Name, Name | Annotated[list[Name], Length(1, 100_000)]], Length(1, 1000)] | None,
         "patterns inside `path` per split, as {train: train-*.parquet, test: test.parquet}; null goes by file names",
@@ -67,9 +67,37 @@ class DataConfig:
     ] = None
     sound: SoundConfig = field(default_factory=SoundConfig)
     horizontal_flip: Annotated[bool, "mirror half of the training images at random"] = False
+    random_crop: Annotated[
+        bool,
+        "cut training images to image_size at a random place instead of the centre, after the shorter side is scaled",
+    ] = False
+    random_resized_crop: Annotated[
+        Annotated[list[Annotated[float, Range(0, 1, above=True)]], Length(2, 2)] | None,
+        "cut a random part out of every training image, of a share of its area in this range, such as [0.5, 1.0], and "
+        "of 3:4 to 4:3, and scale it to image_size; null does not",
+    ] = None
+    color_jitter: Annotated[
+        Annotated[list[Annotated[float, Range(0, 10)]], Length(4, 4)] | None,
+        "largest random changes of brightness, contrast, saturation and hue of training images, such as "
+        "[0.2, 0.2, 0.2, 0.05]; hue at most 0.5; null changes none",
+    ] = None
     num_workers: Annotated[
-        int, Range(0, 1024), "processes that decode images when the decoded data set exceeds 2 GB of memory"
+        int,
+        Range(0, 1024),
+        "processes that decode images when the decoded data set exceeds 2 GB of memory, or is streamed",
     ] = 2
+    streaming: Annotated[
+        bool,
+        "read the training images from beginning to end, again and again, without preparing them on disk, in "
+        "train-tokenizer; needs max_steps",
+    ] = False
+    shuffle_buffer: Annotated[
+        Count,
+        "images of a stream that are read before they are shuffled, by every process; they stay in memory as files",
+    ] = 1000
+    max_validation_images: Annotated[
+        Count, "with streaming: how many of the first images of the validation and the test split count"
+    ] = 2048
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="data.")
@@ -82,3 +110,33 @@ class DataConfig:
             )
         if self.label_map_classes is not None and self.num_channels is not None:
             raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")
+        self._check_augmentation()
+        self._check_streaming()
+
+    def _check_augmentation(self) -> None:
+        crops = [name for name in ("random_crop", "random_resized_crop") if getattr(self, name)]
+        if len(crops) == 2:
+            raise ValueError("data.random_crop and data.random_resized_crop are two ways to cut: set one of them.")
+        if crops and self.image_size is None:
+            raise ValueError(f"data.{crops[0]} needs data.image_size, the size that images are cut to.")
+        if self.random_resized_crop is not None and self.random_resized_crop[0] > self.random_resized_crop[1]:
+            raise ValueError(f"data.random_resized_crop must be [smallest, largest], got {self.random_resized_crop}.")
+        if self.color_jitter is None:
+            return
+        if self.label_map_classes is not None:
+            raise ValueError(
+                "data.color_jitter is for images; the values of label maps (data.label_map_classes) are classes, which "
+                "it would change: leave it out."
+            )
+        if self.color_jitter[3] > 0.5:
+            raise ValueError(f"data.color_jitter: hue, the last, is at most 0.5, got {self.color_jitter[3]}.")
+
+    def _check_streaming(self) -> None:
+        if self.streaming and self.name == "digits":
+            raise ValueError("data.streaming is for data on disk or on the Hub; the digits are embedded: leave it out.")
+        for name in ("shuffle_buffer", "max_validation_images"):
+            if not self.streaming and getattr(self, name) != getattr(DataConfig, name):
+                raise ValueError(
+                    f"data.{name} is for streams: set data.streaming true, or leave it out. Slices such as "
+                    'data.validation_split "test[:1000]" select images without streaming.'
+                )

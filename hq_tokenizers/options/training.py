@@ -212,6 +212,11 @@ class TokenizerTrainingConfig(LoopConfig):
         super().__post_init__()
         if not {"model_type", "from_autoencoder"} & self.model.keys():
             self.model = {"preset": "sq_vae", **self.model}
+        if self.data.streaming and self.max_steps is None:
+            raise ValueError(
+                "data.streaming needs max_steps: how many images an epoch has is not known. One pass over N images is "
+                f"N / {self.batch_size} steps."
+            )
         self._check_losses()
 
     def _check_losses(self) -> None:

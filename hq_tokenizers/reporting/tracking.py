@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def read_history(output_dir: Path) -> list[Record]:
-    """Records of a run, in the order of their steps; each has "step", "epoch", "split" and its figures.
+    """Records of a run, in the order of their steps; each has "step", "split", "epoch" if there are, and its figures.
 
     A line that is no record, as an interruption or a crash leaves one, is left out.
     """
@@ -180,7 +180,8 @@ class Tracker:
         due = not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES
         if record["split"] != "train" or due:
             self._last_line = now
-            where = f"step {record['step']}/{self._total_steps}, epoch {record['epoch']:.2f}"
+            where = f"step {record['step']}/{self._total_steps}"
+            where += f", epoch {record['epoch']:.2f}" if "epoch" in record else ""
             self.say(f"{self._title}: {where}: {record['split']} {summary(record)}")
 
     def _drop_after(self, step: int) -> None:

@@ -7,7 +7,7 @@ steps wait for the device only when something is logged.
 from __future__ import annotations
 
 import signal
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from accelerate.utils import broadcast, set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
-from hq_tokenizers.data.batches import BatchPlan
+from hq_tokenizers.data.feeds import build_feed
 from hq_tokenizers.data.images import Batch, BatchSource
+from hq_tokenizers.data.streams import ImageStream
 from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
@@ -34,6 +35,7 @@ from .optimization import MovingAverage, Precision, Schedule, build_optimizer
 from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
+_FEED = "feed."
 
 
 class TrainingLoop:
@@ -42,29 +44,28 @@ class TrainingLoop:
     Args:
         config: Options.
         accelerator: From `create_accelerator`.
-        data: Training rows.
+        data: Training rows, or a stream of images.
         stage: What the stage adds, and the model with its initial weights.
 
     Raises:
         ValueError: If the data do not fill a batch.
     """
 
-    def __init__(self, config: LoopConfig, accelerator: Accelerator, data: BatchSource, stage: Stage):
+    def __init__(self, config: LoopConfig, accelerator: Accelerator, data: BatchSource | ImageStream, stage: Stage):
         self.config = config
         self.stage = stage
         self.inputs = stage.inputs()
         self.accelerator = accelerator
-        self.data = data
         self.output_dir = Path(config.output_dir)
-        self.plan = BatchPlan(
-            num_rows=len(data),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            num_parts=config.gradient_accumulation,
-            num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
+        self.feed = build_feed(
+            data,
+            config.batch_size,
+            config.seed,
+            config.gradient_accumulation,
+            accelerator.num_processes,
+            accelerator.process_index,
         )
-        per_epoch = self.plan.steps_per_epoch
+        per_epoch = self.feed.steps_per_epoch
         self.total_steps = count_steps(options_to_dict(config), per_epoch)
         self.validation_steps = config.validation_steps or per_epoch
         self.checkpoint_steps = config.checkpoint_steps or per_epoch
@@ -123,18 +124,18 @@ class TrainingLoop:
         self.model.train()
         self._window.start()
         while self.step < self.total_steps:
-            epoch, steps_done = divmod(self.step, self.plan.steps_per_epoch)
+            epoch, steps_done = divmod(self.step, self.feed.steps_per_epoch)
             if steps_done == 0:
                 self._forget_past(self.stage.before_epoch(tracker, epoch))
-            batches = self.data.batches(self.plan.rest_of_epoch(self.step), self.accelerator.device)
-            steps = zip(*[batches] * self.config.gradient_accumulation, strict=True)
-            for parts in steps:
-                self.stage.before_step(tracker, self.step)
-                self._optimize(wrapped, parts)
-                self.step += 1
-                self._after_step(tracker)
-                if self.step == self.total_steps:
-                    break
+            # Closed at once, for the threads that read a stream would outlive the command.
+            with closing(self.feed.rest_of_epoch(self.step, self.accelerator.device)) as batches:
+                for parts in zip(*[batches] * self.config.gradient_accumulation, strict=True):
+                    self.stage.before_step(tracker, self.step)
+                    self._optimize(wrapped, parts)
+                    self.step += 1
+                    self._after_step(tracker)
+                    if self.step == self.total_steps:
+                        break
 
     def _forget_past(self, replaced: list[torch.Tensor]) -> None:
         """What optimiser and average know of these tensors belongs to values that are gone."""
@@ -286,7 +287,7 @@ class TrainingLoop:
                 "window": self._window.state_dict(),
             },
             keep=self.config.keep_checkpoints,
-            own=self._window.sums,
+            own={**self._window.sums, **{f"{_FEED}{name}": state for name, state in self.feed.state_dict().items()}},
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             wait_for_everyone=self.accelerator.wait_for_everyone,
@@ -304,10 +305,13 @@ class TrainingLoop:
                 )
             return []
         earlier = read_state(checkpoint)
-        check_options(self.config, earlier["options"], self.plan.steps_per_epoch)
+        check_options(self.config, earlier["options"], self.feed.steps_per_epoch)
         check_inputs(self.config.output_dir, self.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
-        state, sums = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)
+        state, own = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)
+        of_feed = {name: tensor for name, tensor in own.items() if name.startswith(_FEED)}
+        sums = {name: tensor for name, tensor in own.items() if name not in of_feed}
+        self.feed.load_state_dict({name.removeprefix(_FEED): tensor for name, tensor in of_feed.items()})
         self.schedule.load_state_dict(state["schedule"])
         self.precision.load_state_dict(state.get("gradient_scaler", {}))
         self._window.load_state_dict(state["window"], sums, self.accelerator.device)
@@ -351,7 +355,9 @@ class TrainingLoop:
         return {name: module for name, module in modules.items() if module is not None}
 
     def _position(self, split: str) -> Record:
-        return {"step": self.step, "epoch": self.step / self.plan.steps_per_epoch, "split": split}
+        epochs = self.feed.epochs(self.step)
+        epoch = {} if epochs is None else {"epoch": epochs}
+        return {"step": self.step, **epoch, "split": split}
 
     def _tracker(self) -> Tracker:
         active, config = self.accelerator.is_main_process, self.config

@@ -89,7 +89,7 @@ def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[
         "num_parameters": model.num_parameters(),
         "code_layout": str(encoded.layout),
         "steps": loop.step,
-        "epochs": loop.step / loop.plan.steps_per_epoch,
+        "epochs": loop.feed.epochs(loop.step),
         "validation": stage.validate(model),
         "options": options_to_dict(config),
     }

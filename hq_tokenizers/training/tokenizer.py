@@ -12,10 +12,12 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
 from hq_tokenizers.checks import as_image_size, image_height_width
 from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
-from hq_tokenizers.data.images import Batch, ImageRows, flip_at_random
+from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.sound_loading import feature_extractor, load_sound_splits
+from hq_tokenizers.data.stream_loading import load_streamed_splits
+from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
 from hq_tokenizers.data.synthetic import synthetic_images
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
@@ -47,6 +49,7 @@ from .model_options import FROM_AUTOENCODER, autoencoder_of, build_tokenizer_con
 from .stage import Metrics, Stage
 
 Rows = ImageRows | SoundRows
+TrainingRows = Rows | ImageStream
 NUM_PICTURES = 32
 _PANELS = {
     "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
@@ -139,7 +142,7 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         "num_parameters": model.num_parameters(),
         **_describe_codes(model, train),
         "steps": loop.step,
-        "epochs": loop.step / loop.plan.steps_per_epoch,
+        "epochs": loop.feed.epochs(loop.step),
         "test": figures,
         "findings": [finding.to_dict() for finding in findings],
         "options": options_to_dict(config),
@@ -170,7 +173,7 @@ def codebook_sizes(model: PreTrainedModel) -> tuple[int, ...]:
     return model.code_layout().codebook_sizes if model.config.has_codes else ()
 
 
-def _describe_codes(model: PreTrainedModel, train: Rows) -> dict[str, Any]:
+def _describe_codes(model: PreTrainedModel, train: TrainingRows) -> dict[str, Any]:
     if not codebook_sizes(model):
         return {"code_layout": None, "codebook_sizes": [], "bits_per_image": None}
     layout = model.code_layout()
@@ -205,8 +208,8 @@ def pictures(model: PreTrainedModel, data: Rows, device: torch.device) -> np.nda
     )
 
 
-def load_splits(config: TokenizerTrainingConfig) -> tuple[Rows, Rows, Rows]:
-    """The training, validation and test split; the validation split again where there is no test split.
+def load_splits(config: TokenizerTrainingConfig) -> tuple[TrainingRows, Rows, Rows]:
+    """The training split, perhaps as a stream, validation and test; validation again where there is no test split.
 
     Raises:
         ValueError: If they differ in the size or the channels of their images.
@@ -223,17 +226,22 @@ def load_splits(config: TokenizerTrainingConfig) -> tuple[Rows, Rows, Rows]:
             "data.sound is for models of sound, and the model is one of images: choose a network of sounds (speech, "
             "fsdd, urbansound) or set model.modality to sound."
         )
-    train, validation, *test = load_image_splits(config.data, *names)
-    for rows, name in ((validation, "validation_split"), *((rows, "test_split") for rows in test)):
+    train: ImageRows | ImageStream
+    if config.data.streaming:
+        train, validation, test = load_streamed_splits(config.data)
+    else:
+        train, validation, *further = load_image_splits(config.data, *names)
+        test = further[0] if further else validation
+    for rows, name in ((validation, "validation_split"), (test, "test_split")):
         if rows.image_format != train.image_format:
             raise ValueError(
                 f"data.{name} has images of {rows.image_format}, data.train_split of {train.image_format}: set "
                 "data.image_size and data.num_channels."
             )
-    return train, validation, test[0] if test else validation
+    return train, validation, test
 
 
-def check_model(config: TokenizerTrainingConfig, train: Rows) -> None:
+def check_model(config: TokenizerTrainingConfig, train: TrainingRows) -> None:
     """Builds the model of a run without its memory, so that many runs can be checked before the first of them.
 
     Raises:
@@ -245,7 +253,7 @@ def check_model(config: TokenizerTrainingConfig, train: Rows) -> None:
         _check_warmup(config, AutoModel.from_config(model_config), train, num_processes=1)
 
 
-def _model_config(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedConfig:
+def _model_config(config: TokenizerTrainingConfig, train: TrainingRows) -> PreTrainedConfig:
     if isinstance(train, SoundRows):
         return build_tokenizer_config(config.model, train.model_fields(config.data.sound.segment_frames))
     height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
@@ -263,7 +271,7 @@ def _model_config(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedCon
     return model_config
 
 
-def _build_model(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedModel:
+def _build_model(config: TokenizerTrainingConfig, train: TrainingRows) -> PreTrainedModel:
     model_config = _model_config(config, train)
     set_seed(config.seed)
     model = AutoModel.from_config(model_config)
@@ -273,8 +281,17 @@ def _build_model(config: TokenizerTrainingConfig, train: Rows) -> PreTrainedMode
     return model
 
 
-def _check_warmup(config: TokenizerTrainingConfig, model: PreTrainedModel, train: Rows, num_processes: int) -> None:
+def _check_warmup(
+    config: TokenizerTrainingConfig, model: PreTrainedModel, train: TrainingRows, num_processes: int
+) -> None:
     """Refuses a run in which codebooks would never be estimated."""
+    if isinstance(train, ImageStream):
+        if model.config.reestimation_epochs:
+            raise ValueError(
+                "Codebooks are re-estimated in epochs (model.reestimation_epochs, model.warmup_epochs), which a stream "
+                "does not have: set both to 0, or data.streaming false."
+            )
+        return
     steps_per_epoch = len(train) // config.batch_size
     if not model.config.reestimation_epochs or not steps_per_epoch:
         return
@@ -304,7 +321,7 @@ class TokenizerStage(Stage):
         config: Options.
         accelerator: Whose processes share the work.
         model: The tokenizer, with its initial weights.
-        train: Images to train on.
+        train: Images to train on, or a stream of them.
         validation: Images to validate on.
 
     Raises:
@@ -318,7 +335,7 @@ class TokenizerStage(Stage):
         config: TokenizerTrainingConfig,
         accelerator: Accelerator,
         model: PreTrainedModel,
-        train: Rows,
+        train: TrainingRows,
         validation: Rows,
     ) -> None:
         super().__init__(model)
@@ -326,7 +343,7 @@ class TokenizerStage(Stage):
         self.config = config
         self.accelerator = accelerator
         self.validation = validation
-        self._steps_per_epoch = len(train) // config.batch_size
+        self._steps_per_epoch = STEPS_OF_AN_EPOCH if isinstance(train, ImageStream) else len(train) // config.batch_size
         self._inputs = {
             "training_images_sha256": train.sha256(),
             "validation_images_sha256": validation.sha256(),
@@ -345,8 +362,6 @@ class TokenizerStage(Stage):
         segment = self.config.data.sound.segment_frames
         if "attention_mask" in batch and segment is not None:
             batch = random_segments(batch, segment)
-        if self.config.data.horizontal_flip:
-            batch = {**batch, "pixel_values": flip_at_random(batch["pixel_values"])}
         output = wrapped(**model_inputs(batch))
         diagnostics = dict(output.diagnostics or {})
         if "perplexity" in diagnostics:

@@ -194,7 +194,7 @@ def test_missing_files_say_what_is_there(tmp_path):
 
 
 def test_unreachable_hub_data_set(monkeypatch):
-    with pytest.raises(ConnectionError, match="neither digits, imagefolder nor parquet"):
+    with pytest.raises(ConnectionError, match="neither digits, imagefolder, audiofolder, parquet nor webdataset"):
         load_source(DataConfig(name="nobody/nothing"))
 
 

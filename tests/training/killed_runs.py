@@ -9,6 +9,7 @@ written, renamed or deleted, and in the middle of a line of the history. Or it i
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import shutil
 import signal
 import socket
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.tensorboard  # imported once, for all the processes that are forked
 from PIL import Image
@@ -32,6 +35,7 @@ import hq_tokenizers.training.tokenizer as tokenizer_training
 from hq_tokenizers.cli.evaluate import evaluate
 from hq_tokenizers.cli.generate import generate_images
 from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.data.digits import load_digits
 from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation import networks
@@ -68,6 +72,25 @@ def train_tokenizer(folder: Path, model: dict[str, Any], lazy: bool = False, **o
     tokenizer_training.train_tokenizer(
         TokenizerTrainingConfig(output_dir=str(folder), data=data, model=dict(model), **options)
     )
+
+
+def train_on_stream(folder: Path, **options: Any) -> None:
+    """A pass takes 5 steps, a block 2.4."""
+    files = folder.parent / "stream"
+    data = DataConfig(
+        name="webdataset",
+        path=str(files),
+        files={"train": "train-*.tar", "test": "test.tar"},
+        streaming=True,
+        shuffle_buffer=24,
+        horizontal_flip=True,
+        random_resized_crop=[0.5, 1.0],
+        image_size=8,
+        num_workers=1,
+    )
+    config = {"output_dir": str(folder), "data": data, "batch_size": 20, "max_steps": 20, **options}
+    model = {"preset": "sq_vae", **CODES}
+    tokenizer_training.train_tokenizer(TokenizerTrainingConfig(model=model, **config))
 
 
 def train_against(folder: Path, **options: Any) -> None:
@@ -123,6 +146,8 @@ SYSTEMS: dict[str, Callable[[Path], None]] = {
     "vae": partial(train_tokenizer, model={"preset": "vae", **SIZE}, keep_checkpoints=1, **UNALIGNED),
     "rsq_vae, adversarial": partial(train_against, ema_decay=0.9, gradient_accumulation=2, **UNALIGNED),
     "rsq_vae, adversarial in two processes": partial(train_against, mixed_precision="bf16", **UNALIGNED),
+    "sq_vae, streamed": partial(train_on_stream, **UNALIGNED),
+    "sq_vae, streamed in two processes": partial(train_on_stream, gradient_accumulation=2, **UNALIGNED),
     "rq_prior": partial(train_on_codes, model={"model_type": "rq_prior"}, ema_decay=0.9, **UNALIGNED),
     "masked_prior": partial(train_on_codes, model={"model_type": "masked_prior"}, **ALIGNED),
     "contextual_prior": partial(train_on_codes, model={"model_type": "contextual_prior"}, **ALIGNED),
@@ -140,6 +165,23 @@ def write_codes(folder: Path) -> None:
         return CodeRows(codes, torch.randint(3, (number,), generator=noise))
 
     EncodedImages(layout, {"train": rows(100), "validation": rows(30)}, "nowhere", "-").save(folder)
+
+
+def write_shards(folder: Path) -> None:
+    """Tar files of the embedded digits: 100 to train on in three shards, 30 for validation."""
+    digits = load_digits()
+    folder.mkdir(exist_ok=True)
+    shards = {"train-0": range(30), "train-1": range(30, 75), "train-2": range(75, 100)}
+    for split, name, rows in (*(("train", *each) for each in shards.items()), ("test", "test", range(30))):
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for index in rows:
+                file = io.BytesIO()
+                pixels = np.asarray(digits[split][index]["image"], np.uint8) * 15
+                Image.fromarray(pixels).save(file, "PNG")
+                entry = tarfile.TarInfo(f"{index:03d}.png")
+                entry.size = file.tell()
+                file.seek(0)
+                tar.addfile(entry, file)
 
 
 def write_generator(folder: Path) -> None:
@@ -325,13 +367,14 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     write_codes(options.folder / "codes")
     write_generator(options.folder / "generator")
+    write_shards(options.folder / "stream")
     bad: list[str] = []
     for turn in range(options.stops):
         name = options.systems[turn % len(options.systems)]
         folder = options.folder / name.replace(", ", "-").replace(" ", "-")
         # They lie beside the folders of the runs.
         folder.mkdir(exist_ok=True)
-        for given in ("codes", "generator"):
+        for given in ("codes", "generator", "stream"):
             if not (folder / given).exists():
                 (folder / given).symlink_to(options.folder.resolve() / given)
         bad += stop_and_continue(name, folder, noise, [signal.Signals[each] for each in options.signals])

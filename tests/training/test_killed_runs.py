@@ -20,6 +20,7 @@ ROOT = SCRIPT.parents[2]
     [
         (0, ["SIGKILL"], ["sq_vae, lazy data", "robust_vq_vae", "rq_prior", "generate", "evaluate"]),
         (1, ["SIGTERM", "SIGINT"], ["sq_vae in two processes", "vq_vae with ema"]),
+        (3, ["SIGKILL"], ["sq_vae, streamed", "sq_vae, streamed in two processes"]),
         (2, ["SIGKILL"], ["rsq_vae, adversarial", "rsq_vae, adversarial in two processes"]),
         (3, ["SIGKILL"], ["contextual_prior"]),
     ],

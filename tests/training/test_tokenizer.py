@@ -12,7 +12,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from hq_tokenizers.data.images import flip_at_random
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
@@ -98,7 +97,10 @@ def test_it_learns_and_the_schedule_of_the_temperature_advances(trained):
     assert AutoModel.from_pretrained(folder).temperature.step.item() == 40
 
 
-@pytest.mark.parametrize("options", [{"ema_decay": 0.9}, {"data": DataConfig(horizontal_flip=True)}])
+@pytest.mark.parametrize(
+    "options",
+    [{"ema_decay": 0.9}, {"data": DataConfig(horizontal_flip=True, color_jitter=[0.2, 0.2, 0, 0], num_workers=0)}],
+)
 def test_two_epochs_and_two_more_are_four_with_the_real_model(tmp_path, options, monkeypatch):
     data = options.get("data", DataConfig())
     data.train_split, data.validation_split = "train[:100]", "test[:20]"
@@ -173,16 +175,6 @@ def test_initial_weights_follow_the_seed_only(tmp_path, monkeypatch):
     codebook = next(name for name in heads[0] if name.endswith("codebook.weight"))
     assert torch.equal(heads[0][codebook], heads[1][codebook])
     assert not torch.equal(heads[0][codebook], heads[2][codebook])
-
-
-def test_flips_mirror_whole_images():
-    torch.manual_seed(0)
-    images = torch.rand(64, 3, 4, 5)
-    flipped = flip_at_random(images)
-    same = (flipped == images).flatten(1).all(1)
-    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    assert (same ^ mirrored).all()
-    assert 16 < same.sum() < 48
 
 
 @pytest.mark.parametrize(
