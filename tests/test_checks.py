@@ -31,6 +31,7 @@ from hq_tokenizers.checks import (
     field_hints,
     image_height_width,
 )
+from hq_tokenizers.options.conversion import ConvertConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_from_dict, options_to_dict
 from hq_tokenizers.priors import CodeGenerationConfig, MaskedCodeScheduler
@@ -198,7 +199,7 @@ CONFIGS = tuple(
 )
 OPTIONS = tuple(cls for cls in _classes_of("options") if dataclasses.is_dataclass(cls) and dataclasses.fields(cls))
 # Needed besides the field that is tried.
-GIVEN = {EvaluateConfig: {"tokenizer": "folder"}}
+GIVEN = {EvaluateConfig: {"tokenizer": "folder"}, ConvertConfig: {"format": "sqvae", "checkpoint": "file"}}
 FIELDS = [
     *((cls, name) for cls in CONFIGS for name in field_hints(cls, PreTrainedConfig)),
     *((cls, name) for cls in OPTIONS for name in field_hints(cls)),

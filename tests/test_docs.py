@@ -19,8 +19,13 @@ from torch import nn
 
 from hq_tokenizers import (
     HQFeatureExtractor,
+    HQGeneratorModel,
     HQVAEModel,
+    RQPriorConfig,
+    RQPriorModel,
+    SQVAEModel,
     rsq_vae,
+    sq_vae,
 )
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
@@ -86,6 +91,31 @@ def sound_tokenizer(folder: Path) -> None:
         wavfile.write(folder.parent / name, 8000, noise.astype(np.int16))
 
 
+def sounds(folder: Path) -> None:
+    sound_tokenizer(folder)
+    speech_generator(folder)
+
+
+def speech_generator(folder: Path) -> None:
+    """What `train-prior examples/fsdd_prior.yaml` leaves, smaller and untrained."""
+    fields = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8, "num_speakers": 2, "recurrent_size": 6}
+    tokenizer = SQVAEModel(sq_vae("speech", image_size=[1, 16], num_channels=16, **fields)).eval()
+    prior = RQPriorConfig(
+        code_layout=tokenizer.code_layout([1, 24]).to_dict(),
+        num_classes=10,
+        id2label={i: str(i) for i in range(10)},
+        num_speakers=2,
+        speaker_names=["jackson", "theo"],
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    generator = folder / "fsdd_prior" / "generator"
+    HQGeneratorModel.from_sub_models(tokenizer, RQPriorModel(prior).eval()).save_pretrained(generator)
+    front_end = HQFeatureExtractor(16, 8000, 80, 200, mean_db=-40.0, std_db=20.0, grid_dims=1, pad_to_multiple_of=2)
+    front_end.save_pretrained(generator)
+
+
 def autoencoder(folder: Path) -> None:
     """An `AutoencoderKL` of stride 8."""
     AutoencoderKL(
@@ -97,7 +127,7 @@ def autoencoder(folder: Path) -> None:
 
 
 PREPARATIONS: dict[str, Callable[[Path], None]] = {
-    "docs/sound.md": sound_tokenizer,
+    "docs/sound.md": sounds,
     "docs/converting.md": autoencoder,
 }
 CHECKS: dict[str, Callable[[dict], bool]] = {

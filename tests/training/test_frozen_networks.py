@@ -205,6 +205,6 @@ def test_every_level_takes_its_part_of_the_error_of_photographs(tmp_path: Path) 
     errors = [(trained.decode(codes, levels) - pixels).square().mean().item() for levels in range(1, 5)]
     bypassed = (trained.autoencode(pixels) - pixels).square().mean().item()
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.6 * errors[0]
-    assert bypassed < errors[-1] < bypassed + 0.01
+    # All that the codes can take away is what they add to the autoencoder's own error.
+    assert errors[-1] - bypassed < 0.5 * (errors[0] - bypassed)
     assert report["test"]["mse"] == pytest.approx(errors[-1], rel=1e-3)

@@ -153,7 +153,8 @@ def test_samples_have_the_names_of_their_classes(tmp_path, names, titles):
     layout = tokenizer.code_layout().to_dict()
     config = RQPriorConfig(code_layout=layout, id2label=dict(enumerate(names)), num_classes=len(names), hidden_size=32)
     prior = RQPriorModel(config).eval()
-    grid = _sample_grid(prior, tokenizer, PriorTrainingConfig(codes="codes", output_dir=str(tmp_path), samples=8))
+    options = PriorTrainingConfig(codes="codes", output_dir=str(tmp_path), samples=8)
+    grid = _sample_grid(prior, tokenizer, options, EncodedImages(prior.config.layout, {}, "tokenizer", ""))
     labels = [index % len(names) for index in range(8)]
     images = tokenizer.decode(prior.generate(torch.tensor(labels), generator=0))
     expected = image_grid(images, min(len(names), 8), [names[label] for label in labels[:titles]])
