@@ -66,7 +66,8 @@ from hq_tokenizers.training.model_options import (
     describe_model,
     sound_config,
 )
-from hq_tokenizers.training.tokenizer import Rows, check_model, load_splits, train_tokenizer
+from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tokenizer_setup import Rows, check_model, load_splits
 
 Run = Record
 _FIGURES = ("num_parameters", "code_layout", "codebook_sizes", "bits_per_image", "steps", "images_per_second", "test")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers import HQVAEModel, SQVAEModel, rq_vae, rsq_vae, sq_vae, vq_vae
-from hq_tokenizers.models.presets import NETWORKS
+from hq_tokenizers.models.named_networks import NETWORKS
 
 BATCH_SIZE = 32
 WARM_UP, REPEATS = 5, 30

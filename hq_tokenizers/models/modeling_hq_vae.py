@@ -39,6 +39,7 @@ from .builders import (
     build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
+from .input_checks import check_codes, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
@@ -191,10 +192,10 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
 
     def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
         """The code vectors of every level: a tuple of (B, h_g, w_g, d)."""
-        self._check_values(codes)
+        check_codes(codes, self.code_layout().num_codes)
         first = codes.layout.groups[0]
         layout = self._layout_of_grid(first.height, first.width)
-        self._check_codes(codes, layout.truncate(min(codes.num_levels, layout.num_levels)))
+        check_layout(codes, layout.truncate(min(codes.num_levels, layout.num_levels)))
         grids = zip(self.quantizer, codes.groups, strict=False)
         return tuple(vectors for quantizer, grid in grids for vectors in quantizer.embed(grid))
 
@@ -243,7 +244,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
 
     def _encoded(self, pixel_values: torch.Tensor, padding: Padding | None = None) -> list[torch.Tensor]:
         """The features of every resolution, coarse to fine."""
-        self._check_pixel_values(pixel_values)
+        check_pixel_values(self.config, pixel_values)
         if padding is None:
             return self.bottom_up(pixel_values.to(self.dtype))
         return self.bottom_up(padding.clear(pixel_values).to(self.dtype), padding)

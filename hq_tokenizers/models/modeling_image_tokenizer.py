@@ -1,4 +1,4 @@
-"""What the image tokenizers share: weight initialisation, epochs and steps, and checks of their inputs."""
+"""What the image tokenizers share: weight initialisation, epochs and steps, the way from images to codes and back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 from transformers import initialization as init
 
 from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
-from hq_tokenizers.checks import check_choice, check_image_size
-from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.checks import check_choice
+from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
@@ -36,6 +36,7 @@ from hq_tokenizers.randomness import GeneratorLike, sample_generators
 from .autoencoder_sources import read_autoencoder
 from .autoencoders import autoencoder_config, load_networks
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .input_checks import check_tensor
 from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_outputs import ImageTokenizerOutput
@@ -45,8 +46,6 @@ from .presets import Recipe
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Resizing and conversions of types leave values a little outside of [0, 1]; what is beyond has a wrong scale.
-_RANGE_TOLERANCE = 1e-3
 
 
 def inference(method: Callable[P, T]) -> Callable[P, T]:
@@ -384,7 +383,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         self, sample: bool, generator: GeneratorLike, pixel_values: torch.Tensor
     ) -> list[torch.Generator] | None:
         """One generator per image for sampled codes; None for the most probable ones."""
-        _check_tensor(pixel_values)
+        check_tensor(pixel_values)
         if not sample:
             return None
         if self.config.is_deterministic:
@@ -393,7 +392,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     def _padding(self, pixel_values: torch.Tensor, attention_mask: torch.Tensor | None) -> Padding | None:
         """The padding of a batch of sounds; None where there is none."""
-        _check_tensor(pixel_values)
+        check_tensor(pixel_values)
         if attention_mask is not None and self.config.modality != "sound":
             raise ValueError("attention_mask is for models of sound (modality='sound'): leave it out for images.")
         return Padding.of(attention_mask, pixel_values.shape[-1], self.config.stride)
@@ -479,94 +478,10 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         weights = {"reconstruction": 1.0, "progressive": 1.0}
         return torch.stack([weights.get(name, self.config.kl_weight) * term for name, term in terms.items()]).sum()
 
-    def _check_pixel_values(self, pixel_values: torch.Tensor) -> None:
-        """Checks shape and type, and the values where reading them costs next to nothing."""
-        _check_tensor(pixel_values)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"pixel_values must have shape (batch, {self.config.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}."
-            )
-        if not pixel_values.shape[0]:
-            raise ValueError("pixel_values is an empty batch: give at least one image.")
-        if not pixel_values.is_floating_point() and self.config.modality == "sound":
-            raise TypeError(f"Spectrograms are floats, as HQFeatureExtractor gives them, got {pixel_values.dtype}.")
-        if not pixel_values.is_floating_point():
-            raise TypeError(
-                f"pixel_values must be floats in [0, 1], got {pixel_values.dtype}: divide integers by 255, or use "
-                "HQImageProcessor."
-            )
-        self.config.coarsest_grid(tuple(pixel_values.shape[-2:]))
-        if _values_are_at_hand(pixel_values):
-            low, high = (float(bound) for bound in pixel_values.detach().aminmax())
-            if self.config.modality == "sound":
-                if not math.isfinite(low) or not math.isfinite(high):
-                    raise ValueError("pixel_values, the spectrograms, hold values that are NaN or infinite.")
-                return
-            # Not `low < …`: NaN is neither below nor above.
-            if not (low >= -_RANGE_TOLERANCE and high <= 1 + _RANGE_TOLERANCE):
-                raise ValueError(
-                    f"pixel_values must lie in [0, 1], found [{low:.4g}, {high:.4g}]: divide [0, 255] by 255, map "
-                    "[-1, 1] by (x + 1) / 2, or use HQImageProcessor; a decoder's output needs clamp(0, 1)."
-                )
-
-    def _check_label_map(self, label_map: torch.Tensor) -> None:
-        """As `_check_pixel_values`, for models of label maps."""
-        _check_tensor(label_map)
-        if label_map.ndim != 3 or label_map.dtype != torch.long:
-            raise ValueError(
-                "This tokenizer takes label maps, LongTensors of shape (batch, height, width), got "
-                f"{label_map.dtype} of shape {tuple(label_map.shape)}."
-            )
-        if not label_map.shape[0]:
-            raise ValueError("pixel_values is an empty batch: give at least one label map.")
-        check_image_size(tuple(label_map.shape[-2:]), self.config.stride)
-        if _values_are_at_hand(label_map):
-            low, high = label_map.aminmax()
-            if low < 0 or high >= self.config.num_classes:
-                raise ValueError(
-                    f"The classes of a label map must be 0 to {self.config.num_classes - 1} (num_classes "
-                    f"{self.config.num_classes}), got {low} to {high}: map pixels without a label to a class of their "
-                    "own."
-                )
-
-    def _check_values(self, codes: Codes) -> None:
-        if not isinstance(codes, Codes):
-            raise TypeError(
-                f"Expected Codes, got {type(codes).__name__}: a flat tensor (batch, {self.code_layout().num_codes}) "
-                "becomes Codes by model.code_layout().unflatten(tensor)."
-            )
-        if _values_are_at_hand(codes.groups[0]):
-            codes.validate()
-
-    def _check_codes(self, codes: Codes, layout: CodeLayout) -> None:
-        # Number by number: torch.compile does not compare dataclasses whose sizes have become symbolic.
-        if _sizes(codes.layout) != _sizes(layout):
-            raise ValueError(
-                f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
-            )
-
 
 def _init_as_pytorch(module: nn.Module) -> None:
     """PyTorch's own initial weights, which VQGAN and latent diffusion start from: U(−1/√n, 1/√n) for n inputs."""
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-
-
-def _check_tensor(pixel_values: Any) -> None:
-    if not isinstance(pixel_values, torch.Tensor):
-        raise TypeError(
-            f"pixel_values must be a tensor, got {type(pixel_values).__name__}: an image processor comes first, "
-            'HQImageProcessor.for_config(model.config)(image)["pixel_values"].'
-        )
-
-
-def _values_are_at_hand(tensor: torch.Tensor) -> bool:
-    """Whether reading values makes no device wait, and there are any: subclasses may stand for values only."""
-    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
-
-
-def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
-    return [(group.height, group.width, *group.codebook_sizes) for group in layout.groups]
 
 
 def _repeated(

@@ -39,6 +39,7 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
+from .input_checks import check_codes, check_label_map, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
@@ -183,9 +184,9 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
 
     def embed(self, codes: Codes) -> tuple[torch.Tensor, ...]:
         """The code vectors: a tuple with one tensor (B, h, w, d)."""
-        self._check_values(codes)
+        check_codes(codes, self.code_layout().num_codes)
         group = codes.layout.groups[0]
-        self._check_codes(codes, self._layout_of_grid(group.height, group.width))
+        check_layout(codes, self._layout_of_grid(group.height, group.width))
         return tuple(self.quantizer.embed(codes.groups[0]))
 
     @inference
@@ -221,9 +222,9 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None, LatentScale | None]:
         """Latents and log-variance map, (B, h, w, d), and the scale that code vectors get back."""
         if self.config.for_label_maps:
-            self._check_label_map(pixel_values)
+            check_label_map(self.config, pixel_values)
         else:
-            self._check_pixel_values(pixel_values)
+            check_pixel_values(self.config, pixel_values)
         inputs = self.likelihood.inputs(pixel_values if padding is None else padding.clear(pixel_values))
         latents, log_variance = self.encoder(inputs.to(self.dtype), *(() if padding is None else (padding,)))
         latents, scale = self._normalized(self.latent_norm, latents, padding)

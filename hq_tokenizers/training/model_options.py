@@ -17,7 +17,8 @@ from hq_tokenizers.models.autoencoders import Autoencoder, autoencoder_config
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import NETWORKS, PRESETS, Recipe
+from hq_tokenizers.models.named_networks import NETWORKS
+from hq_tokenizers.models.presets import PRESETS, Recipe
 from hq_tokenizers.options.reading import to_yaml, unknown_name
 from hq_tokenizers.priors.configuration_contextual_prior import ContextualPriorConfig
 from hq_tokenizers.priors.configuration_masked_prior import MaskedPriorConfig

@@ -8,15 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModel, PreTrainedModel
 
-from hq_tokenizers.checks import as_image_size, image_height_width
+from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
 from hq_tokenizers.data.images import Batch, ImageRows
-from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
-from hq_tokenizers.data.sound_loading import feature_extractor, load_sound_splits
-from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
 from hq_tokenizers.data.synthetic import synthetic_images
 from hq_tokenizers.evaluation.diagnostics import diagnose
@@ -28,10 +25,9 @@ from hq_tokenizers.evaluation.sound import spectrogram_pictures, squared_error
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.models.autoencoders import load_networks, networks_sha256
+from hq_tokenizers.models.autoencoders import networks_sha256
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.options.sound import SoundConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.quantization.moving_averages import set_accumulation
@@ -41,15 +37,13 @@ from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
-from .continuation import count_steps
 from .dry_run import dry_run, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import FROM_AUTOENCODER, autoencoder_of, build_tokenizer_config, sound_config
+from .model_options import FROM_AUTOENCODER, build_tokenizer_config, sound_config
 from .stage import Metrics, Stage
+from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of
 
-Rows = ImageRows | SoundRows
-TrainingRows = Rows | ImageStream
 NUM_PICTURES = 32
 _PANELS = {
     "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
@@ -118,9 +112,9 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
     images = synthetic_images(config.data, height, width, channels, smaller.batch_size)
 
     def prepare() -> tuple[Stage, ImageRows]:
-        return TokenizerStage(smaller, accelerator, _build_model(config, images), images, images), images
+        return TokenizerStage(smaller, accelerator, build_model(config, images), images, images), images
 
-    model_config = _model_config(config, images)
+    model_config = model_config_of(config, images)
     with torch.device("meta"):
         model = AutoModel.from_config(model_config)
     model.freeze(config.freeze)
@@ -130,8 +124,8 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
     _check_evaluation_options(config)
     train, validation, test = load_splits(config)
-    model = _build_model(config, train)
-    _check_warmup(config, model, train, accelerator.num_processes)
+    model = build_model(config, train)
+    check_warmup(config, model, train, accelerator.num_processes)
     stage = TokenizerStage(config, accelerator, model, train, validation)
     loop = TrainingLoop(config, accelerator, train, stage)
     model = loop.run()
@@ -206,112 +200,6 @@ def pictures(model: PreTrainedModel, data: Rows, device: torch.device) -> np.nda
     return reconstruction_grid(
         spectrogram_pictures(versions, batch, data.extractor) if isinstance(data, SoundRows) else versions
     )
-
-
-def load_splits(config: TokenizerTrainingConfig) -> tuple[TrainingRows, Rows, Rows]:
-    """The training split, perhaps as a stream, validation and test; validation again where there is no test split.
-
-    Raises:
-        ValueError: If they differ in the size or the channels of their images.
-    """
-    names = ["train_split", "validation_split"] + (["test_split"] if config.data.test_split else [])
-    sounds = sound_config(config.model)
-    if sounds is not None:
-        extractor = feature_extractor(config.data, sounds.grid_dims, sounds.stride)
-        measure = config.data.sound.mean_db is None
-        heard, *others = load_sound_splits(config.data, extractor, *names, measure=measure)
-        return heard, others[0], others[-1]
-    if config.data.sound != SoundConfig():
-        raise ValueError(
-            "data.sound is for models of sound, and the model is one of images: choose a network of sounds (speech, "
-            "fsdd, urbansound) or set model.modality to sound."
-        )
-    train: ImageRows | ImageStream
-    if config.data.streaming:
-        train, validation, test = load_streamed_splits(config.data)
-    else:
-        train, validation, *further = load_image_splits(config.data, *names)
-        test = further[0] if further else validation
-    for rows, name in ((validation, "validation_split"), (test, "test_split")):
-        if rows.image_format != train.image_format:
-            raise ValueError(
-                f"data.{name} has images of {rows.image_format}, data.train_split of {train.image_format}: set "
-                "data.image_size and data.num_channels."
-            )
-    return train, validation, test
-
-
-def check_model(config: TokenizerTrainingConfig, train: TrainingRows) -> None:
-    """Builds the model of a run without its memory, so that many runs can be checked before the first of them.
-
-    Raises:
-        ValueError: If model, data and length of the run do not fit together.
-        TypeError: If a field of the model has a value of another type than it should.
-    """
-    model_config = _model_config(config, train)
-    with torch.device("meta"):
-        _check_warmup(config, AutoModel.from_config(model_config), train, num_processes=1)
-
-
-def _model_config(config: TokenizerTrainingConfig, train: TrainingRows) -> PreTrainedConfig:
-    if isinstance(train, SoundRows):
-        return build_tokenizer_config(config.model, train.model_fields(config.data.sound.segment_frames))
-    height, width, channels = train.image_format.height, train.image_format.width, train.image_format.num_channels
-    from_data: dict[str, Any] = {"image_size": as_image_size(height, width)}
-    if config.data.label_map_classes is None:
-        from_data["num_channels"] = channels
-    else:
-        from_data["num_classes"] = config.data.label_map_classes
-    model_config = build_tokenizer_config(config.model, from_data)
-    if model_config.for_label_maps and config.data.label_map_classes is None:
-        raise ValueError(
-            f"The model is one of label maps (likelihood {model_config.likelihood}), but the data are images: set "
-            "data.label_map_classes to the number of classes, or choose a model of images."
-        )
-    return model_config
-
-
-def _build_model(config: TokenizerTrainingConfig, train: TrainingRows) -> PreTrainedModel:
-    model_config = _model_config(config, train)
-    set_seed(config.seed)
-    model = AutoModel.from_config(model_config)
-    if FROM_AUTOENCODER in config.model:
-        load_networks(model, autoencoder_of(config.model))
-    model.freeze(config.freeze)
-    return model
-
-
-def _check_warmup(
-    config: TokenizerTrainingConfig, model: PreTrainedModel, train: TrainingRows, num_processes: int
-) -> None:
-    """Refuses a run in which codebooks would never be estimated."""
-    if isinstance(train, ImageStream):
-        if model.config.reestimation_epochs:
-            raise ValueError(
-                "Codebooks are re-estimated in epochs (model.reestimation_epochs, model.warmup_epochs), which a stream "
-                "does not have: set both to 0, or data.streaming false."
-            )
-        return
-    steps_per_epoch = len(train) // config.batch_size
-    if not model.config.reestimation_epochs or not steps_per_epoch:
-        return
-    warmup = model.config.warmup_epochs * steps_per_epoch
-    total = count_steps(options_to_dict(config), steps_per_epoch)
-    if total <= warmup:
-        raise ValueError(
-            f"The run has {total} steps, but the model quantises nothing in its first {model.config.warmup_epochs} "
-            f"epochs ({warmup} steps), and its codebooks are estimated after them: train for longer (epochs, "
-            "max_steps), or set model.warmup_epochs lower."
-        )
-    # Codebooks are estimated from what the first process saw.
-    images = warmup * config.batch_size // num_processes
-    for group in model.code_layout().groups:
-        vectors = min(images * group.num_positions, model.config.reservoir_size)
-        if vectors < max(group.codebook_sizes):
-            raise ValueError(
-                f"A codebook of {max(group.codebook_sizes)} codes cannot be estimated from the {vectors} vectors that "
-                "are kept before: raise model.reservoir_size or model.warmup_epochs, or use fewer codes."
-            )
 
 
 class TokenizerStage(Stage):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
+from safetensors.torch import save_file
 from transformers import AutoModel
 
 from hq_tokenizers import HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel
@@ -124,13 +125,14 @@ def test_folders_and_models_give_the_same(tmp_path: Path, as_model: bool) -> Non
 def test_it_is_exported_with_its_code(tmp_path: Path) -> None:
     model = HQVAEModel.from_autoencoder(autoencoder_kl())
     export_self_contained(model, tmp_path / "export")
-    torch.save({"pixels": PIXELS, "expected": model.autoencode(PIXELS)}, tmp_path / "x.pt")
+    save_file({"pixels": PIXELS, "expected": model.autoencode(PIXELS).contiguous()}, tmp_path / "x.safetensors")
     code = f"""
 import sys, torch
 sys.modules["hq_tokenizers"] = None
+from safetensors.torch import load_file
 from transformers import AutoModel
 model = AutoModel.from_pretrained({str(tmp_path / "export")!r}, trust_remote_code=True)
-x = torch.load({str(tmp_path / "x.pt")!r})
+x = load_file({str(tmp_path / "x.safetensors")!r})
 assert torch.equal(model.autoencode(x["pixels"]), x["expected"])
 """
     environment = {

@@ -19,7 +19,8 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import AdversarialConfig, TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
-from hq_tokenizers.training.tokenizer import check_model, load_splits, train_tokenizer
+from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tokenizer_setup import check_model, load_splits
 
 SMALL: dict[str, Any] = {
     **{"in_channels": 1, "out_channels": 1, "block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 3},

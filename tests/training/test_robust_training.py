@@ -17,7 +17,8 @@ from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import _check_warmup, train_tokenizer
+from hq_tokenizers.training.tokenizer import train_tokenizer
+from hq_tokenizers.training.tokenizer_setup import check_warmup
 
 SCHEDULE = {"warmup_epochs": 2, "reestimation_epochs": 2, "reservoir_size": 300}
 SIZE = {"hidden_size": 8, "codebook_dim": 4}
@@ -116,7 +117,7 @@ def test_only_what_the_first_process_sees_counts(num_processes, refused):
     model = AutoModel.from_config(robust_vq_vae("digits", codebook_size=200, warmup_epochs=1, hidden_size=8))
     config = _config("unused", epochs=3)
     with pytest.raises(ValueError, match=r"200 codes cannot be .* the 160 vectors") if refused else nullcontext():
-        _check_warmup(config, model, rows, num_processes)
+        check_warmup(config, model, rows, num_processes)
 
 
 def test_every_grid_needs_vectors_for_its_own_codes_only(tmp_path):

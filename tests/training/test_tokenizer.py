@@ -124,7 +124,7 @@ def test_data_read_as_they_are_needed_give_the_run_of_data_in_memory(tmp_path, m
     options = {"data": data, "log_steps": 4, "checkpoint_steps": 3}
     train_tokenizer(_config(tmp_path / "memory", **options))
     lazy = partial(load_image_splits, memory_limit=0)
-    monkeypatch.setattr("hq_tokenizers.training.tokenizer.load_image_splits", lazy)
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer_setup.load_image_splits", lazy)
     train_tokenizer(_config(tmp_path / "lazy", **options))
     advance = TokenizerStage.after_step
 
@@ -205,7 +205,7 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, options, messag
 )
 def test_options_that_contradict_each_other_are_named_before_data_are_read(tmp_path, monkeypatch, options, message):
     monkeypatch.setattr(
-        "hq_tokenizers.training.tokenizer.load_image_splits", lambda *arguments: pytest.fail("data read")
+        "hq_tokenizers.training.tokenizer_setup.load_image_splits", lambda *arguments: pytest.fail("data read")
     )
     with pytest.raises(ValueError, match=message):
         train_tokenizer(_config(tmp_path / "run", **options))
