@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from hq_tokenizers.codes import CodeLayout
+from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.options.data import DataConfig
 
 from .encoded import CodeRows, EncodedImages
 from .images import ImageFormat, ImageRows, RowNames
 from .label_maps import LabelMapFormat
 from .soft_codes import SoftCodes
+from .sound import SoundRows
 
 _SOFT_CODES = 8
 
@@ -38,6 +40,28 @@ def synthetic_images(config: DataConfig, height: int, width: int, num_channels: 
     pixels = np.random.default_rng(0).integers(0, largest + 1, shape, dtype=np.uint8)
     rows = Dataset.from_dict({"image": list(pixels)})
     return ImageRows(rows, "image", RowNames("synthetic"), image_format)
+
+
+def synthetic_sounds(extractor: HQFeatureExtractor, num_frames: int, num_speakers: int, number: int) -> SoundRows:
+    """Sounds of noise.
+
+    Args:
+        extractor: The front end.
+        num_frames: Frames of every sound.
+        num_speakers: Speakers, of whom the first is heard; 0 for none.
+        number: How many.
+    """
+    from datasets import Dataset
+
+    samples = (num_frames - 1) * extractor.hop_length + 1
+    noise = np.random.default_rng(0).uniform(-1, 1, (number, samples)).astype(np.float32)
+    rows = Dataset.from_dict({"audio": list(noise)})
+    rows = rows.with_format("numpy")
+    speakers = {}
+    if num_speakers:
+        names = [f"speaker {index}" for index in range(num_speakers)]
+        speakers = {"speakers": torch.zeros(number, dtype=torch.long), "speaker_names": names}
+    return SoundRows(rows, "audio", RowNames("synthetic"), extractor, **speakers)
 
 
 def synthetic_codes(

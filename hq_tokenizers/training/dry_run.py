@@ -26,11 +26,11 @@ _VALUES_AT_A_TIME = 2**17
 
 
 def smaller_run(config: Any, values_per_image: int, num_processes: int = 1) -> Any:
-    """The options of a measured step: a part of a batch, two images of 256 pixels or more of smaller ones.
+    """The options of a measured step: a part of a batch, two images of 256 pixels or more of what is smaller.
 
     Args:
         config: Options of the run.
-        values_per_image: Pixels of an image, or codes.
+        values_per_image: Pixels of an image, values of a spectrogram, or codes.
         num_processes: Processes that share a batch.
     """
     part = config.batch_size // (config.gradient_accumulation * num_processes)
@@ -45,6 +45,7 @@ def dry_run(
     accelerator: Accelerator,
     model: nn.Module,
     prepare: Callable[[], tuple[Stage, BatchSource]],
+    items: str = "images",
 ) -> dict[str, Any]:
     """Measures and prints what a run would take. Writes nothing.
 
@@ -54,6 +55,7 @@ def dry_run(
         accelerator: Whose device is measured.
         model: The model on the meta device.
         prepare: Builds stage and data of a measured step.
+        items: What a batch consists of, in words.
 
     Returns:
         "num_parameters"; bytes: "weights", "gradients", "optimizer", "moving_average", and "activations" of a part of a
@@ -86,7 +88,9 @@ def dry_run(
         }
     found |= measured
     if accelerator.is_main_process:
-        print_figures(f"dry run: {type(model).__name__}", *_in_words(found, config, part, needed, accelerator.device))
+        print_figures(
+            f"dry run: {type(model).__name__}", *_in_words(found, config, part, needed, accelerator.device, items)
+        )
     return found
 
 
@@ -123,7 +127,7 @@ def _measure(
 
 
 def _in_words(
-    found: Mapping[str, Any], config: LoopConfig, part: int, needed: int, device: torch.device
+    found: Mapping[str, Any], config: LoopConfig, part: int, needed: int, device: torch.device, items: str
 ) -> tuple[dict[str, str], list[str]]:
     """The rows of the table, and notes below it."""
     optimizer = {"adam": "Adam", "adamw": "AdamW"}[config.optimizer]
@@ -137,17 +141,17 @@ def _in_words(
     notes = []
     steps = found["steps"]
     if steps is None:
-        notes.append("The number of steps depends on the images, which are not read: give max_steps.")
+        notes.append(f"The number of steps depends on the {items}, which are not read: give max_steps.")
     if found["images_measured"] is None:
         notes.append(
             f"No step was measured: the {_size(needed)} do not fit into this machine's {_size(machine_memory())}."
         )
     else:
-        rows[f"activations of {part:,} images"] = _size(found["activations"])
+        rows[f"activations of {part:,} {items}"] = _size(found["activations"])
         rows["memory of a step"] = _size(needed + found["activations"])
         rows[f"seconds a step, on this {device.type}"] = f"{found['seconds_per_step']:.3g}"
         notes.append(
-            f"Activations and seconds are those of a step of {found['images_measured']} made-up images, scaled to "
+            f"Activations and seconds are those of a step of {found['images_measured']} made-up {items}, scaled to "
             f"{config.batch_size:,}."
         )
     rows["steps"] = "unknown" if steps is None else f"{steps:,}"

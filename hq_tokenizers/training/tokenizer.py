@@ -11,11 +11,9 @@ from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
-from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
-from hq_tokenizers.data.synthetic import synthetic_images
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.pictures import named_reconstructions
@@ -40,9 +38,9 @@ from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 from .dry_run import dry_run, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import FROM_AUTOENCODER, build_tokenizer_config, sound_config
+from .model_options import FROM_AUTOENCODER, sound_config
 from .stage import Metrics, Stage
-from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of
+from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of, synthetic_rows
 
 NUM_PICTURES = 32
 _PANELS = {
@@ -97,28 +95,21 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
 
 
 def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """See `dry_run`; the size of the images is that of the options, or else the network's."""
-    if sound_config(config.model) is not None:
-        raise ValueError("dry_run is for images, and the model is one of sound: leave it out.")
-    size = {} if config.data.image_size is None else {"image_size": config.data.image_size}
-    if config.data.label_map_classes is not None:
-        size["num_classes"] = config.data.label_map_classes
-    network = build_tokenizer_config(config.model, size)
-    height, width = image_height_width(network.image_size)
-    channels = config.data.num_channels or network.num_channels
-    if config.data.name == "digits" and config.data.image_size is None:
-        height, width, channels = DIGITS_SIZE, DIGITS_SIZE, 1
-    smaller = smaller_run(config, height * width, accelerator.num_processes)
-    images = synthetic_images(config.data, height, width, channels, smaller.batch_size)
+    """See `dry_run`."""
+    values, make = synthetic_rows(config)
+    smaller = smaller_run(config, values, accelerator.num_processes)
+    made_up = make(smaller.batch_size)
 
-    def prepare() -> tuple[Stage, ImageRows]:
-        return TokenizerStage(smaller, accelerator, build_model(config, images), images, images), images
+    def prepare() -> tuple[Stage, Rows]:
+        return TokenizerStage(smaller, accelerator, build_model(config, made_up), made_up, made_up), made_up
 
-    model_config = model_config_of(config, images)
+    model_config = model_config_of(config, made_up)
     with torch.device("meta"):
         model = AutoModel.from_config(model_config)
     model.freeze(config.freeze)
-    return dry_run(config, smaller, accelerator, model, prepare)
+    return dry_run(
+        config, smaller, accelerator, model, prepare, "sounds" if isinstance(made_up, SoundRows) else "images"
+    )
 
 
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:

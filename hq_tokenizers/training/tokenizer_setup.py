@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, set_seed
 
-from hq_tokenizers.checks import as_image_size
+from hq_tokenizers.checks import as_image_size, image_height_width
+from hq_tokenizers.data.digits import SIZE as DIGITS_SIZE
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound import SoundRows
 from hq_tokenizers.data.sound_loading import feature_extractor, load_sound_splits
 from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import ImageStream
+from hq_tokenizers.data.synthetic import synthetic_images, synthetic_sounds
 from hq_tokenizers.models.autoencoders import load_networks
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.sound import SoundConfig
@@ -57,6 +61,42 @@ def load_splits(config: TokenizerTrainingConfig) -> tuple[TrainingRows, Rows, Ro
                 "data.image_size and data.num_channels."
             )
     return train, validation, test
+
+
+def synthetic_rows(config: TokenizerTrainingConfig) -> tuple[int, Callable[[int], Rows]]:
+    """What a dry run trains on, of the sizes of the options, or else of the network's.
+
+    Returns:
+        Values of one image or spectrogram, and what makes so many of them.
+
+    Raises:
+        ValueError: If sounds have no length.
+    """
+    sounds = sound_config(config.model)
+    return _synthetic_images(config) if sounds is None else _synthetic_sounds(config, sounds)
+
+
+def _synthetic_images(config: TokenizerTrainingConfig) -> tuple[int, Callable[[int], Rows]]:
+    """Pixels of an image, and images of noise by their number."""
+    size = {} if config.data.image_size is None else {"image_size": config.data.image_size}
+    if config.data.label_map_classes is not None:
+        size["num_classes"] = config.data.label_map_classes
+    network = build_tokenizer_config(config.model, size)
+    height, width = image_height_width(network.image_size)
+    channels = config.data.num_channels or network.num_channels
+    if config.data.name == "digits" and config.data.image_size is None:
+        height, width, channels = DIGITS_SIZE, DIGITS_SIZE, 1
+    return height * width, partial(synthetic_images, config.data, height, width, channels)
+
+
+def _synthetic_sounds(config: TokenizerTrainingConfig, sounds: PreTrainedConfig) -> tuple[int, Callable[[int], Rows]]:
+    """Values of a spectrogram, and sounds of noise by their number; one speaker where the number is not given."""
+    frames = config.data.sound.segment_frames
+    if frames is None:
+        raise ValueError("The sounds of a dry run need a length: set data.sound.segment_frames.")
+    extractor = feature_extractor(config.data, sounds.grid_dims, sounds.stride)
+    speakers = 0 if config.data.sound.speaker_column is None else config.model.get("num_speakers", 1)
+    return extractor.feature_size * frames, partial(synthetic_sounds, extractor, frames, speakers)
 
 
 def check_model(config: TokenizerTrainingConfig, train: TrainingRows) -> None:

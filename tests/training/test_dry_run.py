@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
+from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.training import dry_run as module
 from hq_tokenizers.training.dry_run import smaller_run
@@ -34,6 +35,8 @@ SCALED = {
     "ffhq256_prior": SMALL_PRIOR,
     "imagenet256_sq_vae_2": [*SMALL_NETWORK, "--model.block_out_channels", "[8, 8, 16, 16, 16]"],
     "imagenet256_prior": SMALL_PRIOR,
+    "urbansound8k_rsq_vae": ["--data.sound.segment_frames", "16", "--model.hidden_size", "8"],
+    "vctk_sq_vae": ["--model.num_speakers", "110", "--model.hidden_size", "16"],
 }
 
 
@@ -145,6 +148,34 @@ def test_label_maps_and_the_embedded_digits() -> None:
     assert train_tokenizer(options("train-tokenizer", None, "--model.network", "digits", "--model.preset", "vq_vae"))
 
 
+SOUND = [
+    "--model",
+    "{preset: rsq_vae, network: speech, hidden_size: 16}",
+    "--data.name",
+    "parquet",
+    "--data.path",
+    "/nowhere",
+]
+
+
+def test_sounds_and_their_speakers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [*SOUND, "--data.sound.segment_frames", "32", "--batch_size", "6"]
+    found = train_tokenizer(options("train-tokenizer", None, *words))
+    assert found["images_measured"] == 2
+    assert "activations of 6 sounds" in capsys.readouterr().out
+    spoken = [*words, "--data.sound.speaker_column", "who"]
+    one = train_tokenizer(options("train-tokenizer", None, *spoken))["num_parameters"]
+    three = train_tokenizer(options("train-tokenizer", None, *spoken, "--model.num_speakers", "3"))["num_parameters"]
+    width = HQVAEConfig().speaker_dim
+    assert three - one == 2 * width
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sounds_need_a_length() -> None:
+    with pytest.raises(ValueError, match=r"set data\.sound\.segment_frames"):
+        train_tokenizer(options("train-tokenizer", None, *SOUND))
+
+
 def test_the_layout_of_codes_has_to_come_from_somewhere() -> None:
     with pytest.raises(ValueError, match=r"'runs/codes' holds none: give model\.code_layout"):
         train_prior_and_save_generator(options("train-prior", None))
@@ -171,15 +202,22 @@ def test_recipes(stem: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def tokenizer_of_recipe(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Its model section, and what its data decide."""
+    recipe = options("train-tokenizer", path, "--data.path", "/nowhere")
+    data = recipe.data
+    if data.sound.segment_frames is None:
+        return recipe.model, {"image_size": data.image_size, "num_channels": data.num_channels}
+    return recipe.model, {} if data.sound.speaker_column is None else {"num_speakers": 110}
+
+
 @pytest.mark.parametrize("stem", SCALED)
 def test_recipes_say_how_many_parameters_they_have(stem: str) -> None:
     path = EXAMPLES / f"{stem}.yaml"
     if stem.endswith("_prior"):
         config = build_model_config(options("train-prior", path).model, {}, PRIOR_CONFIGS)
     else:
-        data = options("train-tokenizer", path, "--data.path", "/nowhere").data
-        size = {"image_size": data.image_size, "num_channels": data.num_channels}
-        config = build_tokenizer_config(options("train-tokenizer", path, "--data.path", "/nowhere").model, size)
+        config = build_tokenizer_config(*tokenizer_of_recipe(path))
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AutoModel.from_config(config).parameters())
     (said,) = re.findall(r"Expected: ([\d,]+) parameters", path.read_text())
