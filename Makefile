@@ -52,9 +52,9 @@ bench: $(VENV)/.installed-dev ## print what is how many times as fast as what, i
 
 # With TAG=v0.1.0 the tag has to be the version, and the changelog to have a section on it.
 dist: $(BIN)/python ## build what is published into dist, and check it
-	@test -z "$(TAG)" || test "$(TAG)" = "v$(VERSION)" || \
-		{ echo "the tag $(TAG) is not the version $(VERSION) of hq_tokenizers/_version.py" >&2; exit 1; }
-	@test -z "$(TAG)" || grep -q "^## \[$(VERSION)\]" CHANGELOG.md || \
+	@test -z "$$TAG" || test "$$TAG" = "v$(VERSION)" || \
+		{ echo "the tag $$TAG is not the version $(VERSION) of hq_tokenizers/_version.py" >&2; exit 1; }
+	@test -z "$$TAG" || grep -q "^## \[$(VERSION)\]" CHANGELOG.md || \
 		{ echo "CHANGELOG.md has no section [$(VERSION)]" >&2; exit 1; }
 	$(PIP) install --quiet build twine
 	rm -rf dist

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from hq_tokenizers.files import write_text
 from hq_tokenizers.options.data import DataConfig
 
 Record = dict[str, Any]
@@ -47,9 +48,7 @@ def data_description(data: DataConfig) -> Record:
 def write_record(path: Path, record: Record) -> None:
     """Writes a record, whole or not at all: half a record would stop every later call."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_record(path: Path, description: Mapping[str, Any]) -> Record | None:

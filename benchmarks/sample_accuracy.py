@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from records import write_record
 from torch import nn
 from tqdm.auto import trange
 
@@ -152,7 +153,7 @@ def main() -> None:
         result["forest"] = read_samples(train_forest(train, options.seed), images, labels, test)
     print(json.dumps(result, indent=2))
     if options.output is not None:
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_record(Path(options.output), result)
     if options.grid is not None:
         save_png(
             image_grid(images[: 10 * num_classes], num_classes, list(generator.config.id2label.values())),

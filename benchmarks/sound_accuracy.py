@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from records import write_record
 from torch import nn
 from transformers import pipeline
 
@@ -174,12 +175,14 @@ def judge_voices(
         "generated": share(heard(model, samples, train), voices),
     }
     if speak.model.config.decodes_for_speaker:
-        target = (held_out.speakers + 1) % len(train.speaker_names or ())
+        names = train.speaker_names or []
+        target = (held_out.speakers + 1) % len(names)
         converted = [sound["audio"] for sound in speak.convert_voice(real, target, batch_size=64)]
         found = heard(model, converted, train)
         figures |= {"converted_target": share(found, target), "converted_source": share(found, held_out.speakers)}
         if options.sounds is not None:
-            save(Path(options.sounds) / "converted", converted[:24], train.extractor.sampling_rate, map(str, target))
+            titles = (names[index] for index in target.tolist())
+            save(Path(options.sounds) / "converted", converted[:24], train.extractor.sampling_rate, titles)
     return figures
 
 
@@ -199,8 +202,7 @@ def write(
     samples, labels = made
     print(json.dumps(result, indent=2))
     if options.output is not None:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
+        write_record(Path(options.output), result)
     names = speak.model.config.id2label
     if options.sounds is not None:
         titles = (str(names[label]) for label in labels.tolist())
@@ -210,16 +212,15 @@ def write(
 
 
 def picture(samples: list[np.ndarray], labels: torch.Tensor, held_out: SoundRows, names: dict[int, str]) -> np.ndarray:
-    """One column per class: two held-out sounds, then three samples."""
+    """One column per class: the first and the last held-out sound, then three samples."""
     assert held_out.labels is not None
     shown: list[np.ndarray] = []
-    for row in range(5):
+    for row in (0, -1):
         for label in range(len(names)):
-            if row < 2:
-                number = (held_out.labels == label).nonzero()[7 * row].item()
-                shown.append(held_out.waveform(int(number)))
-            else:
-                shown.append(samples[int((labels == label).nonzero()[row - 2].item())])
+            number = (held_out.labels == label).nonzero()[row].item()
+            shown.append(held_out.waveform(int(number)))
+    for row in range(3):
+        shown += [samples[int((labels == label).nonzero()[row].item())] for label in range(len(names))]
     inputs = held_out.extractor(shown)
     (pictures,) = spectrogram_pictures({"sounds": inputs["pixel_values"]}, inputs, held_out.extractor).values()
     titles = [f"{names[label]}, held out" for label in range(len(names))]

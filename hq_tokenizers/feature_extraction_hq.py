@@ -16,7 +16,7 @@ from transformers.audio_utils import mel_filter_bank, window_function
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from .sound_decoding import decode_sound
+from .sound_decoding import decode_sound, is_waveform
 
 Vocoder = Callable[[torch.Tensor], torch.Tensor]
 _MOMENTUM = 0.99
@@ -277,5 +277,5 @@ def _deemphasis(samples: torch.Tensor, coefficient: float) -> torch.Tensor:
 def _is_batch(sounds: Any) -> bool:
     """Whether these are several sounds: a list of anything but numbers, or an array of two axes."""
     if isinstance(sounds, Sequence) and not isinstance(sounds, str | bytes | bytearray | memoryview):
-        return not len(sounds) or not isinstance(sounds[0], int | float)
+        return not is_waveform(sounds)
     return isinstance(sounds, np.ndarray | torch.Tensor) and sounds.ndim > 1

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import wave
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from math import gcd
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 
 SOUND_ENDINGS = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"})
+
+_LARGEST_RATE, _LARGEST_FACTOR = 1_000_000, 48_000
 
 
 class UnreadableSoundError(ValueError):
@@ -42,7 +45,7 @@ def decode_sound(
     """
     shown = name or (f"The sound {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else "The sound")
     if isinstance(source, Mapping) and "array" in source:
-        source, source_rate = np.asarray(source["array"]), source["sampling_rate"]
+        source, source_rate = np.asarray(source["array"]), source.get("sampling_rate") or source_rate
     elif isinstance(source, Mapping) and {"bytes", "path"} & set(source):
         stored = source.get("bytes")
         source = source.get("path") if stored is None else stored
@@ -54,12 +57,18 @@ def decode_sound(
         raise TypeError(
             f"{shown} must be a path, the bytes of a sound file or an array of samples, got {type(source).__name__}."
         )
-    waveform = resample(_mono(samples, shown), source_rate or sampling_rate, sampling_rate)
+    source_rate = sampling_rate if source_rate is None else _checked_rate(source_rate, sampling_rate, shown)
+    waveform = resample(_mono(samples, shown), source_rate, sampling_rate)
     if not waveform.size:
         raise UnreadableSoundError(f"{shown} has no samples.")
     if not np.isfinite(waveform).all():
         raise UnreadableSoundError(f"{shown} has samples that are NaN or infinite.")
     return waveform
+
+
+def is_waveform(samples: Sequence[Any]) -> bool:
+    """Whether a list is one of samples rather than of sounds."""
+    return bool(len(samples)) and isinstance(samples[0], Real)
 
 
 def resample(waveform: np.ndarray, source_rate: int, sampling_rate: int) -> np.ndarray:
@@ -70,6 +79,22 @@ def resample(waveform: np.ndarray, source_rate: int, sampling_rate: int) -> np.n
 
     common = gcd(source_rate, sampling_rate)
     return resample_poly(waveform, sampling_rate // common, source_rate // common).astype(np.float32)
+
+
+def _checked_rate(rate: Any, sampling_rate: int, shown: str) -> int:
+    """A rate that a file or a caller states: a damaged header may say anything, and filters grow with it."""
+    if rate != rate or not 1 <= rate <= _LARGEST_RATE or int(rate) != rate:
+        raise UnreadableSoundError(
+            f"{shown} has {rate} samples a second; a whole number from 1 to {_LARGEST_RATE:,} is read."
+        )
+    rate = int(rate)
+    common = gcd(rate, sampling_rate)
+    if max(rate, sampling_rate) // common > _LARGEST_FACTOR:
+        raise UnreadableSoundError(
+            f"{shown} has {rate:,} samples a second, which have no simple ratio to {sampling_rate:,}: resample it "
+            "first."
+        )
+    return rate
 
 
 def encode_wav(waveform: np.ndarray, sampling_rate: int) -> bytes:

@@ -313,7 +313,8 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
             **generation_settings: As in a call.
 
         Returns:
-            In the shape of a call, with sounds in the place of labels.
+            In the shape of a call, with sounds in the place of labels; as long as the given ones, rounded up to whole
+            positions.
 
         Raises:
             TypeError: As `variations` does, or if `spans` are no spans.

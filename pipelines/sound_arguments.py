@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from hq_tokenizers.checks import is_list
-from hq_tokenizers.sound_decoding import decode_sound
+from hq_tokenizers.sound_decoding import decode_sound, is_waveform
 
 _ARRAYS = (np.ndarray, torch.Tensor)
 
@@ -25,7 +26,7 @@ def is_single_sound(audio: Any) -> bool:
     if isinstance(audio, _ARRAYS):
         return audio.ndim == 1
     if isinstance(audio, (list, tuple)):
-        return bool(audio) and isinstance(audio[0], Real)
+        return is_waveform(audio)
     return isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview, Mapping))
 
 
@@ -64,7 +65,7 @@ def _decode(sound: Any, sampling_rate: int, name: str) -> np.ndarray:
 
 
 def mark_spans(spans: Any, frames_per_second: float, num_frames: int) -> torch.Tensor:
-    """Which frames lie in spans of time: BoolTensor (num_frames,).
+    """Which frames spans of time touch: BoolTensor (num_frames,); frame i is the time from i to i + 1 of them.
 
     Args:
         spans: A pair (start, end) in seconds, or a list of such.
@@ -85,5 +86,7 @@ def mark_spans(spans: Any, frames_per_second: float, num_frames: int) -> torch.T
             raise ValueError(
                 f"A span (start, end) must lie within the {seconds:.2f} s of the sound, got {(start, end)}."
             )
-        marked[int(start * frames_per_second) : max(1, round(end * frames_per_second))] = True
+        # 0.29 s at 100 frames a second is frame 29, whatever the product is rounded to.
+        first = math.floor(start * frames_per_second + 1e-6)
+        marked[first : max(first + 1, math.ceil(end * frames_per_second - 1e-6))] = True
     return marked

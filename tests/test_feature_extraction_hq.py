@@ -147,6 +147,14 @@ def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
         HQFeatureExtractor(**{**SETTINGS, **settings})
 
 
+def test_a_list_of_samples_of_any_type_is_one_sound() -> None:
+    extractor = HQFeatureExtractor(**SETTINGS)
+    samples = chirp(0.1)
+    expected = extractor(samples)["pixel_values"]
+    for given in (list(samples), samples.tolist(), tuple(samples)):
+        assert torch.equal(extractor(given)["pixel_values"], expected)
+
+
 def test_no_sounds_are_refused() -> None:
     with pytest.raises(ValueError, match="the list is empty"):
         HQFeatureExtractor(**SETTINGS)([])

@@ -87,6 +87,27 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path) -> None:
         decode_sound(np.zeros((2, 2, 2), np.float32), RATE)
 
 
+@pytest.mark.parametrize("rate", [0, 7001, 73_537, 0x7F001F40])
+def test_a_header_is_not_believed_everything(rate: int) -> None:
+    """Filters grow with the ratio of the rates: seconds to hours for a kilobyte."""
+    damaged = bytearray(encode_wav(np.zeros(500, np.float32), 8000))
+    damaged[24:28] = rate.to_bytes(4, "little")
+    if rate == 7001:
+        assert decode_sound(bytes(damaged), RATE).shape == (-(-500 * RATE // 7001),)
+        return
+    with pytest.raises(UnreadableSoundError, match=rf"Row 3 has {rate:,} samples a second|Row 3 has {rate} samples"):
+        decode_sound(bytes(damaged), RATE, name="Row 3")
+
+
+def test_rates_of_arrays() -> None:
+    samples = np.zeros(80, np.float32)
+    assert decode_sound({"array": samples, "sampling_rate": RATE / 2}, RATE).shape == (160,)
+    assert decode_sound({"array": samples}, RATE).shape == (80,)
+    for rate in (RATE + 0.5, float("nan"), -1):
+        with pytest.raises(UnreadableSoundError, match="a whole number from 1"):
+            decode_sound({"array": samples, "sampling_rate": rate}, RATE)
+
+
 @pytest.mark.parametrize("ending", ["FLAC", "OGG", "AIFF"])
 def test_what_is_no_wav_file_is_read_by_soundfile(tmp_path, ending: str) -> None:
     soundfile = pytest.importorskip("soundfile")

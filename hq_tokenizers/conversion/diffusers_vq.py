@@ -23,10 +23,13 @@ def convert_diffusers(checkpoint: Path, settings: Mapping[str, Any], image_size:
         image_size: Instead of its `sample_size`.
 
     Raises:
+        FileNotFoundError: If there is no such folder.
         ValueError: For another folder; an `AutoencoderKL` has no codes.
     """
     import diffusers
 
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(checkpoint)!r}: download the model first.")
     with named_damage(checkpoint):
         config = diffusers.VQModel.load_config(str(checkpoint))
         if config.get("_class_name") != "VQModel":

@@ -25,8 +25,9 @@ class _Ignored:
 def read_state(path: Path, *keys: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name.
 
-    Pickles are read with `weights_only=True`, and no code of theirs runs. Objects of classes that are not tensors,
-    which Lightning puts beside the weights, become empty ones.
+    Pickles are read with `weights_only=True`, and no code of theirs runs. Objects of other packages' classes, which
+    Lightning puts beside the weights, become empty ones; containers of such classes (`defaultdict` and subclasses of
+    list and dict) cannot be filled, and are refused.
 
     Args:
         path: The file.
@@ -57,6 +58,6 @@ def _unpickled(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError) as error:
         # What torch says of a pickle it does not read advises to run it.
         raise ValueError(
-            f"{path} is damaged, or holds what cannot be read as weights alone. Where you trust it, save its "
-            "state_dict with safetensors.torch.save_file, and convert that."
+            f"{path} is damaged, or holds what cannot be read as weights alone, such as containers of other packages' "
+            "classes. Where you trust it, save its state_dict with safetensors.torch.save_file, and convert that."
         ) from error

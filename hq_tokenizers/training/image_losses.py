@@ -14,7 +14,7 @@ from hq_tokenizers.evaluation.networks import advice, as_rgb, check_packages
 from hq_tokenizers.losses.adversarial import PatchDiscriminator, adaptive_weight, hinge_loss
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.metrics.pretrained.lpips_network import LPIPSNetwork, load_lpips
-from hq_tokenizers.options.training import AdversarialConfig, PerceptualConfig, TokenizerTrainingConfig
+from hq_tokenizers.options.training import AdversarialConfig, TokenizerTrainingConfig
 from hq_tokenizers.randomness import keep_noise
 
 from .stage import Metrics
@@ -43,7 +43,7 @@ class ImageLosses:
         self._options, self._adversarial = config.perceptual, config.adversarial
         self._likelihood: GaussianImages = model.likelihood
         self._last_weight = last_weight(model.decoder)
-        self._lpips = _build_lpips(config.perceptual, model, accelerator)
+        self._lpips = _build_lpips(config, model, accelerator)
         self.discriminator = _build_discriminator(config.adversarial, model, config.seed)
         self._step = 0
         self._pair: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -137,15 +137,21 @@ def last_weight(decoder: nn.Module) -> nn.Parameter:
     return [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
 
 
-def _build_lpips(config: PerceptualConfig, model: PreTrainedModel, accelerator: Accelerator) -> LPIPSNetwork | None:
-    if config.network is None:
+def _build_lpips(
+    config: TokenizerTrainingConfig, model: PreTrainedModel, accelerator: Accelerator
+) -> LPIPSNetwork | None:
+    """With random weights in a dry run, which has no need of those that may have to be downloaded."""
+    options = config.perceptual
+    if options.network is None:
         return None
     _check_images(model, "perceptual.network")
     check_packages()
     text = "The option for weights is perceptual.weights; perceptual.network null trains without LPIPS."
     # One process downloads weights, the others find them. What random weights it is built with is none of training's.
     with advice(text), accelerator.local_main_process_first(), keep_noise():
-        network = load_lpips(config.network, config.weights)
+        network = (
+            LPIPSNetwork(options.network, None) if config.dry_run else load_lpips(options.network, options.weights)
+        )
         image = torch.zeros(1, 3, *_image_size(model))
         network(image, image)
     return network.to(accelerator.device)

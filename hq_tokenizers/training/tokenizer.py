@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> dict[str, Any]:
 def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
     """See `dry_run`."""
     values, make = synthetic_rows(config)
-    smaller = smaller_run(config, values, accelerator.num_processes)
+    smaller = _with_all_losses(smaller_run(config, values, accelerator.num_processes))
     made_up = make(smaller.batch_size)
 
     def prepare() -> tuple[Stage, Rows]:
@@ -110,6 +111,15 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
     return dry_run(
         config, smaller, accelerator, model, prepare, "sounds" if isinstance(made_up, SoundRows) else "images"
     )
+
+
+def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig:
+    """The options with every loss of a run counting from the first step on."""
+    changed: dict[str, Any] = {}
+    for section in ("perceptual", "adversarial"):
+        if getattr(config, section).start_step is not None:
+            changed[section] = replace(getattr(config, section), start_step=0)
+    return replace(config, **changed)
 
 
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def test_what_is_wrong_is_said(vq_model: tuple[Path, VQModel], tmp_path: Path) -
     for words, message in (
         (("--checkpoint", "x"), "convert needs format, one of taming_vqgan"),
         (("--format", "taming_vqgan"), "and checkpoint"),
+        (("--format", "diffusers", "--checkpoint", "user/model"), "no folder 'user/model'"),
         (("--format", "vqgan", "--checkpoint", "x"), "taming_vqgan"),
         ((*ours, "--output_dir", str(tmp_path / "full")), "holds a model already"),
         ((*sqvae, "--config", str(tmp_path / "bad.yaml")), "neither YAML nor JSON"),

@@ -4,6 +4,7 @@ import os
 import pickle
 import sys
 import types
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def test_objects_of_other_packages_are_left_out(tmp_path: Path, monkeypatch: pyt
     torch.save({"callbacks": callbacks, "state_dict": {"a": torch.ones(1)}}, tmp_path / "last.ckpt")
     monkeypatch.delitem(sys.modules, module.__name__)
     assert read_state(tmp_path / "last.ckpt", "state_dict").keys() == {"a"}
+
+
+def test_containers_of_other_packages_are_refused_in_plain_words(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": defaultdict(list, {1: [2]})}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="such as containers of other packages' classes"):
+        read_state(tmp_path / "last.ckpt", "state_dict")
 
 
 class _Evil:

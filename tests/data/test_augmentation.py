@@ -120,6 +120,16 @@ def test_resized_crops_have_the_share_of_the_area_asked_for(photographs):
     assert 0.3 < shares.mean() < 0.4
 
 
+def test_resized_crops_of_sharp_edges_stay_within_the_levels():
+    digits = load_image_splits(DataConfig(random_resized_crop=[0.5, 1.0], image_size=8, num_workers=0), "train_split")[
+        0
+    ]
+    pixels = images_of(digits, (0, 0), 200)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+    assert torch.equal(pixels * 16, (pixels * 16).round())
+
+
 def test_colours_change_as_far_as_asked_for_and_grey_levels_stay_levels(photographs):
     rows, plain = rows_of(photographs, color_jitter=[0.5, 0, 0, 0])
     ratio = images_of(rows, (0, 0))[:, 0, 0, 15] / images_of(plain)[:, 0, 0, 15]

@@ -35,6 +35,10 @@ def test_one_sound_and_several(tmp_path) -> None:
 def test_spans_mark_the_frames_that_they_touch() -> None:
     assert mark_spans((0.015, 0.03), 100, 5).tolist() == [False, True, True, False, False]
     assert mark_spans([(0, 0.01), (0.04, 9)], 100, 5).tolist() == [True, False, False, False, True]
+    # However short a span is, and however its product with the rate is rounded.
+    assert mark_spans((0.034, 0.036), 100, 5).tolist() == [False, False, False, True, False]
+    for frame in range(100):
+        assert mark_spans((frame / 100, (frame + 1) / 100), 100, 100).nonzero().tolist() == [[frame]]
 
 
 def test_speakers_are_labels_of_their_own() -> None:

@@ -41,10 +41,10 @@ class LPIPSNetwork(nn.Module):
 
     Args:
         net_type: "squeeze", "alex" or "vgg".
-        path: The backbone's weights.
+        path: The backbone's weights; None for random ones, of which only size and time mean anything.
     """
 
-    def __init__(self, net_type: NetType, path: Path) -> None:
+    def __init__(self, net_type: NetType, path: Path | None) -> None:
         super().__init__()
         try:
             from torchmetrics.functional.image.lpips import _NoTrainLpips
@@ -52,13 +52,18 @@ class LPIPSNetwork(nn.Module):
             raise ImportError("LPIPS needs torchmetrics: pip install 'hq_tokenizers[metrics]'.") from error
         self.net_type = net_type
         self.lpips = _NoTrainLpips(net=net_type, pnet_rand=True)
+        self.weights_file = "random"
+        if path is not None:
+            self._load(path)
+        self.weights_sha256 = weights_sha256(self.lpips)
+
+    def _load(self, path: Path) -> None:
         # torchmetrics cuts the backbone into slices but keeps each layer's torchvision index: slices.2.6.squeeze.bias.
-        depth = 2 if net_type == "squeeze" else 1
+        depth = 2 if self.net_type == "squeeze" else 1
         names = {name.split(".", depth)[-1]: name for name in self.lpips.net.state_dict()}
         features = backbone_features(load_state(path))
         load_into(self.lpips.net, {names.get(name, name): value for name, value in features.items()}, path)
         self.weights_file = f"{path.name} (SHA-256 {file_sha256(path)})"
-        self.weights_sha256 = weights_sha256(self.lpips)
 
     def describe(self) -> dict[str, Any]:
         """Name and weights, for a result's provenance."""
