@@ -195,7 +195,7 @@ def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: 
         record["samples"][name] = judge(sample, num_classes, tokenizer)
         grid = NumberedSamples(sample, num_classes, config.seed).draw(range(60))
         titles = [str(index % num_classes) for index in range(len(grid))] if num_classes else []
-        save_png(image_grid(grid.float() / 255, 10, titles), path.with_name(f"{path.stem}-{slug(name)}.png"))
+        save_png(image_grid(grid.float() / 255, 10, titles), grid_path(path, name))
     if config.classifier_epochs:
         record["classifier_accuracy_on_held_out_images"] = judge.real_accuracy()
     write_record(path, record)
@@ -264,20 +264,25 @@ def write_table(config: Comparison) -> None:
     """The table of all finished pairs."""
     lines = [
         "| codes | prior | parameters | bits per code, by level | histogram | samples | Fréchet distance |"
-        " read as asked | images per processor second |",
-        "|---|---|---|---|---|---|---|---|---|",
+        " read as asked | images per processor second | grid |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for tokenizer_name in config.tokenizers:
         for prior_name in (UNIGRAM, *config.priors):
             record = finished_pair(config, tokenizer_name, prior_name)
-            lines += [] if record is None else _rows(record)
+            lines += [] if record is None else _rows(record, record_path(config, tokenizer_name, prior_name))
     path = Path(config.report_dir) / f"{config.name}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
-def _rows(record: Record) -> list[str]:
+def grid_path(path: Path, way: str) -> Path:
+    """Where the grid of samples is that were drawn in a way, beside the record."""
+    return path.with_name(f"{path.stem}-{slug(way)}.png")
+
+
+def _rows(record: Record, path: Path) -> list[str]:
     """A line of the table for every way to sample."""
     found = record.get("validation", {})
     per_level, unigram = (
@@ -290,7 +295,9 @@ def _rows(record: Record) -> list[str]:
         accuracy = f"{figures['class_accuracy']:.1%}" if "class_accuracy" in figures else "–"
         distance = f"{figures['fid']:.2f} (FID)" if "fid" in figures else f"{figures['frechet_distance']:.2f} (not FID)"
         speed = f"{figures['images_per_processor_second']:.0f}" if "images_per_processor_second" in figures else "–"
+        grid = grid_path(path, way)
         cells = [record["tokenizer"], record["prior"], size, per_level, unigram, way, distance, accuracy, speed]
+        cells.append(f"[png]({grid.parent.name}/{grid.name})")
         rows.append(f"| {' | '.join(cells)} |")
     return rows
 

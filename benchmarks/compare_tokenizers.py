@@ -320,11 +320,15 @@ def write_results(config: Comparison) -> None:
         plot = f"{config.name}_plane.png"
         plot_plane(on_plane, folder / plot)
         table = f"{CAPTION}\n\n{plane_table(on_plane)}\n\n![Error over bits under the prior]({plot})\n\n{table}"
-    (folder / f"{config.name}.md").write_text(table + "\n", encoding="utf-8")
     print(table)
-    plot_rate_distortion(finished, folder / f"{config.name}_rate_distortion.png")
-    plot_usage(finished, folder / f"{config.name}_usage.png")
-    plot_histories(finished, folder / f"{config.name}_training.png")
+    for title, name, plot in (
+        ("Error over bits", "rate_distortion", plot_rate_distortion),
+        ("Usage of the codebooks", "usage", plot_usage),
+        ("Error over the steps", "training", plot_histories),
+    ):
+        plot(finished, folder / f"{config.name}_{name}.png")
+        table += f"\n\n![{title}]({config.name}_{name}.png)"
+    (folder / f"{config.name}.md").write_text(table + "\n", encoding="utf-8")
 
 
 def finished_runs(config: Comparison, name: str) -> list[Run]:

@@ -1,7 +1,7 @@
 """Training speed of stochastic systems against deterministic ones, and of SQ-VAE against a plain implementation.
 
     python benchmarks/training_step.py mnist
-    python benchmarks/training_step.py cifar10
+    python benchmarks/training_step.py cifar10 [RECORD.json]
 
 All take turns in one process, and the medians and their ratios are printed: only the ratios mean something on a machine
 that does other work too. The plain implementation writes the quantiser as the paper's formulas read, and reports the
@@ -14,9 +14,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from statistics import median
 
 import torch
+from records import write_record
 from torch import nn
 
 from hq_tokenizers import HQVAEModel, SQVAEModel, rq_vae, rsq_vae, sq_vae, vq_vae
@@ -90,10 +92,10 @@ def loss_of(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    if len(sys.argv) != 2 or sys.argv[1] not in ("mnist", "cifar10"):
+    if len(sys.argv) not in (2, 3) or sys.argv[1] not in ("mnist", "cifar10"):
         print(__doc__)
         return
-    network = sys.argv[1]
+    network, *outputs = sys.argv[1:]
     size, channels = NETWORKS[network]["image_size"], NETWORKS[network].get("num_channels", 3)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     pixel_values = torch.rand(BATCH_SIZE, channels, size, size, device=device)
@@ -107,12 +109,16 @@ def main() -> None:
             if device.type != "cpu":
                 torch.accelerator.synchronize()
             times[name].append(time.perf_counter() - started)
-    print(f"{network}, batch {BATCH_SIZE}, {device.type}, {torch.get_num_threads()} threads")
+    run = {"network": network, "batch_size": BATCH_SIZE, "device": device.type, "threads": torch.get_num_threads()}
+    print(f"{network}, batch {BATCH_SIZE}, {device.type}, {run['threads']} threads")
     seconds = {name: median(record[WARM_UP:]) for name, record in times.items()}
     names = list(models)
     for name, other in zip(names[::2], names[1::2], strict=True):
         rates = " and ".join(f"{each} {BATCH_SIZE / seconds[each]:.0f}" for each in (name, other))
         print(f"images/s: {rates}: {seconds[other] / seconds[name]:.2f} times")
+    for output in outputs:
+        rates_by_name = {name: BATCH_SIZE / each for name, each in seconds.items()}
+        write_record(Path(output), {**run, "torch": torch.__version__, "images_per_second": rates_by_name})
 
 
 if __name__ == "__main__":

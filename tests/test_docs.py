@@ -53,6 +53,13 @@ def blocks(page: str, *languages: str) -> list[str]:
     return [text for language, text in FENCED.findall(read(page)) if language in languages]
 
 
+def test_every_picture_is_shown_or_linked_by_a_page() -> None:
+    named = {Path(link).name for page in PAGES for link in re.findall(r"\]\(([^)\s]+\.png)\)", read(page))}
+    pictures = {path.name for path in (ROOT / "docs").rglob("*.png")}
+    assert pictures
+    assert pictures <= named, sorted(pictures - named)
+
+
 def shell_lines(page: str) -> Iterator[str]:
     """Lines of blocks without a language, of indented blocks, and inline code; a command on one line each."""
     prose = FENCED.sub("", read(page))
