@@ -100,6 +100,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
     plain = converted(hint, value)
     if not accepts(hint, plain):
         suggestion = did_you_mean(value, _choices(hint)) if isinstance(value, str) else ""
+        if isinstance(value, str) and typing.get_origin(hint) is dict:
+            suggestion = f"Its parts are set as in --{name}.NAME VALUE."
         raise ValueError(f"{name} must be {describe(hint)}, got {_shown(value)}.{suggestion and f' {suggestion}'}")
     return plain
 

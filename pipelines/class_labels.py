@@ -185,9 +185,11 @@ def _resolve_name(name: str, id2label: Mapping[int, str], words: _Words) -> int:
     if matches:
         raise ValueError(f"Several {words.many} are called {name!r}: give one of the ids {matches}.")
     names = list(id2label.values())
-    if len(names) <= _MAX_LISTED:
-        raise ValueError(f"Unknown {words.one} {name!r}; the {words.many} are {', '.join(map(repr, names))}.")
     folded = {known.casefold(): known for known in names}
+    if len(names) <= _MAX_LISTED:
+        near = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=1)]
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Unknown {words.one} {name!r}; the {words.many} are {', '.join(map(repr, names))}.{hint}")
     nearest = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=5, cutoff=0.3)]
     nearest = nearest or names[:5]
     raise ValueError(

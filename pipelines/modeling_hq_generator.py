@@ -24,7 +24,7 @@ from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .call_arguments import check_count
 from .class_labels import resolve_class_labels, resolve_speakers
-from .code_decoding import decode_codes, layout_for
+from .code_decoding import decode_codes, is_of_sound, layout_for
 from .configuration_hq_generator import HQGeneratorConfig
 from .sub_models import build_sub_model
 
@@ -139,6 +139,11 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         """
         tokenizer_model, prior_model = (AutoModel.from_pretrained(path, **kwargs) for path in (image_tokenizer, prior))
         return cls.from_sub_models(tokenizer_model, prior_model, id2label)
+
+    @property
+    def output_modalities(self) -> tuple[str, ...]:  # type: ignore[override]
+        """What transformers' pipelines say of themselves."""
+        return ("audio",) if is_of_sound(self.config.image_tokenizer_config) else ("image",)
 
     @property
     def code_layout(self) -> CodeLayout:

@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from PIL import Image
 
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
@@ -14,6 +15,16 @@ from .library_errors import shown_on_page
 from .pictures import picture_classes
 
 _SEEDS = 2**31
+
+
+class _ImageFile(gr.Image):
+    """A field whose file the library opens, as it does everywhere else, not Gradio: it says what is wrong with one."""
+
+    is_template = True  # For the browser it is an Image.
+
+    def preprocess(self, payload: ImageData | None) -> Any:
+        """The path of the file."""
+        return super().preprocess(payload) if payload is None or payload.path is None else payload.path
 
 
 class ImageInput:
@@ -30,7 +41,7 @@ class ImageInput:
 
     def build(self, height: int = 280) -> gr.Image:
         """Adds both to the page and returns the field, whose value is the path of a file, which the library reads."""
-        self._image = gr.Image(
+        self._image = _ImageFile(
             type="filepath",
             format="png",
             show_label=False,

@@ -23,6 +23,7 @@ def run_app(config: AppConfig) -> None:
     from hq_tokenizers.app.generator_pipeline import load_generator_pipeline, shipped_generator
     from hq_tokenizers.app.space import export_space
 
+    print("Starting the page …", flush=True)
     generator = shipped_generator() if config.generator is None else config.generator
     pipe = load_generator_pipeline(generator)
     if config.export_space is not None:

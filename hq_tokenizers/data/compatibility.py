@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from hq_tokenizers.checks import as_image_size, image_height_width
+from hq_tokenizers.data.digits import MAX_GREY_LEVEL, SIZE
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.label_maps import LabelMapFormat
 from hq_tokenizers.data.sound import SoundRows
@@ -22,6 +23,11 @@ def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
         ValueError: If it does not, naming the option to change.
     """
     form, channels = rows.image_format, model.config.num_channels
+    if _is_of_digits(rows) and not _takes_digits(model):
+        raise ValueError(
+            f"data.{option} is of the embedded digits, which is the default of data.name, and the tokenizer was "
+            "trained on other images: give data.name, data.path and the other options of data as in its training."
+        )
     if model.config.for_label_maps != isinstance(form, LabelMapFormat):
         classes = model.config.num_classes if model.config.for_label_maps else "null"
         raise ValueError(
@@ -45,6 +51,16 @@ def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
             f"{width}: set data.image_size to {as_image_size(height, width)}, or train a tokenizer "
             "on images of this size."
         )
+
+
+def _is_of_digits(rows: ImageRows) -> bool:
+    form = rows.image_format
+    return (form.height, form.width, form.max_value) == (SIZE, SIZE, MAX_GREY_LEVEL)
+
+
+def _takes_digits(model: PreTrainedModel) -> bool:
+    size = image_height_width(model.config.image_size)
+    return (model.config.num_channels, *size) == (1, SIZE, SIZE) and not model.config.for_label_maps
 
 
 def check_classes(train: ImageRows | SoundRows, rows: ImageRows | SoundRows, option: str) -> None:

@@ -73,7 +73,9 @@ class Finding:
     @property
     def remedy(self) -> str:
         """What to write after the command."""
-        return remedies.as_options(self.settings) or "longer training, or fewer codes"
+        return (
+            remedies.as_options(self.settings) or "longer training (--epochs), or fewer codes (--model.codebook_size)"
+        )
 
     def __str__(self) -> str:
         # Pictures and curves count from 1.

@@ -68,7 +68,8 @@ def export_self_contained(
     Args:
         model: A generator, an image tokenizer or a prior.
         directory: Where to write; created when missing.
-        card: Model card; by default `create_model_card(model, self_contained=True)`.
+        card: Model card; by default `create_model_card(model, self_contained=True)`. One that says nothing of
+            `trust_remote_code` gets a sentence on it.
         max_shard_size: Largest size of a file of weights.
         feature_extractor: The front end of a model of sounds, which the model itself does not know.
 
@@ -80,7 +81,7 @@ def export_self_contained(
         ValueError: If the code of a part is not of this package and cannot be flattened.
     """
     directory = Path(directory)
-    card = card or create_model_card(model, self_contained=True)
+    card = create_model_card(model, self_contained=True) if card is None else _of_own_code(card)
     processor = processor_for(model, feature_extractor)
     sources = _sources(model, processor)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
@@ -99,6 +100,17 @@ def export_self_contained(
         _update_json(directory / "preprocessor_config.json", auto_map={auto_class: _reference(type(processor))})
     card.save(directory / "README.md")
     return directory
+
+
+def _of_own_code(card: ModelCard) -> ModelCard:
+    """A card that tells how to load a model with its code."""
+    if "trust_remote_code" in card.content:
+        return card
+    return ModelCard(
+        f"{card.content.rstrip()}\n\n## Without hq_tokenizers\n\nThe repository carries its own code: with "
+        "`trust_remote_code=True`, `from_pretrained` and `pipeline` of transformers load it where hq_tokenizers is not "
+        "installed. Read the code before you trust it.\n"
+    )
 
 
 def processor_for(

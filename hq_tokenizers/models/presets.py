@@ -105,7 +105,9 @@ def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQV
 
 
 def _codebook_size(name: str, codebook_size: int | None) -> int:
-    return network(name, {}).get("codebook_size", 512) if codebook_size is None else codebook_size
+    if codebook_size is None:
+        return network(name, {}).get("codebook_size", 512)
+    return check_value("codebook_size", codebook_size, CodebookSize)
 
 
 def _check_groups_given_once(overrides: Mapping[str, Any], **given: bool) -> None:

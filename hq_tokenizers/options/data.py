@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hq_tokenizers.checks import Count, ImageSize, Length, Name, Range, check_fields
+from hq_tokenizers.checks import Count, ImageSize, Length, Name, Range, check_fields, did_you_mean
 from hq_tokenizers.options.sound import SoundConfig
 
 FILE_NAMES = ("imagefolder", "audiofolder", "parquet", "webdataset")
@@ -101,6 +101,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="data.")
+        hint = did_you_mean(self.name, ("digits", *FILE_NAMES), cutoff=0.8)
+        if hint and self.name not in ("digits", *FILE_NAMES):
+            raise ValueError(f"data.name {self.name!r} is no kind of files and no USER/NAME of the Hub. {hint}")
         if self.name in FILE_NAMES and self.path is None:
             raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the data.')
         if self.name == "digits" and (self.path or self.files):

@@ -229,11 +229,11 @@ class TrainingLoop:
         model.eval()
         with torch.no_grad():
             figures = self.stage.validate(model)
+            self._check_finite(figures["loss"])
+            tracker.record({**self._position("validation"), **figures})
             if tracker.active:
                 with naming_full_disk(self.output_dir):
                     self.stage.after_validation(model, tracker, self.step, figures)
-        self._check_finite(figures["loss"])
-        tracker.record({**self._position("validation"), **figures})
         if self.stage.is_judged():
             self._judge(model, figures["loss"], tracker)
         self.model.train()

@@ -371,9 +371,9 @@ def _training_rows(config: PriorTrainingConfig, encoded: EncodedImages) -> CodeR
 def _sample_grid(
     model: PreTrainedModel, tokenizer: PreTrainedModel, config: PriorTrainingConfig, encoded: EncodedImages
 ) -> Any:
-    """Samples of the classes in turn, one class per column where there are up to ten."""
+    """Samples of the classes in turn, one class per column where there are up to ten, each as often as there is room."""
     classes = model.config.num_classes
-    columns = classes if 0 < classes <= 10 else 8
+    columns = max(1, 8 // classes) * classes if 0 < classes <= 10 else 8
     number = max(1, config.samples // columns) * columns
     labels = [index % classes for index in range(number)] if classes else [-1] * number
     # Speakers in turn, one per row.
@@ -385,7 +385,7 @@ def _sample_grid(
         front_end = load_front_end(_tokenizer_path(config, encoded.tokenizer) or encoded.tokenizer, tokenizer.config)
         images = spectrogram_pictures({"samples": images}, {"attention_mask": mask}, front_end)["samples"]
     # Columns of one class each are titled once.
-    titled = labels[:columns] if classes == columns else labels
+    titled = labels[:columns] if classes <= 10 else labels
     titles = [model.config.id2label[label] for label in titled] if classes else []
     return image_grid(images, columns, titles)
 

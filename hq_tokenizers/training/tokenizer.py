@@ -44,6 +44,8 @@ from .stage import Metrics, Stage
 from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of, synthetic_rows
 
 NUM_PICTURES = 32
+EARLY_STEPS = 300
+"""Steps in which no level is called broken, however small an epoch is."""
 _PANELS = {
     "loss and its terms": ["loss", "reconstruction", "progressive", "continuous", "discrete", "kl"],
     "codebook terms": ["commitment", "codebook"],
@@ -300,8 +302,8 @@ class TokenizerStage(Stage):
 
     def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         """Warns of levels that are not well, and draws reconstructions.png."""
-        # In its first epoch every codebook looks inflated or collapsed.
-        if step >= self._steps_per_epoch and not self.model.warming_up:
+        # In its first epoch, or its first steps, every codebook looks inflated or collapsed.
+        if step >= max(self._steps_per_epoch, EARLY_STEPS) and not self.model.warming_up:
             self._warner.warn(tracker, figures)
         grid = pictures(model, self.validation, self.accelerator.device)
         save_png(grid, Path(self.config.output_dir) / "reconstructions.png")

@@ -160,6 +160,13 @@ def test_reconstruct(tab, page, drawn_file, shown_pipe):
         expect(panel.get_by_text(f"{coarse.num_codes} codes,")).to_be_visible(timeout=PATIENCE)
 
 
+def test_a_file_that_is_no_image(tab, page, tmp_path):
+    (tmp_path / "fake.jpg").write_text("no image at all")
+    panel = tab("Reconstruct")
+    panel.locator("input[type=file]").first.set_input_files(str(tmp_path / "fake.jpg"))
+    expect(page.get_by_text(re.compile(r"fake\.jpg.* is not an image|cannot be read|no image")).first).to_be_visible()
+
+
 def test_inpaint(tab, page, drawn_file):
     panel = tab("Inpaint")
     panel.locator("input[type=file]").first.set_input_files(drawn_file)

@@ -179,7 +179,7 @@ def test_kl_too_strong_is_an_entropy_that_the_variance_does_not_explain():
         ({}, "--model.progressive true"),
         ({"kl_weight": 1.0}, "--model.kl_weight 0.05"),
         ({"progressive": True, "restart_threshold": 0.0}, "--model.restart_threshold 0.5"),
-        ({"progressive": True}, "longer training, or fewer codes"),
+        ({"progressive": True}, "longer training (--epochs), or fewer codes (--model.codebook_size)"),
     ],
 )
 def test_deep_levels_that_take_nothing_away_are_starved(config, remedy):

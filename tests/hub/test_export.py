@@ -156,7 +156,13 @@ def test_saved_with_installed_code_names_no_code(exported, tmp_path):
 def test_card(generator, exported, tmp_path):
     assert "trust_remote_code=True" in (exported / "README.md").read_text()
     card = create_model_card(generator, "user/own", license="mit")
-    assert "user/own" in (export_self_contained(generator, tmp_path, card) / "README.md").read_text()
+    text = (export_self_contained(generator, tmp_path, card) / "README.md").read_text()
+    assert "user/own" in text
+    # Whoever reads it knows how to load it without the package, whatever card was given.
+    assert "trust_remote_code=True" in text
+    assert "trust_remote_code" not in card.content
+    own = create_model_card(generator, "user/own", self_contained=True)
+    assert (export_self_contained(generator, tmp_path, own) / "README.md").read_text() == str(own)
 
 
 class TestBundle:

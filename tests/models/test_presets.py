@@ -179,6 +179,9 @@ def test_what_is_no_field_is_refused(preset: Any, fields: dict[str, Any], messag
 def test_a_wrong_codebook_size_is_named(size: Any) -> None:
     with pytest.raises(ValueError, match="codebook_size must be an integer"):
         robust_vq_vae("digits", codebook_size=size)
+    if size is not None:
+        with pytest.raises(ValueError, match="^codebook_size must be an integer"):
+            rsq_vae("digits", codebook_size=size)
 
 
 def test_initial_weights_are_the_papers() -> None:

@@ -36,11 +36,16 @@ def never_encoding(monkeypatch):
 
 @pytest.mark.parametrize("size", [16, [16, 8]])
 def test_images_of_another_size_are_refused(tmp_path, never_encoding, size):
-    tokenizer = _tokenizer(tmp_path / "tokenizer", image_size=size)
+    tokenizer, output_dir = _tokenizer(tmp_path / "tokenizer", image_size=size), str(tmp_path / "codes")
+    Image.new("L", (12, 12)).save(tmp_path / "a.png")
+    data = DataConfig(name="imagefolder", path=str(tmp_path), validation_split="train", test_split="train")
     with pytest.raises(
-        ValueError, match=r"images of 8×8 pixels, the tokenizer was trained on 16×.*set data\.image_size"
+        ValueError, match=r"images of 12×12 pixels, the tokenizer was trained on 16×.*set data\.image_size"
     ):
-        encode_images(EncodeConfig(tokenizer=tokenizer, output_dir=str(tmp_path / "codes")))
+        encode_images(EncodeConfig(tokenizer=tokenizer, output_dir=output_dir, data=data))
+    # Whoever forgets the options of the data is not sent to resize the digits.
+    with pytest.raises(ValueError, match=r"embedded digits, .*default of data\.name.* give data\.name, data\.path"):
+        encode_images(EncodeConfig(tokenizer=tokenizer, output_dir=output_dir))
 
 
 @pytest.mark.parametrize(("labels", "strange"), [([0, 1, 2], "2"), ([3, 1], "3")])

@@ -143,6 +143,7 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
         return [Finding((0,), symptom, "", "", {}) for symptom in next(findings)]
 
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", diagnose)
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 0)
     sq_vae = {"preset": "sq_vae", "network": "digits", "codebook_size": 16, **SIZE}
     train_tokenizer(_config(tmp_path, sq_vae, epochs=4))
     assert capsys.readouterr().out.count("warning: Level 1: collapsed") == 2
@@ -151,8 +152,9 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
     assert record["dead_rate"] == pytest.approx([1 - record["active_codes"][0] / 16])
 
 
-def test_a_codebook_that_really_collapses_is_named_with_level_cause_and_remedy(tmp_path, capsys):
+def test_a_codebook_that_really_collapses_is_named_with_level_cause_and_remedy(tmp_path, monkeypatch, capsys):
     """Codes far from every latent vector, learned by gradient alone, are never chosen."""
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 0)
     model = {"preset": "vq_vae", "network": "digits", "codebook_size": 64, "codebook_update": "gradient", **SIZE}
     report = train_tokenizer(_config(tmp_path, model | {"codebook_init_std": 30.0}, epochs=2))
     assert report["test"]["usage"][0] < 0.1

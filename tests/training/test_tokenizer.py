@@ -22,7 +22,7 @@ from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
-from hq_tokenizers.training.tokenizer import TokenizerStage, _panels, train_tokenizer
+from hq_tokenizers.training.tokenizer import EARLY_STEPS, TokenizerStage, _panels, train_tokenizer
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
 
@@ -237,8 +237,13 @@ def test_splits_of_different_sizes_are_refused(tmp_path):
         train_tokenizer(_config(tmp_path / "run", data=data))
 
 
-@pytest.mark.parametrize(("validation_steps", "warned"), [(4, False), (10, True)])
-def test_no_codebook_is_called_broken_in_its_first_epoch(tmp_path, monkeypatch, capsys, validation_steps, warned):
+@pytest.mark.parametrize(
+    ("validation_steps", "early_steps", "warned"), [(4, 0, False), (10, 0, True), (10, EARLY_STEPS, False)]
+)
+def test_no_codebook_is_called_broken_in_its_first_epoch(
+    tmp_path, monkeypatch, capsys, validation_steps, early_steps, warned
+):
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", early_steps)
     finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
     train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
