@@ -219,7 +219,7 @@ def test_rows_without_an_image_are_left_out_and_broken_ones_named(tmp_path):
 
 
 def test_streams_are_for_training_a_tokenizer(shards):
-    with pytest.raises(ValueError, match=re.escape("set data.streaming false for them")):
+    with pytest.raises(ValueError, match=re.escape("set data.streaming false, and of a large split")):
         load_image_splits(config_of(shards), "train_split")
     whole, _ = load_image_splits(
         replace(config_of(shards), streaming=False, shuffle_buffer=1000), "train_split", "validation_split"
