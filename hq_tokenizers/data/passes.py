@@ -6,6 +6,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,8 @@ class PassBatch(NamedTuple):
     end: Position
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """How many processes share the batches, and which of them this is."""
 
     number: int = 1
@@ -62,8 +64,10 @@ def build_passes(
             epoch k of a training with the seed does.
         seed: Of the random changes.
     """
-    kind = StreamPasses if isinstance(data, ImageStream) else RowPasses
-    return kind(data, batch_size, seed if views > 1 else None)
+    changes = seed if views > 1 else None
+    if isinstance(data, ImageStream):
+        return StreamPasses(data, batch_size, changes)
+    return RowPasses(data, batch_size, changes)
 
 
 class RowPasses:

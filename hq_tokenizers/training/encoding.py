@@ -70,10 +70,10 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     _check_posterior(model, config)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])
     EncodedImages.check_folder(config.output_dir, names)
-    splits = dict(zip(names, _load_splits(config, model, *names), strict=True))
-    train = splits["train"]
-    for name in names[1:]:
-        check_classes(train, splits[name], _OPTIONS[name])
+    train, others = _load_splits(config, model, *names)
+    for name, other in zip(names[1:], others, strict=True):
+        check_classes(train, other, _OPTIONS[name])
+    splits: dict[str, TrainingRows] = dict(zip(names, (train, *others), strict=True))
     image_size = _encoded_size(config, model)
     layout = model.code_layout(image_size)
     parts = CodeParts(config.output_dir, layout)
@@ -145,21 +145,23 @@ def _save(
     return {name: len(rows) for name, rows in data_sets.items()}
 
 
-def _load_splits(config: EncodeConfig, model: PreTrainedModel, *names: str) -> tuple[TrainingRows, ...]:
+def _load_splits(config: EncodeConfig, model: PreTrainedModel, *names: str) -> tuple[TrainingRows, Sequence[Rows]]:
+    """The training split, perhaps as a stream, and the others."""
     options = [_OPTIONS[name] for name in names]
     if model.config.modality == "sound":
         sounds = load_sound_splits(config.data, load_front_end(config.tokenizer, model.config), *options)
         for heard in sounds:
             check_speakers(model.config, heard)
-        return sounds
-    images: tuple[ImageRows | ImageStream, ...]
+        return sounds[0], sounds[1:]
+    train: ImageRows | ImageStream
     if config.data.streaming:
-        images = load_streamed_splits(config.data, classes=True)[: len(names)]
+        train, validation, test = load_streamed_splits(config.data, classes=True)
+        others = [validation, test][: len(names) - 1]
     else:
-        images = load_image_splits(config.data, *options)
-    for option, rows in zip(options, images, strict=True):
+        train, *others = load_image_splits(config.data, *options)
+    for option, rows in zip(options, (train, *others), strict=True):
         check_images(model, rows, option)
-    return images
+    return train, others
 
 
 def _encoded_size(config: EncodeConfig, model: PreTrainedModel) -> tuple[int, int]:
@@ -177,10 +179,10 @@ def _encoded_size(config: EncodeConfig, model: PreTrainedModel) -> tuple[int, in
 
 def _say_what_was_cut(rows: TrainingRows, name: str, num_frames: int) -> None:
     spectrograms = getattr(rows, "spectrograms", None) or []
-    cut = sum(values.shape[-1] > num_frames for values in spectrograms)
+    cut, number = sum(values.shape[-1] > num_frames for values in spectrograms), len(spectrograms)
     if cut:
         print(
-            f"{cut:,} of {len(rows):,} sounds of {name} are longer than the {num_frames} frames that were encoded, and "
+            f"{cut:,} of {number:,} sounds of {name} are longer than the {num_frames} frames that were encoded, and "
             "were cut: data.sound.segment_frames sets the length."
         )
 

@@ -43,7 +43,7 @@ def main(folder: Path, kills: int, random_kills: int) -> None:
     data = DataConfig(train_split="train[:100]", validation_split="test[:40]", test_split="test[40:60]")
 
     def encode(tokenizer: str) -> None:
-        config = EncodeConfig(tokenizer=str(folder / tokenizer), output_dir=str(codes), batch_size=2, data=data)
+        config = EncodeConfig(tokenizer=str(folder / tokenizer), output_dir=str(codes), batch_size=4, data=data)
         encode_images(config)
 
     def hashes() -> dict[str, str]:
