@@ -89,7 +89,8 @@ def main() -> None:
     # Tensors this small gain nothing from several threads.
     torch.set_num_threads(1)
     train_tokenizer(tokenizer_recipe(folder, options.seed))
-    encoded = encode_images(EncodeConfig(tokenizer=str(folder / "tokenizer"), output_dir=str(folder / "codes")))
+    encode_images(EncodeConfig(tokenizer=str(folder / "tokenizer"), output_dir=str(folder / "codes")))
+    encoded = EncodedImages.load(folder / "codes")
     torch.manual_seed(options.seed)
     encoder, prior = train(encoded, options.epochs)
     with torch.no_grad():

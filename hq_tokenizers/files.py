@@ -25,12 +25,17 @@ class DiskFullError(OSError):
         cause: What the system said.
     """
 
-    def __init__(self, path: str | Path, cause: Exception) -> None:
+    def __init__(self, path: str | Path, cause: Exception | str) -> None:
         super().__init__(
             f"There was no space to write {path} ({cause}). What was written before is intact: free some space on "
             "that disk, then run the same command again."
         )
         self.errno = errno.ENOSPC
+        self._said = str(path), str(cause)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What other processes are told; what the system raised may not be for them."""
+        return type(self), self._said
 
 
 @contextmanager

@@ -6,7 +6,8 @@ With one process everything here does nothing, so that callers need not ask.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -91,6 +92,25 @@ def main_process_finds(found: T) -> T:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([found])[0]
+
+
+def main_process_does(work: Callable[[], T]) -> T:
+    """What the main process gets from some work on the disk, in every process; and so with what it raises.
+
+    Raises:
+        Exception: What the work raised. Processes that went on without the main one would wait for it for ever.
+    """
+    result: T | None = None
+    problem: Exception | None = None
+    if is_main_process():
+        try:
+            result = work()
+        except Exception as error:
+            problem = error
+    result, problem = main_process_finds((result, problem))
+    if problem is not None:
+        raise problem
+    return cast(T, result)
 
 
 def leave_process_group() -> None:

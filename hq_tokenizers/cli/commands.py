@@ -53,10 +53,17 @@ COMMANDS = {
         explanation=(
             "Encodes the training and validation split (and the test split, where data.test_split is set) with a "
             "trained tokenizer, as a `datasets` folder with a codes.json beside it. soft_targets stores the "
-            "tokenizer's probabilities of the training codes as well. Sounds are cut or padded to one length, "
-            "data.sound.segment_frames. Codes that are there already are replaced when the new ones are complete."
+            "tokenizer's probabilities of the training codes as well, and views encodes the training images several "
+            "times, each time with other random changes. With data.streaming the training images are read once for "
+            "every view and never kept. Sounds are cut or padded to one length, data.sound.segment_frames. Codes that "
+            "are there already are replaced when the new ones are complete. The same command continues an encoding "
+            "that was stopped, in any number of processes: torchrun --nproc_per_node 2 -m hq_tokenizers encode …"
         ),
-        examples=("hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",),
+        examples=(
+            "hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --data.name digits",
+            "hq-tokenizers encode --tokenizer runs/tokenizer --output_dir runs/codes --views 10 "
+            "--data.horizontal_flip true",
+        ),
         options=EncodeConfig,
         runner="hq_tokenizers.training.encoding:encode_images",
     ),

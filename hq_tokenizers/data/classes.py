@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 NO_CLASSES = "none"
 # More would be numbers of something else, such as users, and fill the memory with their names.
 MAX_CLASSES = 100_000
-_USUAL_COLUMN = "label"
+USUAL_COLUMN = "label"
 
 Classes = tuple[torch.Tensor | None, list[str] | None]
 
@@ -41,9 +41,9 @@ def read_classes(
     Raises:
         ValueError: If the column that the user chose holds no classes, or too many.
     """
-    if column == NO_CLASSES or (column is None and _USUAL_COLUMN not in rows.column_names):
+    if column == NO_CLASSES or (column is None and USUAL_COLUMN not in rows.column_names):
         return None, None
-    name = _USUAL_COLUMN if column is None else column
+    name = USUAL_COLUMN if column is None else column
     if name not in rows.column_names:
         raise ValueError(
             f"{option} {name!r} is no column of classes (by name, number or text). Columns that are: "

@@ -9,9 +9,10 @@ from hq_tokenizers.data.digits import MAX_GREY_LEVEL, SIZE
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.label_maps import LabelMapFormat
 from hq_tokenizers.data.sound import SoundRows
+from hq_tokenizers.data.streams import ImageStream
 
 
-def check_images(model: PreTrainedModel, rows: ImageRows, option: str) -> None:
+def check_images(model: PreTrainedModel, rows: ImageRows | ImageStream, option: str) -> None:
     """Checks that a split has the kind and size of images that a tokenizer was trained on.
 
     Args:
@@ -63,13 +64,16 @@ def _takes_digits(model: PreTrainedModel) -> bool:
     return (model.config.num_channels, *size) == (1, SIZE, SIZE) and not model.config.for_label_maps
 
 
-def check_classes(train: ImageRows | SoundRows, rows: ImageRows | SoundRows, option: str) -> None:
-    """A class means the same in every split: the prior knows those of the training split by number."""
-    if train.labels is None:
+def check_classes(train: ImageRows | SoundRows | ImageStream, rows: ImageRows | SoundRows, option: str) -> None:
+    """A class means the same in every split: the prior knows those of the training split by number.
+
+    Numbers without names, as streams have them, mean the same anyway.
+    """
+    if train.label_names is None:
         return
     if rows.labels is None:
         raise ValueError(f"data.{option} has no classes, but data.train_split has: choose data.label_column for both.")
-    known, names = train.label_names or [], rows.label_names or []
+    known, names = train.label_names, rows.label_names or []
     used = rows.labels.unique().tolist()
     strange = [names[label] for label in used if label >= len(known) or names[label] != known[label]]
     if strange:

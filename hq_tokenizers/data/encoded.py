@@ -22,18 +22,27 @@ import numpy as np
 import torch
 
 from hq_tokenizers.codes import CodeLayout
-from hq_tokenizers.files import read_json, write_json
+from hq_tokenizers.files import naming_full_disk, read_json, sync, write_json
 
 from .images import Batch
 from .soft_codes import SoftCodes
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 DESCRIPTION = "codes.json"
+PARTS = ".parts"
+"""What `encode` has finished of codes that are not complete yet, in the folder that they are for."""
 # In the folder itself, which may be a mount point or a link: codes that are being written, and those they replace.
 _NEW, _OLD = ".new", ".old"
+# The order in which they go when new codes are in place: as long as there are old ones, `end_interrupted` knows.
+_DONE = (_NEW, PARTS, _OLD)
 _ROWS_AT_A_TIME = 10_000
+# The columns in the order of their hash, and their types in memory.
+_TYPES: dict[str, type] = {
+    **{"codes": np.int32, "labels": np.int64, "speakers": np.int64, "lengths": np.int64},
+    **{"soft_codes": np.int32, "soft_probabilities": np.float16},
+}
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,11 @@ class CodeRows:
 
     def sha256(self) -> str:
         """Hash of codes, labels, speakers, lengths and posterior probabilities."""
-        columns = [self.codes.int()]
-        columns += [column.long() for column in (self.labels, self.speakers, self.lengths) if column is not None]
+        columns = {"codes": self.codes, "labels": self.labels, "speakers": self.speakers, "lengths": self.lengths}
         if self.soft is not None:
-            columns += [self.soft.codes.int(), self.soft.probabilities.half()]
-        digest = hashlib.sha256()
-        for column in columns:
-            digest.update(column.contiguous().numpy().data)
-        return digest.hexdigest()
+            columns |= {"soft_codes": self.soft.codes, "soft_probabilities": self.soft.probabilities}
+        there = {name: column for name, column in columns.items() if column is not None}
+        return _sha256((name, [column.numpy()]) for name, column in there.items())
 
     def batches(self, index_batches: Sequence[torch.Tensor], device: torch.device) -> Iterator[Batch]:
         """Batches {"codes": LongTensor (B, T), "labels": (B,) when there are classes, "speaker_ids" (B,) likewise}.
@@ -99,6 +105,8 @@ class EncodedImages:
         tokenizer_sha256: Hash of its weights, see `weights_sha256`.
         label_names: Names of the classes, or None.
         speaker_names: Names of the speakers, or None.
+        views: How many times the training split is there, every time with other random changes of the images; 1: as it
+            is.
     """
 
     layout: CodeLayout
@@ -107,6 +115,7 @@ class EncodedImages:
     tokenizer_sha256: str
     label_names: list[str] | None = None
     speaker_names: list[str] | None = None
+    views: int = 1
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder; codes that are there already are replaced when the new ones are complete.
@@ -117,27 +126,14 @@ class EncodedImages:
         Raises:
             FileExistsError: If things of the same names are there that are no codes.
         """
-        from datasets import DatasetDict
-
-        root = Path(folder)
-        self.check_folder(root, self.splits)
-        root.mkdir(parents=True, exist_ok=True)
-        _end_interrupted(root)
-        new = root / _NEW
-        dtype = "int16" if max(self.layout.codebook_sizes) <= 2**15 else "int32"
-        splits = {name: self._data_set(rows, dtype) for name, rows in self.splits.items()}
-        DatasetDict(splits).save_to_disk(str(new))
-        description = {
-            "code_layout": self.layout.to_dict(),
-            "tokenizer": self.tokenizer,
-            "tokenizer_sha256": self.tokenizer_sha256,
-            "id2label": None if self.label_names is None else dict(enumerate(self.label_names)),
-            "speaker_names": self.speaker_names,
-            "sha256": {name: rows.sha256() for name, rows in self.splits.items()},
+        splits = {
+            name: data_set(rows, self.layout, self.label_names, self.speaker_names)
+            for name, rows in self.splits.items()
         }
-        # Its name says that the rest is complete, hence it comes last and whole.
-        write_json(new / DESCRIPTION, description)
-        _put_in_place(root)
+        description = describe_codes(
+            self.layout, self.tokenizer, self.tokenizer_sha256, self.label_names, self.speaker_names, self.views
+        )
+        write_codes(folder, splits, description)
 
     @staticmethod
     def check_folder(folder: str | Path, splits: Iterable[str]) -> None:
@@ -160,33 +156,6 @@ class EncodedImages:
                 "and which codes would replace: choose another output_dir."
             )
 
-    def _data_set(self, rows: CodeRows, dtype: str) -> Dataset:
-        """A split in the types that go to disk, made part by part and without an object per row."""
-        from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
-
-        values = {"codes": (rows.codes, dtype)}
-        if rows.soft is not None:
-            values |= {
-                "soft_codes": (rows.soft.codes, dtype),
-                "soft_probabilities": (rows.soft.probabilities, "float16"),
-            }
-        parts = []
-        for first in range(0, max(1, len(rows)), _ROWS_AT_A_TIME):
-            part = slice(first, first + _ROWS_AT_A_TIME)
-            columns = {name: _list_column(column[part], kind) for name, (column, kind) in values.items()}
-            features: dict[str, Any] = {name: kind for name, (kind, _) in columns.items()}
-            arrays: dict[str, Any] = {name: array for name, (_, array) in columns.items()}
-            if rows.labels is not None:
-                features["labels"] = ClassLabel(names=self.label_names) if self.label_names else Value("int64")
-                arrays["labels"] = rows.labels[part].numpy()
-            if rows.speakers is not None:
-                features["speakers"] = ClassLabel(names=self.speaker_names) if self.speaker_names else Value("int64")
-                arrays["speakers"] = rows.speakers[part].numpy()
-            if rows.lengths is not None:
-                features["lengths"], arrays["lengths"] = Value("int64"), rows.lengths[part].numpy()
-            parts.append(Dataset.from_dict(arrays, features=Features(features)))
-        return concatenate_datasets(parts)
-
     @staticmethod
     def load_description(folder: str | Path) -> dict[str, Any]:
         """Reads the description beside the codes.
@@ -196,7 +165,7 @@ class EncodedImages:
             ValueError: If the description is damaged.
         """
         path = Path(folder) / DESCRIPTION
-        if not path.is_file() and (Path(folder) / _NEW).is_dir():
+        if not path.is_file() and any((Path(folder) / name).is_dir() for name in (_NEW, PARTS)):
             raise FileNotFoundError(
                 f"{str(folder)!r} holds no complete codes, since an `encode` into it was interrupted: run it again."
             )
@@ -242,7 +211,116 @@ class EncodedImages:
             description["tokenizer_sha256"],
             None if names is None else list(names.values()),
             description.get("speaker_names"),
+            description.get("views", 1),
         )
+
+
+def describe_codes(
+    layout: CodeLayout,
+    tokenizer: str,
+    tokenizer_sha256: str,
+    label_names: Sequence[str] | None = None,
+    speaker_names: Sequence[str] | None = None,
+    views: int = 1,
+) -> dict[str, Any]:
+    """The description beside codes, but for their hashes; see `EncodedImages` for what it has."""
+    return {
+        "code_layout": layout.to_dict(),
+        "tokenizer": tokenizer,
+        "tokenizer_sha256": tokenizer_sha256,
+        "id2label": None if label_names is None else dict(enumerate(label_names)),
+        "speaker_names": speaker_names,
+        "views": views,
+    }
+
+
+def data_set(
+    rows: CodeRows,
+    layout: CodeLayout,
+    label_names: Sequence[str] | None = None,
+    speaker_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A split in the types that go to disk, made part by part and without an object per row.
+
+    Args:
+        rows: The split.
+        layout: Of the codes.
+        label_names: Names of the classes, or None.
+        speaker_names: Names of the speakers, or None.
+    """
+    from datasets import Dataset, Features, Value, concatenate_datasets
+
+    dtype = "int16" if max(layout.codebook_sizes) <= 2**15 else "int32"
+    values = {"codes": (rows.codes, dtype)}
+    if rows.soft is not None:
+        values |= {"soft_codes": (rows.soft.codes, dtype), "soft_probabilities": (rows.soft.probabilities, "float16")}
+    numbers = {"labels": rows.labels, "speakers": rows.speakers, "lengths": rows.lengths}
+    there = {name: column for name, column in numbers.items() if column is not None}
+    parts = []
+    for first in range(0, max(1, len(rows)), _ROWS_AT_A_TIME):
+        part = slice(first, first + _ROWS_AT_A_TIME)
+        columns = {name: _list_column(column[part], kind) for name, (column, kind) in values.items()}
+        features: dict[str, Any] = {name: kind for name, (kind, _) in columns.items()}
+        arrays: dict[str, Any] = {name: array for name, (_, array) in columns.items()}
+        features |= dict.fromkeys(there, Value("int64"))
+        arrays |= {name: column[part].numpy() for name, column in there.items()}
+        parts.append(
+            Dataset.from_dict(
+                arrays, features=with_names(Features(features), labels=label_names, speakers=speaker_names)
+            )
+        )
+    return concatenate_datasets(parts)
+
+
+def with_names(features: Features, **names: Sequence[str] | None) -> Features:
+    """The types of columns, those of classes with their names.
+
+    Args:
+        features: The types.
+        **names: Names by column; None: there are none.
+    """
+    from datasets import ClassLabel
+
+    named = {column: ClassLabel(names=list(given)) for column, given in names.items() if given and column in features}
+    return type(features)({**features, **named})
+
+
+def write_codes(folder: str | Path, splits: Mapping[str, Dataset], description: Mapping[str, Any]) -> None:
+    """Writes a folder of codes as `EncodedImages.save` does, of splits that need not be in memory.
+
+    Args:
+        folder: The folder.
+        splits: Made by `data_set`; they may lie in the `PARTS` of the folder, which are gone afterwards.
+        description: Of `describe_codes`.
+
+    Raises:
+        FileExistsError: If things of the same names are there that are no codes.
+        DiskFullError: If there was no space.
+    """
+    from datasets import DatasetDict
+
+    root = Path(folder)
+    EncodedImages.check_folder(root, splits)
+    root.mkdir(parents=True, exist_ok=True)
+    end_interrupted(root)
+    new = root / _NEW
+    hashes = {name: _sha256((column, _parts_of(rows, column)) for column in _TYPES) for name, rows in splits.items()}
+    with naming_full_disk(root):
+        DatasetDict(splits).save_to_disk(str(new))
+        for path in new.rglob("*"):
+            sync(path)
+    # Its name says that the rest is complete, hence it comes last and whole.
+    write_json(new / DESCRIPTION, {**description, "sha256": hashes})
+    _put_in_place(root)
+
+
+def _sha256(columns: Iterable[tuple[str, Iterable[np.ndarray]]]) -> str:
+    """Hash of columns, each by its name and in parts, in the order of `_TYPES`."""
+    digest = hashlib.sha256()
+    for name, parts in columns:
+        for part in parts:
+            digest.update(np.ascontiguousarray(part, dtype=_TYPES[name]).data)
+    return digest.hexdigest()
 
 
 def _put_in_place(folder: Path) -> None:
@@ -261,18 +339,26 @@ def _put_in_place(folder: Path) -> None:
         for path in list(folder.iterdir()):
             if path.name in earlier - now:
                 shutil.rmtree(path)
-    _clear(folder)
+    _clear(folder, *_DONE)
 
 
-def _end_interrupted(folder: Path) -> None:
-    """Completes a `save` that was interrupted while it replaced the codes; any other left only what is in the way."""
-    if (folder / _NEW / DESCRIPTION).is_file() and not (folder / DESCRIPTION).is_file():
+def end_interrupted(folder: Path) -> None:
+    """Ends a `save` that was interrupted: one that had begun to replace the codes is completed.
+
+    Of any other is left only what is in the way. The `PARTS` that the codes were made from are kept until the codes are
+    in place.
+    """
+    complete, in_place = (folder / _NEW / DESCRIPTION).is_file(), (folder / DESCRIPTION).is_file()
+    if complete and not in_place:
         _put_in_place(folder)
-    _clear(folder)
+    elif in_place and not complete and (folder / _OLD).exists():
+        _clear(folder, *_DONE)
+    else:
+        _clear(folder, _OLD, _NEW)
 
 
-def _clear(folder: Path) -> None:
-    for name in (_NEW, _OLD):
+def _clear(folder: Path, *names: str) -> None:
+    for name in names:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
 
@@ -294,32 +380,38 @@ def _list_column(values: torch.Tensor, dtype: str) -> tuple[Any, Any]:
 
 
 def _read_rows(rows: Dataset) -> CodeRows:
-    codes = _read_column(rows, "codes", np.int32)
-    numbers = {
-        name: _read_column(rows, name, np.int64)
-        for name in ("labels", "speakers", "lengths")
-        if name in rows.column_names
-    }
+    columns = {name: _read_column(rows, name) for name in _TYPES if name in rows.column_names}
     soft = None
-    if "soft_codes" in rows.column_names:
-        columns = _read_column(rows, "soft_codes", np.int32), _read_column(rows, "soft_probabilities", np.float16)
-        soft = SoftCodes(*(column.reshape(*codes.shape, -1) for column in columns))
-    return CodeRows(codes, soft=soft, **numbers)
+    if "soft_codes" in columns:
+        both = columns.pop("soft_codes"), columns.pop("soft_probabilities")
+        soft = SoftCodes(*(column.reshape(*columns["codes"].shape, -1) for column in both))
+    return CodeRows(**columns, soft=soft)
 
 
-def _read_column(rows: Dataset, name: str, dtype: type) -> torch.Tensor:
+def _read_column(rows: Dataset, name: str) -> torch.Tensor:
     """A column (N,), or (N, length) of lists, copied part by part from the mapped file to its place in memory."""
     from datasets import List
 
     kind = rows.features[name]
-    values = np.empty((len(rows), kind.length) if isinstance(kind, List) else (len(rows),), dtype)
+    values = np.empty((len(rows), kind.length) if isinstance(kind, List) else (len(rows),), _TYPES[name])
     first = 0
+    for part in _parts_of(rows, name):
+        part = part.reshape(-1, *values.shape[1:])
+        values[first : first + len(part)] = part
+        first += len(part)
+    return torch.from_numpy(values)
+
+
+def _parts_of(rows: Dataset, name: str) -> Iterator[np.ndarray]:
+    """The values of a column, part by part and flat; nothing where there is none of the name."""
+    from datasets import List
+
+    if name not in rows.column_names:
+        return
     for part in rows.select_columns([name]).with_format("arrow").iter(_ROWS_AT_A_TIME):
         column = part.column(0).combine_chunks()
-        array = column.flatten() if isinstance(kind, List) else column
-        values[first : first + len(column)] = array.to_numpy(zero_copy_only=False).reshape(-1, *values.shape[1:])
-        first += len(column)
-    return torch.from_numpy(values)
+        array = column.flatten() if isinstance(rows.features[name], List) else column
+        yield array.to_numpy(zero_copy_only=False)
 
 
 def _check_values(rows: CodeRows, layout: CodeLayout) -> None:

@@ -130,13 +130,14 @@ class ImageFormat:
         resampling: Image.Resampling = Image.Resampling.BICUBIC,
     ) -> np.ndarray:
         """uint8 (H, W) or (H, W, C), scaled until it covers the size, and its centre, or a random part."""
+        # Within the values that there are, which cubic interpolation would overshoot.
         channels_first = torch.from_numpy(np.atleast_3d(pixels).transpose(2, 0, 1).copy()) / self.max_value
         size = SizeDict(height=self.height, width=self.width)
         if augmentation is not None and augmentation.augmentation.crops:
             fitted = augmentation.crop(channels_first, size, resampling)
         else:
             fitted = _PROCESSOR.fit(channels_first, size, resampling)
-        return fitted.clamp(0, 1).mul(self.max_value).round().to(torch.uint8).numpy().transpose(1, 2, 0)
+        return fitted.mul(self.max_value).round().to(torch.uint8).numpy().transpose(1, 2, 0)
 
 
 @dataclass(frozen=True)

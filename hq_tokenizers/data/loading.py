@@ -51,8 +51,9 @@ def load_image_splits(
     """
     if config.streaming:
         raise ValueError(
-            "data.streaming is for the training of a tokenizer; evaluate and encode read splits whole: set "
-            "data.streaming false for them."
+            "data.streaming is for train-tokenizer and encode; here splits are read whole: set data.streaming false, "
+            f'and of a large split name some rows, as data.{split_options[0]} "test[:5000]", or some files, by '
+            "data.files."
         )
     source = load_source(config)
     # The same is said of every split: once.

@@ -53,12 +53,22 @@ class StreamState(NamedTuple):
     seen: bytes = bytes(32)
 
 
+class StreamedRow(NamedTuple):
+    """Place of a part in the order that parts are read in, number of a row in the part, its raw image and its class."""
+
+    place: int
+    number: int
+    raw: Any
+    label: Any
+
+
 class StreamedImage(NamedTuple):
-    """An image as it is stored, what errors call it, the seed of its random changes, and the state after it."""
+    """An image as it is stored, what errors call it, its class, the seed of its random changes, the state after it."""
 
     raw: Any
     names: RowNames
     row: int
+    label: Any
     seed: int
     state: StreamState
 
@@ -78,6 +88,8 @@ class ImageStream:
         shuffle_buffer: Images of a block.
         augmentation: Random changes.
         num_workers: Decoding processes.
+        label_column: Its column of classes, which are read where they are wanted; or None.
+        label_names: Names of the classes, or None where the column has numbers, of which the largest is not known yet.
     """
 
     dataset: IterableDataset
@@ -90,6 +102,8 @@ class ImageStream:
     shuffle_buffer: int
     augmentation: Augmentation = field(default_factory=Augmentation)
     num_workers: int = 0
+    label_column: str | None = None
+    label_names: list[str] | None = None
 
     def sha256(self) -> str:
         """Hash of the files' names and sizes and of the format; that of the images is in every checkpoint."""
@@ -121,39 +135,52 @@ class ImageStream:
                 while block := list(islice(rows, self.shuffle_buffer)):
                     is_empty = False
                     seen = yield from self._shuffled(block, order, state, (seed, process_index))
-                    place, number, _ = block[-1]
-                    state = StreamState(state.passes, place, number + 1, 0, seen, seen)
+                    state = StreamState(state.passes, block[-1].place, block[-1].number + 1, 0, seen, seen)
             if is_empty:
                 raise ValueError(f"data.train_split {self.split!r} has no rows with an image for every process.")
             state = StreamState(state.passes + 1, before=state.seen, seen=state.seen)
 
+    def in_order(self, state: StreamState, seed: int) -> Generator[StreamedImage, None, None]:
+        """The images of one pass in the order in which they are stored, from a place on; all of them, for any process.
+
+        Args:
+            state: Where to begin; what was used of a block and the hashes do not count.
+            seed: Of the random changes, which are those that `read` gives an image in the pass of the same number.
+        """
+        order = list(self.parts)
+        with closing(self._rows(order, state.part, state.row, 1, 0)) as rows:
+            for row in rows:
+                after = StreamState(state.passes, row.place, row.number + 1)
+                yield self._image(row, order, seed, after)
+
+    def _image(self, row: StreamedRow, order: list[int], seed: int, after: StreamState) -> StreamedImage:
+        part = order[row.place]
+        (noise,) = hashed_seeds(seed, after.passes, part, row.number).tolist()
+        return StreamedImage(row.raw, RowNames(f"{self.split}, part {part}"), row.number, row.label, noise, after)
+
     def _rows(
         self, order: list[int], first: int, skipped: int, step: int, offset: int
-    ) -> Generator[tuple[int, int, Any], None, None]:
-        """Place of the part in the order, number of the row in the part, raw image."""
+    ) -> Generator[StreamedRow, None, None]:
         for place in range(first, len(order)):
             part = self.dataset.shard(self.num_parts, order[place], contiguous=False)
             with closing(iter(part.skip(skipped) if skipped else part)) as rows:
                 for number, row in enumerate(rows, start=skipped):
                     raw = row[self.column]
                     if number % step == offset and is_there(raw):
-                        yield place, number, raw
+                        yield StreamedRow(place, number, raw, row.get(self.label_column))
             skipped = 0
 
     def _shuffled(
-        self, block: list[tuple[int, int, Any]], order: list[int], state: StreamState, seeds: tuple[int, int]
+        self, block: list[StreamedRow], order: list[int], state: StreamState, seeds: tuple[int, int]
     ) -> Generator[StreamedImage, None, bytes]:
         """The images of a block that were not given yet; returns the hash of all that were, in the end."""
         begin = state.passes, state.part, state.row
         shuffled = np.random.default_rng((*seeds, *begin)).permutation(len(block)).tolist()
         seen = state.before
         for used, index in enumerate(shuffled, start=1):
-            place, number, raw = block[index]
-            seen = hashlib.sha256(seen + hashlib.sha256(encoded_bytes(raw)).digest()).digest()
+            seen = hashlib.sha256(seen + hashlib.sha256(encoded_bytes(block[index].raw)).digest()).digest()
             if used > state.used:
-                (noise,) = hashed_seeds(seeds[0], state.passes, order[place], number).tolist()
-                names = RowNames(f"{self.split}, part {order[place]}")
-                yield StreamedImage(raw, names, number, noise, StreamState(*begin, used, state.before, seen))
+                yield self._image(block[index], order, seeds[0], StreamState(*begin, used, state.before, seen))
             elif used == state.used:
                 self._check_seen(seen, state)
         if state.used > len(block):
@@ -231,7 +258,7 @@ class StreamFeed:
         with closing(stream.read(self.state, self.seed, *self.processes)) as images:
             # This process reads, others decode what they are handed: the order and the state are as simple as without.
             decoded = decoded_batches(
-                _Decoder(stream.image_format, stream.augmentation),
+                StreamDecoder(stream.image_format, stream.augmentation),
                 self._take(images, number, after),
                 stream.num_workers,
                 pin_memory=torch.accelerator.is_available(),
@@ -252,7 +279,7 @@ class StreamFeed:
             yield batch
 
 
-class _Decoder(torch.utils.data.Dataset):
+class StreamDecoder(torch.utils.data.Dataset):
     """Decodes the images that it is handed as indices."""
 
     def __init__(self, image_format: ImageFormat, augmentation: Augmentation):

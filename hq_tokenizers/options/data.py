@@ -88,8 +88,8 @@ class DataConfig:
     ] = 2
     streaming: Annotated[
         bool,
-        "read the training images from beginning to end, again and again, without preparing them on disk, in "
-        "train-tokenizer; needs max_steps",
+        "read the training images from beginning to end without preparing them on disk: in train-tokenizer again and "
+        "again, which needs max_steps; in encode once for every view",
     ] = False
     shuffle_buffer: Annotated[
         Count,
@@ -98,6 +98,12 @@ class DataConfig:
     max_validation_images: Annotated[
         Count, "with streaming: how many of the first images of the validation and the test split count"
     ] = 2048
+
+    @property
+    def random_changes(self) -> list[str]:
+        """The options that are set and change training images at random."""
+        names = ("horizontal_flip", "random_crop", "random_resized_crop", "color_jitter")
+        return [name for name in names if getattr(self, name) not in (False, None)]
 
     def __post_init__(self) -> None:
         check_fields(self, prefix="data.")

@@ -309,7 +309,20 @@ class EncodeConfig:
         "likeliest codes to store for every code of the training images, with the probabilities that a stochastic "
         "tokenizer gives them, for train-prior --soft_targets true; 8 take 16 times the space of the codes, 0 none",
     ] = 0
+    views: Annotated[
+        int,
+        Range(1, 10_000),
+        "times to encode the training images, each time with other random changes (data.horizontal_flip, random_crop, "
+        "random_resized_crop, color_jitter); 1 encodes them once, as they are",
+    ] = 1
+    seed: Annotated[Seed, "seed of the random changes: view k has those of epoch k of a training with this seed"] = 0
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.views > 1 and not self.data.random_changes:
+            raise ValueError(
+                f"views is {self.views}, but nothing changes the training images, so that all views would be the same: "
+                "set data.horizontal_flip, data.random_crop, data.random_resized_crop or data.color_jitter, or leave "
+                "views at 1."
+            )

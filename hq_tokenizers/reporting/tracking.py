@@ -218,8 +218,11 @@ def progress_bar(items: Iterable[T], total: int, title: str, active: bool) -> It
 
 
 @contextmanager
-def counting_bar(title: str, active: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; yields a function to call with (done, total), such as `generate(progress=…)` takes."""
+def counting_bar(title: str, active: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal; yields a function to call with (done, total), such as `generate(progress=…)` takes.
+
+    A total of None is one that is not known.
+    """
     with _new_bar(Console(), active) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

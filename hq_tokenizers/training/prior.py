@@ -371,7 +371,7 @@ def _training_rows(config: PriorTrainingConfig, encoded: EncodedImages) -> CodeR
 def _sample_grid(
     model: PreTrainedModel, tokenizer: PreTrainedModel, config: PriorTrainingConfig, encoded: EncodedImages
 ) -> Any:
-    """Samples of the classes in turn, one class per column where there are up to ten, each as often as there is room."""
+    """Samples of the classes in turn, one class per column where there are up to ten, as often as there is room."""
     classes = model.config.num_classes
     columns = max(1, 8 // classes) * classes if 0 < classes <= 10 else 8
     number = max(1, config.samples // columns) * columns

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import re
-import tarfile
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -18,54 +17,16 @@ from PIL import Image
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import StreamFeed, StreamState
-from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 
+from .shards import SHARDS, TOTAL, config_of, png, write_all, write_parquet, write_tar
+
 CPU = torch.device("cpu")
-SHARDS = (10, 4, 9, 7)  # images of each
-TOTAL = sum(SHARDS)
-
-
-def png(level: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (4, 4), level).save(file, "PNG")
-    return file.getvalue()
-
-
-def write_tar(path, levels):
-    with tarfile.open(path, "w") as tar:
-        for level in levels:
-            for name, content in ((f"{level:03d}.png", png(level)), (f"{level:03d}.cls", b"1")):
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-
-
-def write_parquet(path, levels):
-    images = [{"bytes": png(level), "path": f"{level}.png"} for level in levels]
-    parquet.write_table(pa.table({"image": images}), path, row_group_size=6)
-
-
-def write_all(folder, write, ending):
-    """Training images of the levels 0 to 29, in shards; of validation, 100 to 119."""
-    folder.mkdir(exist_ok=True)
-    first = 0
-    for number, size in enumerate(SHARDS):
-        write(folder / f"train-{number}.{ending}", range(first, first + size))
-        first += size
-    write(folder / f"test.{ending}", range(100, 120))
-    return folder
 
 
 @pytest.fixture
 def shards(tmp_path):
     return write_all(tmp_path / "shards", write_tar, "tar")
-
-
-def config_of(folder, name="webdataset", **options):
-    return DataConfig(
-        **{"name": name, "path": str(folder), "streaming": True, "num_workers": 0, "shuffle_buffer": 8, **options}
-    )
 
 
 def stream_of(folder, **options):
@@ -75,7 +36,7 @@ def stream_of(folder, **options):
 def levels_of(feed, step, number):
     """The grey levels of the next batches."""
     with closing(feed.rest_of_epoch(step, CPU)) as batches:
-        taken = [batch["pixel_values"][:, 0, 0, 0] for batch in islice(batches, number)]
+        taken = [batch["pixel_values"][:, 0, 0, 1] for batch in islice(batches, number)]
     return [levels.mul(255).round().int().tolist() for levels in taken]
 
 
@@ -219,7 +180,7 @@ def test_rows_without_an_image_are_left_out_and_broken_ones_named(tmp_path):
 
 
 def test_streams_are_for_training_a_tokenizer(shards):
-    with pytest.raises(ValueError, match=re.escape("set data.streaming false for them")):
+    with pytest.raises(ValueError, match=re.escape("set data.streaming false, and of a large split")):
         load_image_splits(config_of(shards), "train_split")
     whole, _ = load_image_splits(
         replace(config_of(shards), streaming=False, shuffle_buffer=1000), "train_split", "validation_split"

@@ -180,7 +180,7 @@ def test_a_wrong_codebook_size_is_named(size: Any) -> None:
     with pytest.raises(ValueError, match="codebook_size must be an integer"):
         robust_vq_vae("digits", codebook_size=size)
     if size is not None:
-        with pytest.raises(ValueError, match="^codebook_size must be an integer"):
+        with pytest.raises(ValueError, match=r"^codebook_size must be an integer"):
             rsq_vae("digits", codebook_size=size)
 
 

@@ -43,7 +43,8 @@ def main(folder: Path, kills: int, random_kills: int) -> None:
     data = DataConfig(train_split="train[:100]", validation_split="test[:40]", test_split="test[40:60]")
 
     def encode(tokenizer: str) -> None:
-        encode_images(EncodeConfig(tokenizer=str(folder / tokenizer), output_dir=str(codes), data=data))
+        config = EncodeConfig(tokenizer=str(folder / tokenizer), output_dir=str(codes), batch_size=4, data=data)
+        encode_images(config)
 
     def hashes() -> dict[str, str]:
         encoded = EncodedImages.load(codes)
@@ -78,12 +79,14 @@ def main(folder: Path, kills: int, random_kills: int) -> None:
         os.waitpid(start(), 0)
         try:
             found = hashes()
+            outcome = "old" if found == old else "new" if found == new else "mixture"
         except Exception as error:
-            # Whatever it is, running the command again mends it.
-            encode("new")
-            assert hashes() == new
-            return f"{type(error).__name__}: {error}"
-        return "old" if found == old else "new" if found == new else "mixture"
+            outcome = f"{type(error).__name__}: {error}"
+        # Whatever it is, running the command again goes on, and mends it.
+        encode("new")
+        assert hashes() == new
+        assert not {".parts", ".new", ".old"} & {path.name for path in codes.iterdir()}
+        return outcome
 
     def started_and_killed(seconds: float) -> int:
         child = in_child(lambda: encode("new"))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.training.encoding import encode_images
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
@@ -84,6 +87,29 @@ def test_encoding_keeps_the_order(folder):
         assert torch.equal(encoded.splits[name].codes.long(), model.encode(batch["pixel_values"]).flatten())
         assert torch.equal(encoded.splits[name].labels, batch["labels"])
     assert encoded.splits["validation"].soft is None
+
+
+def test_an_interrupted_encoding_goes_on_with_any_number_of_processes(folder):
+    """Those of two processes, continued by two and by one, are those of one that was left alone."""
+    assert [path.name for path in sorted((folder / "left" / ".parts").glob("*.arrow"))] == [
+        "train-00000-0000000000-0000000032.arrow"
+    ]
+    config = EncodeConfig(
+        tokenizer=str(folder / "parts"),
+        output_dir=str(folder / "alone"),
+        batch_size=1,
+        soft_targets=3,
+        views=2,
+        data=DataConfig(train_split="train[:64]", horizontal_flip=True),
+    )
+    encode_images(config)
+    encode_images(replace(config, output_dir=str(folder / "left")))
+    alone, *others = (EncodedImages.load(folder / name) for name in ("alone", "interrupted", "left"))
+    assert len(alone.splits["train"]) == 128
+    for other in others:
+        assert {name: rows.sha256() for name, rows in other.splits.items()} == {
+            name: rows.sha256() for name, rows in alone.splits.items()
+        }
 
 
 def test_soft_targets_keep_the_order(folder):

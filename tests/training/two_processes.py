@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -12,9 +14,9 @@ from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import AdversarialConfig, EncodeConfig, TokenizerTrainingConfig
-from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.processes import create_accelerator, main_process_does
 from hq_tokenizers.reporting.folder_lock import lock_folder
-from hq_tokenizers.training.encoding import encode_images
+from hq_tokenizers.training.encoding import _Encoder, encode_images
 from hq_tokenizers.training.loop import TrainingLoop
 from hq_tokenizers.training.tokenizer import train_tokenizer
 
@@ -29,6 +31,34 @@ MODEL = {
     "restart_threshold": 0.5,
     "variance_update": "residual",
 }
+
+
+def encode_with_interruption(folder: Path, data: DataConfig) -> None:
+    """Leaves a first part of two processes, of 32 rows, twice; goes on with one of them."""
+    config = EncodeConfig(
+        tokenizer=str(folder / "parts"),
+        output_dir=str(folder / "interrupted"),
+        batch_size=1,
+        soft_targets=3,
+        views=2,
+        data=replace(data, horizontal_flip=True),
+    )
+    encode_batch = _Encoder._encode_batch
+    done = []
+
+    def interrupted(encoder, *arguments):
+        done.append(arguments)
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        return encode_batch(encoder, *arguments)
+
+    _Encoder._encode_batch = interrupted
+    try:
+        encode_images(config)
+    except KeyboardInterrupt:
+        _Encoder._encode_batch = encode_batch
+    main_process_does(lambda: shutil.copytree(folder / "interrupted", folder / "left") and None)
+    encode_images(replace(config, output_dir=str(folder / "interrupted")))
 
 
 def main(folder: Path) -> None:
@@ -79,6 +109,7 @@ def main(folder: Path) -> None:
             data=data,
         )
     )
+    encode_with_interruption(folder, data)
     # Gloo's threads may still hold tensors: at interpreter shutdown that can abort the process.
     accelerator.end_training()
 
