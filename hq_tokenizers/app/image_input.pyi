@@ -24,11 +24,8 @@ class _ImageFile(gr.Image):
     def preprocess(self, payload: ImageData | None) -> Any:
         """The path of the file."""
         return super().preprocess(payload) if payload is None or payload.path is None else payload.path
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
