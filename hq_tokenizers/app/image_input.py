@@ -17,16 +17,6 @@ from .pictures import picture_classes
 _SEEDS = 2**31
 
 
-class _ImageFile(gr.Image):
-    """A field whose file the library opens, as it does everywhere else, not Gradio: it says what is wrong with one."""
-
-    is_template = True  # For the browser it is an Image.
-
-    def preprocess(self, payload: ImageData | None) -> Any:
-        """The path of the file."""
-        return super().preprocess(payload) if payload is None or payload.path is None else payload.path
-
-
 class ImageInput:
     """A field for an image, and a button that fills it.
 
@@ -41,7 +31,7 @@ class ImageInput:
 
     def build(self, height: int = 280) -> gr.Image:
         """Adds both to the page and returns the field, whose value is the path of a file, which the library reads."""
-        self._image = _ImageFile(
+        self._image = gr.Image(
             type="filepath",
             format="png",
             show_label=False,
@@ -50,6 +40,8 @@ class ImageInput:
             height=height,
             elem_classes=picture_classes(self._pipe),
         )
+        # The library opens the file, as everywhere else, and says what is wrong with one; Gradio would say nothing.
+        self._image.preprocess = _path_of  # type: ignore[method-assign]
         self._button = gr.Button("Let the generator draw one", size="sm")
         return self._image
 
@@ -71,6 +63,10 @@ class ImageInput:
             if class_label is None and names:
                 class_label = random.randrange(len(names))
             return self._pipe(class_label, seed=random.randrange(_SEEDS))
+
+
+def _path_of(payload: ImageData | None) -> str | None:
+    return None if payload is None else payload.path
 
 
 def seen_by_generator(pipe: HQGenerationPipeline, image: Any) -> Image.Image:
