@@ -11,7 +11,7 @@ P_g positions of group g, n positions of a part, D_g codes of a position, H widt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.randomness import sample_generators, sample_gumbel, sample_uniform
 
 from .conditions import Conditions
-from .configuration_code_generation import CodeGenerationConfig, per_level
+from .configuration_code_generation import DRAFT_SETTINGS, CodeGenerationConfig, per_level
 from .generation_depth import DepthPredictor, sample_depths
 from .guidance import Guidance
 from .known_codes import KnownCodes
@@ -28,6 +28,13 @@ from .sampling import LevelSampling
 
 DRAFT_STEPS, REVISIONS, REVISE_STEPS = 12, 2, 2
 """What is taken where the configuration does not say."""
+
+
+def draft_settings(config: CodeGenerationConfig) -> dict[str, Any]:
+    """The `DRAFT_SETTINGS` of a configuration, with the defaults where it does not say."""
+    defaults = {"num_draft_steps": DRAFT_STEPS, "num_revise_steps": REVISE_STEPS, "num_revisions": REVISIONS}
+    given = {name: getattr(config, name) for name in DRAFT_SETTINGS if getattr(config, name) is not None}
+    return defaults | given
 
 
 def rounds_per_group(layout: CodeLayout, config: CodeGenerationConfig) -> list[list[int]]:
@@ -39,13 +46,12 @@ def rounds_per_group(layout: CodeLayout, config: CodeGenerationConfig) -> list[l
     Raises:
         ValueError: If a list of draft steps does not have one entry per group.
     """
-    draft = DRAFT_STEPS if config.num_draft_steps is None else config.num_draft_steps
-    revise = REVISE_STEPS if config.num_revise_steps is None else config.num_revise_steps
-    revisions = REVISIONS if config.num_revisions is None else config.num_revisions
+    settings = draft_settings(config)
+    revise, revisions = settings["num_revise_steps"], settings["num_revisions"]
     return [
         [min(steps, size), *([min(revise, size)] * revisions if size > 1 else [])]
         for steps, size in zip(
-            per_level("num_draft_steps", draft, len(layout.groups), "group"),
+            per_level("num_draft_steps", settings["num_draft_steps"], len(layout.groups), "group"),
             (group.num_positions for group in layout.groups),
             strict=True,
         )

@@ -289,6 +289,13 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         """How many steps `sample` takes."""
         raise NotImplementedError(f"{type(self).__name__} has to define num_sampling_steps.")
 
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The settings of `config` that say how many steps are taken, with the numbers that hold where it says none.
+
+        A prior whose steps are given by its layout has none.
+        """
+        return {}
+
     def sample(
         self,
         conditions: Conditions,

@@ -31,7 +31,7 @@ from .code_embeddings import PositionEmbedding
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
 from .configuration_contextual_prior import ContextualPriorConfig
-from .generation_contextual_prior import DraftAndReviseSampler, rounds_per_group
+from .generation_contextual_prior import DraftAndReviseSampler, draft_settings, rounds_per_group
 from .groupwise_inputs import GroupwiseInputs
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets, masked_cross_entropy
@@ -198,6 +198,10 @@ class ContextualPriorModel(DepthPriorModel):
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all rounds of all groups."""
         return sum(map(sum, rounds_per_group(self.layout, config)))
+
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The steps of a group's draft, those of a revision, and how many revisions there are."""
+        return draft_settings(config)
 
     def sample(
         self,

@@ -258,6 +258,10 @@ class MaskedPriorModel(CodePriorModel):
         """The steps of all levels."""
         return sum(self._steps_per_level(self._scheduler_for(config)))
 
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The steps of a level."""
+        return {"num_steps": self._scheduler_for(config).config["num_steps"]}
+
     def sample(
         self,
         conditions: Conditions,
