@@ -124,7 +124,7 @@ class CodeSamplingPipeline(Pipeline):
         batch_size = self._resolve_batch_size(batch_size)
         total = len(inputs) * num_samples if isinstance(inputs, list) else None
         if total is None:
-            seeds = stream_seeds(seed)
+            seeds = stream_seeds(seed, self.items)
         else:
             check_samples_memory(total, self.model.code_layout.num_codes)
             seeds = iter(sample_seeds(seed, total, self.items))
