@@ -225,9 +225,9 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         self,
         audio: Any,
         keep_levels: int,
-        num_sounds: int = 1,
         *,
         class_labels: Any = None,
+        num_sounds: int = 1,
         speakers: Any = None,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
@@ -242,8 +242,8 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         Args:
             audio: A sound, or a list or stream of sounds, none longer than the prior's.
             keep_levels: As for `HQGenerationPipeline.variations`.
-            num_sounds: Variations of each sound.
             class_labels: What the sounds are: one label for all of them or one per sound; for a stream one for all.
+            num_sounds: Variations of each sound.
             speakers: Who speaks, likewise.
             seed: As in a call.
             output_type: As in a call.
@@ -278,9 +278,9 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         self,
         audio: Any,
         spans: Any,
+        *,
         class_labels: Any = None,
         num_sounds: int = 1,
-        *,
         speakers: Any = None,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,

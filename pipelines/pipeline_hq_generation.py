@@ -206,9 +206,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
         self,
         image: Any,
         keep_levels: int,
-        num_images: int = 1,
         *,
         class_labels: Any = None,
+        num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
         batch_size: int | None = None,
@@ -229,9 +229,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
             image: An image, a list, batch or stream of images, as in `reconstruct`.
             keep_levels: How many levels of codes to keep, coarse to fine: 0 keeps nothing, all levels give the
                 reconstruction.
-            num_images: Variations of each image.
             class_labels: What the images show: one label for all of them or one per image, as in a call; for a stream
                 one label for all.
+            num_images: Variations of each image.
             seed: As in a call.
             output_type: As in a call.
             batch_size: As in a call.
@@ -283,9 +283,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
         self,
         image: Any,
         mask: Any,
+        *,
         class_labels: Any = None,
         num_images: int = 1,
-        *,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
         batch_size: int | None = None,
@@ -327,7 +327,7 @@ class HQGenerationPipeline(CodeSamplingPipeline):
                 than its image, or has something in it but marks nothing.
 
         Examples:
-            >>> generate.inpaint("cat.png", "mask.png", "cat", seed=0).save("other-cat.png")  # doctest: +SKIP
+            >>> generate.inpaint("cat.png", "mask.png", class_labels="dog", seed=0).save("dog.png")  # doctest: +SKIP
         """
         images, masks = list_images("image", image), list(decode_each("mask", list_images("mask", mask)))
         if is_single_image(mask):

@@ -206,7 +206,7 @@ def test_inpaints_as_the_pipeline_does(any_pipe, image_file):
     images, _, _ = last(tab.repaint(image_file, edited, *values(tab, num_images=2, seed=3)))
     mask = np.zeros((seen.height, seen.width), bool)
     mask[seen.height // 2 :, : seen.width // 2] = True
-    expected = any_pipe.inpaint(seen, mask, label_of(any_pipe), num_images=2, seed=3, **steps_of(any_pipe))
+    expected = any_pipe.inpaint(seen, mask, class_labels=label_of(any_pipe), num_images=2, seed=3, **steps_of(any_pipe))
     assert same(images, expected)
     kept = np.asarray(images[0])[~mask]
     assert (kept == np.asarray(seen)[~mask]).all()
@@ -234,7 +234,7 @@ def test_varies_as_the_pipeline_does(any_pipe, image_file):
     for kept in (0, any_pipe.model.code_layout.num_levels):
         images, _, _ = last(tab.vary(image_file, kept, *values(tab, num_images=2, seed=1)))
         expected = any_pipe.variations(
-            image_file, kept, 2, class_labels=label_of(any_pipe), seed=1, **steps_of(any_pipe)
+            image_file, kept, class_labels=label_of(any_pipe), num_images=2, seed=1, **steps_of(any_pipe)
         )
         assert same(images, expected)
     assert same(images[:1], [any_pipe.reconstruct(image_file)])

@@ -189,7 +189,7 @@ def test_variations_keep_the_first_levels_and_the_length(speak) -> None:
     waveform = (0.3 * np.sin(np.arange(1200) * 0.4)).astype(np.float32)
     given = speak.reconstruct(waveform, speakers="ann", output_type="codes")
     columns = given.groups[0].shape[2]
-    found = speak.variations(waveform, 1, 2, speakers="ann", class_labels="no", seed=0, output_type="codes")
+    found = speak.variations(waveform, 1, num_sounds=2, speakers="ann", class_labels="no", seed=0, output_type="codes")
     assert len(found) == 2
     for codes in found:
         for drawn, expected in zip(codes.groups, given.groups, strict=True):
