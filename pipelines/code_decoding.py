@@ -17,6 +17,26 @@ def is_of_sound(config: PreTrainedConfig) -> bool:
     return getattr(config, "modality", "image") == "sound"
 
 
+def check_items(config: PreTrainedConfig, items: str, what: str) -> None:
+    """Refuses the generator of something else than is wanted.
+
+    Args:
+        config: Of its tokenizer; own ones need not say that they are of images.
+        items: "images" or "sounds".
+        what: What wants them, for the error.
+
+    Raises:
+        TypeError: Naming what the generator makes, and what is for that.
+    """
+    made = "label maps" if getattr(config, "for_label_maps", False) else "sounds" if is_of_sound(config) else "images"
+    if made != items:
+        way = {"images": "pipeline('hq-generation')", "sounds": "pipeline('hq-audio-generation')"}
+        raise TypeError(
+            f"{what} is for {items}, this generator makes {made}: use `hq-tokenizers generate`, or "
+            f"{way.get(made, 'its method generate')}."
+        )
+
+
 def num_speakers(config: PreTrainedConfig) -> int:
     """How many speakers a tokenizer decodes for; 0 where its decoder is told of none."""
     return getattr(config, "num_speakers", 0)

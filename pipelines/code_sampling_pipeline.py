@@ -22,7 +22,7 @@ from hq_tokenizers.priors.progress import StepCallback
 from hq_tokenizers.remote_code import REMOTE_CODE
 
 from .call_arguments import check_count, check_setting_names, sample_seeds, stream_seeds
-from .code_decoding import is_of_sound
+from .code_decoding import check_items
 from .sampling_inputs import SamplingInputs, known_arguments, put_kept_pixels_back
 
 _DEFAULT_BATCH_SIZE = 16
@@ -51,13 +51,7 @@ class CodeSamplingPipeline(Pipeline):
                 f"The task {self.task_name} needs a generator, got {type(model).__name__}: join a tokenizer and a "
                 "prior by HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)."
             )
-        config = model.config.image_tokenizer_config
-        made = "sounds" if is_of_sound(config) else "images"
-        if made != self.items:
-            other = {"images": "hq-generation", "sounds": "hq-audio-generation"}[made]
-            raise TypeError(
-                f"The task {self.task_name} is for {self.items}, this generator makes {made}: use {other!r}."
-            )
+        check_items(model.config.image_tokenizer_config, self.items, f"The task {self.task_name}")
         # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
         kwargs.pop("local_files_only", None)
         super().__init__(model, *args, **kwargs)

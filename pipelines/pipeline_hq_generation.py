@@ -14,7 +14,6 @@ from hq_tokenizers.priors.progress import PartialCodes, StepCallback
 
 from .call_arguments import check_count, is_stream
 from .class_labels import is_single_label, resolve_class_labels, resolve_labels_of_images, resolve_single_label
-from .code_decoding import is_of_sound
 from .code_sampling_pipeline import CodeSamplingPipeline, in_batches
 from .image_arguments import decode_each, decode_stream, is_single_image, list_images
 from .image_editing import first_levels, prepare_image_and_mask
@@ -46,15 +45,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
     own_arguments = ("class_labels", "num_images")
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        config = getattr(model.config, "image_tokenizer_config", None)
-        if getattr(config, "for_label_maps", False):
-            raise TypeError(
-                "The task hq-generation is for images; this generator draws label maps: call its generate method, or "
-                "`hq-tokenizers generate`."
-            )
-        if config is not None and not is_of_sound(config) and kwargs.get("image_processor") is None:
-            kwargs["image_processor"] = HQImageProcessor.for_config(config)
         super().__init__(model, *args, **kwargs)
+        if self.image_processor is None:
+            self.image_processor = HQImageProcessor.for_config(model.config.image_tokenizer_config)
 
     @property
     def processor_of_outputs(self) -> HQImageProcessor:
