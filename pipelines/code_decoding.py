@@ -9,12 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.padding import code_lengths, frame_mask
-
-
-def is_of_sound(config: PreTrainedConfig) -> bool:
-    """Whether this is the configuration of a tokenizer of sound; own tokenizers need not say that they are none."""
-    return getattr(config, "modality", "image") == "sound"
 
 
 def check_items(config: PreTrainedConfig, items: str, what: str) -> None:

@@ -23,8 +23,8 @@ from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.evaluation.sound import spectrogram_pictures, squared_error
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
-from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.models.autoencoders import networks_sha256
+from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
@@ -387,8 +387,5 @@ def _batch_quality(reconstruction: torch.Tensor, batch: Batch) -> Metrics:
 def _save(output_dir: Path, model: PreTrainedModel, test: Rows, device: torch.device) -> None:
     with replacing_files(output_dir) as new:
         model.save_pretrained(new)
-        if isinstance(test, SoundRows):
-            test.extractor.save_pretrained(new)
-        elif not model.config.for_label_maps:
-            HQImageProcessor.for_config(model.config).save_pretrained(new)
+        save_processor(model, new, test.extractor if isinstance(test, SoundRows) else None)
     save_png(pictures(model, test, device), output_dir / "reconstructions.png")
