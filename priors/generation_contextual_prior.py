@@ -191,7 +191,7 @@ class DraftAndReviseSampler:
             self.predictor.depth,
             inputs[:, None],
             group=self.group,
-            first_level=self._levels_before(self.group),
+            first_level=self.layout.first_level(self.group),
             gumbel=gumbel,
             level_sampling=level_sampling,
             guidance=self.guidance,
@@ -200,13 +200,10 @@ class DraftAndReviseSampler:
         )
         return codes.unflatten(0, part.shape)
 
-    def _levels_before(self, group: int) -> int:
-        return sum(item.depth for item in self.layout.groups[:group])
-
     def _partial(self) -> PartialCodes:
         codes = list(self.codes)
         ends = [sum(map(sum, self.rounds[: index + 1])) for index in range(len(self.rounds))]
-        finished = self._levels_before(sum(end <= self.step for end in ends))
+        finished = self.layout.first_level(sum(end <= self.step for end in ends))
         if self.step == ends[self.group]:
             return partial_codes(self.layout, codes, self.final, finished, finished)
         hidden = self.undrafted[self.group]

@@ -80,22 +80,20 @@ class AutoregressiveSampler:
 
     def run(self) -> Codes:
         """Samples all positions."""
-        first_level = 0
         for index, group in enumerate(self.groups):
-            self._sample_group(index, group, first_level)
-            first_level += group.depth
+            self._sample_group(index, group)
         grids = (codes.unflatten(1, (g.height, g.width)) for codes, g in zip(self.codes, self.groups, strict=True))
         return Codes(tuple(grids), self.layout)
 
-    def _sample_group(self, index: int, group: CodeGroup, first_level: int) -> None:
+    def _sample_group(self, index: int, group: CodeGroup) -> None:
         sizes = group.codebook_sizes
         for row in range(group.height):
             noise = sample_gumbel((group.width, sum(sizes)), self.generators, self.device)
             for column in range(group.width):
                 gumbel = noise[:, column].split(sizes, dim=-1)
-                self._sample_position(index, row * group.width + column, first_level, gumbel)
+                self._sample_position(index, row * group.width + column, gumbel)
 
-    def _sample_position(self, group: int, position: int, first_level: int, gumbel: Sequence[torch.Tensor]) -> None:
+    def _sample_position(self, group: int, position: int, gumbel: Sequence[torch.Tensor]) -> None:
         def fill(code: torch.Tensor, depth: int) -> torch.Tensor:
             return code if self.known is None else self.known.fill(code, group, position, depth)
 
@@ -103,7 +101,7 @@ class AutoregressiveSampler:
             self.predictor.depth,
             self.predictor.next_position(self.previous),
             group=group,
-            first_level=first_level,
+            first_level=self.layout.first_level(group),
             gumbel=gumbel,
             level_sampling=self.level_sampling,
             guidance=self.guidance,

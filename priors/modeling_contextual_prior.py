@@ -291,8 +291,6 @@ class ContextualPredictor:
         self.model = model
         self.depth = CachedDepth(model)
         self.inputs = GroupwiseInputs(model, conditions)
-        depths = [group.depth for group in model.layout.groups]
-        self.first_levels = [sum(depths[:index]) for index in range(len(depths))]
 
     def finish_group(self, codes: torch.Tensor) -> None:
         """Takes the codes (B, P_g, D_g) of the next group, all of which are known now."""
@@ -310,11 +308,11 @@ class ContextualPredictor:
 
     def logits(self, codes: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """Teacher-forced logits of that group, per depth (B, P_g, K); arguments as of `states`."""
-        group = self.inputs.group
-        return self.model.depth_logits(self.states(codes, hidden), self._embed(codes), group, self.first_levels[group])
+        group, layout = self.inputs.group, self.model.layout
+        return self.model.depth_logits(self.states(codes, hidden), self._embed(codes), group, layout.first_level(group))
 
     def _embed(self, codes: torch.Tensor) -> torch.Tensor:
         """e(k) of codes of the next group, (B, P_g, D_g, d)."""
-        first = self.first_levels[self.inputs.group]
+        first = self.model.layout.first_level(self.inputs.group)
         lookup = self.model.code_embedding.lookup
         return torch.stack([lookup(first + depth, values) for depth, values in enumerate(codes.unbind(-1))], dim=2)

@@ -295,7 +295,7 @@ class MaskedPriorModel(CodePriorModel):
 
         Hidden codes are not read.
         """
-        first = sum(item.depth for item in self.layout.groups[:group])
+        first = self.layout.first_level(group)
         levels = range(first, first + codes.shape[-1])
         codes = codes.masked_fill(hidden, 0)
         embedded = [self.code_embedding.lookup(level, codes[..., level - first]) for level in levels]
