@@ -18,10 +18,10 @@ import torch
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.randomness import sample_generators, sample_gumbel, sample_uniform
 
+from .code_sampler import CodeSampler
 from .conditions import Conditions
 from .configuration_code_generation import DRAFT_SETTINGS, CodeGenerationConfig, per_level
 from .generation_depth import DepthPredictor, sample_depths
-from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
 from .sampling import LevelSampling
@@ -90,7 +90,7 @@ class GroupPredictor(Protocol):
         """h, (B', P_g, H), of the next group, given its codes (B', P_g, D_g) and which positions are hidden."""
 
 
-class DraftAndReviseSampler:
+class DraftAndReviseSampler(CodeSampler[GroupPredictor]):
     """Draws the codes of B samples.
 
     Each sample's generator is asked for one seed per group. Within a group the partitions, and the noise of every code,
@@ -118,25 +118,23 @@ class DraftAndReviseSampler:
         known: KnownCodes | None,
         on_step: OnStep,
     ) -> None:
-        self.layout = layout
-        self.on_step = on_step
         self.rounds = rounds_per_group(layout, config)
-        self.level_sampling = config.level_sampling(layout.num_levels)
-        self.guidance = Guidance(config.guidance_scales(sum(map(sum, self.rounds))), conditions)
-        self.predictor = predictor_for(self.guidance.conditions)
+        super().__init__(
+            layout=layout,
+            predictor_for=predictor_for,
+            num_steps=sum(map(sum, self.rounds)),
+            conditions=conditions,
+            config=config,
+            known=known,
+            on_step=on_step,
+        )
         self.generators = list(zip(*(sample_generators(g, len(layout.groups)) for g in generators), strict=True))
-        self.device = conditions.labels.device
-        shapes = [(len(conditions), group.num_positions, group.depth) for group in layout.groups]
-        if known is None:
-            self.codes = [torch.zeros(shape, dtype=torch.long, device=self.device) for shape in shapes]
-            self.given = [torch.zeros(shape, dtype=torch.bool, device=self.device) for shape in shapes]
-        else:
+        self.given = self.zeros(len(conditions), torch.bool)
+        if known is not None:
             self.codes, self.given = [codes.clone() for codes in known.codes], list(known.masks)
         self.final = [given.clone() for given in self.given]
         # Positions (B, P_g) whose codes are not all there, group after group.
         self.undrafted = [~given.all(dim=2) for given in self.given]
-        self.known = known
-        self.step = 0
         self.group = 0
 
     def run(self) -> Codes:
@@ -145,8 +143,7 @@ class DraftAndReviseSampler:
             self.group = index
             self._sample_group()
             self.predictor.finish_group(self.guidance.rows(codes))
-        pairs = zip(self.codes, self.layout.groups, strict=True)
-        return Codes(tuple(codes.unflatten(1, (group.height, group.width)) for codes, group in pairs), self.layout)
+        return self.sampled()
 
     def _sample_group(self) -> None:
         codes, rounds = self.codes[self.group], self.rounds[self.group]
