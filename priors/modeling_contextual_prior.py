@@ -35,7 +35,7 @@ from .generation_contextual_prior import DraftAndReviseSampler, draft_settings, 
 from .groupwise_inputs import GroupwiseInputs
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets, masked_cross_entropy
-from .masking import bound_masks, draw_counts, draw_parts, mask_generators, masks_of_split, ranks
+from .masking import bound_masks, draw_counts, draw_parts, mask_generators, ranks, split_estimation
 from .modeling_code_prior import refuses_labels
 from .modeling_depth_prior import CachedDepth, DepthPriorModel
 from .progress import OnStep
@@ -186,14 +186,8 @@ class ContextualPriorModel(DepthPriorModel):
         speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and group as make 10,000 of all images, at most 8."""
-        generators = [torch.Generator().manual_seed(index) for index in indices]
-        return self.log_prob_per_level(
-            codes,
-            class_labels,
-            num_masks=masks_of_split(num_images),
-            generator=generators,
-            speaker_ids=speaker_ids,
-        )
+        estimation = split_estimation(indices, num_images)
+        return self.log_prob_per_level(codes, class_labels, speaker_ids=speaker_ids, **estimation)
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all rounds of all groups."""

@@ -47,9 +47,9 @@ from .masking import (
     draw_counts,
     draw_parts,
     mask_generators,
-    masks_of_split,
     ranks,
     scheduler_settings,
+    split_estimation,
 )
 from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
@@ -245,14 +245,8 @@ class MaskedPriorModel(CodePriorModel):
         speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and level as make 10,000 of all images, at most 8."""
-        generators = [torch.Generator().manual_seed(index) for index in indices]
-        return self.log_prob_per_level(
-            codes,
-            class_labels,
-            num_masks=masks_of_split(num_images),
-            generator=generators,
-            speaker_ids=speaker_ids,
-        )
+        estimation = split_estimation(indices, num_images)
+        return self.log_prob_per_level(codes, class_labels, speaker_ids=speaker_ids, **estimation)
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all levels."""
