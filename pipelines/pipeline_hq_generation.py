@@ -44,6 +44,8 @@ class HQGenerationPipeline(CodeSamplingPipeline):
     items = "images"
     output_types = (*IMAGE_TYPES, "codes")
     own_arguments = ("class_labels", "num_images")
+    # transformers' base class assigns it without a type.
+    image_processor: Any
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
