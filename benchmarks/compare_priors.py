@@ -29,14 +29,14 @@ from typing import Annotated, Any
 import torch
 from records import Record, check_names, data_description, read_record, slug, write_record
 from sample_accuracy import Classifier, real_accuracy, train_classifier
-from second_stage import SampleComparison, encoded_once, prior_sampler
+from second_stage import SampleComparison, encoded_once
 from transformers import AutoModel, PreTrainedModel
 
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.references import evaluated_split
-from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction
+from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction, generator_samples
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import FeatureConfig
 from hq_tokenizers.options.reading import options_from_dict
@@ -186,7 +186,7 @@ def run_pair(config: Comparison, judge: Judge, tokenizer_name: str, prior_name: 
         generator = generator.to(judge.accelerator.device)
         tokenizer = generator.image_tokenizer
         num_classes = len(generator.config.id2label or {})
-        samples = {name: (prior_sampler(generator, way), num_classes) for name, way in config.sampling.items()}
+        samples = {name: (generator_samples(generator, way), num_classes) for name, way in config.sampling.items()}
         record |= {key: report[key] for key in ("num_parameters", "code_layout", "steps", "validation")}
     path = record_path(config, tokenizer_name, prior_name)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.evaluation.generator import compare_samples
 from hq_tokenizers.evaluation.image_sets import SetComparison
-from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction
+from hq_tokenizers.evaluation.sampling import NumberedSamples, SampleFunction, generator_samples
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import EvaluateConfig, FeatureConfig, MetricConfig
@@ -76,15 +76,6 @@ class SampleComparison:
         return self._kept.compare(batches)
 
 
-def prior_sampler(generator: PreTrainedModel, settings: Mapping[str, Any]) -> SampleFunction:
-    """Draws images of a generator."""
-
-    def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-        return generator.generate(labels, generator=generators, batch_size=len(labels), **settings).images
-
-    return sample
-
-
 def prior_config(options: Mapping[str, Any], **own: Any) -> PriorTrainingConfig:
     """Options of train-prior, from the section `prior` of a comparison and what the comparison itself decides.
 
@@ -118,7 +109,7 @@ def two_stage_figures(
     figures: Record = {"under_prior": _under_prior(report, encoded.layout)}
     if compare is not None:
         generator = HQGeneratorModel.from_pretrained(folder / "generator").eval()
-        batches = compare.batches(prior_sampler(generator, {}), len(generator.config.id2label or {}), seed)
+        batches = compare.batches(generator_samples(generator, {}), len(generator.config.id2label or {}), seed)
         figures["samples"] = compare(batches, generator.image_tokenizer)
     return figures
 

@@ -66,13 +66,21 @@ if TYPE_CHECKING or not _is_the_command():
     from .codes import CodeGroup, CodeLayout, Codes
     from .feature_extraction_hq import HQFeatureExtractor
     from .image_processing_hq import HQImageProcessor
-    from .pipelines import HQAudioGenerationPipeline, HQGenerationPipeline, HQGeneratorConfig, HQGeneratorModel
+    from .pipelines import (
+        HQAudioGenerationPipeline,
+        HQGenerationPipeline,
+        HQGeneratorConfig,
+        HQGeneratorModel,
+        HQGeneratorOutput,
+    )
     from .pretrained_models import pretrained, pretrained_names
     from .priors import (
+        CodeGenerationConfig,
         ContextualPriorConfig,
         ContextualPriorModel,
         MaskedPriorConfig,
         MaskedPriorModel,
+        PartialCodes,
         RQPriorConfig,
         RQPriorModel,
     )
@@ -82,6 +90,7 @@ if TYPE_CHECKING or not _is_the_command():
     register()
 
 __all__ = [
+    "CodeGenerationConfig",
     "CodeGroup",
     "CodeLayout",
     "Codes",
@@ -92,6 +101,7 @@ __all__ = [
     "HQGenerationPipeline",
     "HQGeneratorConfig",
     "HQGeneratorModel",
+    "HQGeneratorOutput",
     "HQImageProcessor",
     "HQVAEConfig",
     "HQVAEModel",
@@ -99,6 +109,7 @@ __all__ = [
     "ImageTokenizerOutput",
     "MaskedPriorConfig",
     "MaskedPriorModel",
+    "PartialCodes",
     "RQPriorConfig",
     "RQPriorModel",
     "ResidualStochasticQuantize",

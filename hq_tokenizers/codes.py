@@ -130,6 +130,10 @@ class CodeLayout:
             for depth in range(group.depth):
                 yield index, depth
 
+    def first_level(self, group: int) -> int:
+        """The first level of a group, by its index: how many levels come before it; for one past the last, all."""
+        return sum(item.depth for item in self.groups[:group])
+
     def level_of_code(self) -> torch.Tensor:
         """Level of each of the T codes in flattened order: LongTensor (T,)."""
         parts, first = [], 0

@@ -69,8 +69,8 @@ def sample_seeds(seed: Any, num_samples: int, items: str = "images") -> list[int
         return torch.randint(_MAX_SEED, (num_samples,)).tolist()
     first = _as_integer(seed)
     if first is not None:
-        _check_seed(first)
-        _check_seed(first + max(num_samples - 1, 0))
+        _check_seed(first, items)
+        _check_seed(first + max(num_samples - 1, 0), items)
         return [first + index for index in range(num_samples)]
     if not is_list(seed):
         raise TypeError(f"seed is an integer, a list of them, or None, got {seed!r} of type {type(seed).__name__}.")
@@ -79,14 +79,15 @@ def sample_seeds(seed: Any, num_samples: int, items: str = "images") -> list[int
         raise ValueError(
             f"Got {len(values)} seeds for {num_samples} {items}: give one per {items[:-1]}, or a single integer."
         )
-    return [_list_item(value, index) for index, value in enumerate(values)]
+    return [_list_item(value, index, items) for index, value in enumerate(values)]
 
 
-def stream_seeds(seed: Any) -> Iterator[int]:
-    """One seed per image of a stream, whose length is not known.
+def stream_seeds(seed: Any, items: str = "images") -> Iterator[int]:
+    """One seed per image, or sound, of a stream, whose length is not known.
 
     Args:
         seed: An integer s gives s, s + 1, …; None draws them from torch's global generator.
+        items: What errors call them.
 
     Raises:
         TypeError: If it is neither.
@@ -97,8 +98,8 @@ def stream_seeds(seed: Any) -> Iterator[int]:
     first = _as_integer(seed)
     if first is None:
         raise TypeError(f"seed is an integer or None for a stream, got {seed!r} of type {type(seed).__name__}.")
-    _check_seed(first)
-    return (sample_seeds(number, 1)[0] for number in itertools.count(first))
+    _check_seed(first, items)
+    return (sample_seeds(number, 1, items)[0] for number in itertools.count(first))
 
 
 def is_stream(values: Any) -> bool:
@@ -109,17 +110,19 @@ def is_stream(values: Any) -> bool:
     return isinstance(values, (Iterator, Dataset)) and not is_open_file(values)
 
 
-def _list_item(value: Any, index: int) -> int:
+def _list_item(value: Any, index: int, items: str) -> int:
     seed = _as_integer(value)
     if seed is None:
         raise TypeError(f"Seeds are integers, but seed[{index}] is {value!r} of type {type(value).__name__}.")
-    _check_seed(seed)
+    _check_seed(seed, items)
     return seed
 
 
-def _check_seed(seed: int) -> None:
+def _check_seed(seed: int, items: str) -> None:
     if not 0 <= seed <= _MAX_SEED:
-        raise ValueError(f"Seeds lie between 0 and 2**63 - 1; image i of the call gets seed + i. This one is {seed}.")
+        raise ValueError(
+            f"Seeds lie between 0 and 2**63 - 1; {items[:-1]} i of the call gets seed + i. This one is {seed}."
+        )
 
 
 def _as_integer(value: Any) -> int | None:

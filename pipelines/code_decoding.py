@@ -9,12 +9,28 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.padding import code_lengths, frame_mask
 
 
-def is_of_sound(config: PreTrainedConfig) -> bool:
-    """Whether this is the configuration of a tokenizer of sound; own tokenizers need not say that they are none."""
-    return getattr(config, "modality", "image") == "sound"
+def check_items(config: PreTrainedConfig, items: str, what: str) -> None:
+    """Refuses the generator of something else than is wanted.
+
+    Args:
+        config: Of its tokenizer; own ones need not say that they are of images.
+        items: "images" or "sounds".
+        what: What wants them, for the error.
+
+    Raises:
+        TypeError: Naming what the generator makes, and what is for that.
+    """
+    made = "label maps" if getattr(config, "for_label_maps", False) else "sounds" if is_of_sound(config) else "images"
+    if made != items:
+        way = {"images": "pipeline('hq-generation')", "sounds": "pipeline('hq-audio-generation')"}
+        raise TypeError(
+            f"{what} is for {items}, this generator makes {made}: use `hq-tokenizers generate`, or "
+            f"{way.get(made, 'its method generate')}."
+        )
 
 
 def num_speakers(config: PreTrainedConfig) -> int:

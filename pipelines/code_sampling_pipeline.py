@@ -22,15 +22,18 @@ from hq_tokenizers.priors.progress import StepCallback
 from hq_tokenizers.remote_code import REMOTE_CODE
 
 from .call_arguments import check_count, check_setting_names, sample_seeds, stream_seeds
-from .code_decoding import is_of_sound
-from .sampling_inputs import SamplingInputs, known_arguments, put_kept_pixels_back
+from .class_labels import resolve_labels_of_images, resolve_single_label
+from .code_decoding import check_items
+from .sampling_inputs import SamplingInputs, inputs_of_label, known_arguments, put_kept_pixels_back
 
 _DEFAULT_BATCH_SIZE = 16
 _ARGUMENTS = ("seed", "output_type", "batch_size", "progress", "callback_on_step_end", "generation_config")
 
 
 class CodeSamplingPipeline(Pipeline):
-    """Base class: a subclass says what it takes and makes, and has `processor_of_outputs` and `render`."""
+    """Base class: a subclass says what it takes and makes, and has `processor_of_outputs`, `render`, `is_single` and
+    `decoded_items`.
+    """
 
     _load_tokenizer = False
     _load_processor = False
@@ -51,13 +54,7 @@ class CodeSamplingPipeline(Pipeline):
                 f"The task {self.task_name} needs a generator, got {type(model).__name__}: join a tokenizer and a "
                 "prior by HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)."
             )
-        config = model.config.image_tokenizer_config
-        made = "sounds" if is_of_sound(config) else "images"
-        if made != self.items:
-            other = {"images": "hq-generation", "sounds": "hq-audio-generation"}[made]
-            raise TypeError(
-                f"The task {self.task_name} is for {self.items}, this generator makes {made}: use {other!r}."
-            )
+        check_items(model.config.image_tokenizer_config, self.items, f"The task {self.task_name}")
         # Meant for the loading of the model, but transformers.pipeline passes it on to the pipeline as well.
         kwargs.pop("local_files_only", None)
         super().__init__(model, *args, **kwargs)
@@ -70,6 +67,18 @@ class CodeSamplingPipeline(Pipeline):
     def render(self, outputs: dict[str, torch.Tensor], output_type: str) -> Any:
         """One sample in a type of `output_types` but "codes"."""
         raise NotImplementedError(f"{type(self).__name__} has to define render.")
+
+    def is_single(self, given: Any) -> bool:
+        """Whether this is one item to edit, and no list or stream of them."""
+        raise NotImplementedError(f"{type(self).__name__} has to define is_single.")
+
+    def decoded_items(self, given: Any) -> tuple[int | None, Iterable[Any]]:
+        """How many items there are to edit, None for a stream, and each of them, decoded."""
+        raise NotImplementedError(f"{type(self).__name__} has to define decoded_items.")
+
+    def voices(self, speakers: Any, number: int | None) -> Iterable[int | None]:
+        """Who speaks in each of so many items, None for a stream; nobody in what is no sound."""
+        return itertools.repeat(None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Saves the generator and what prepares its inputs; `pipeline(task, model=save_directory)` loads them.
@@ -124,7 +133,7 @@ class CodeSamplingPipeline(Pipeline):
         batch_size = self._resolve_batch_size(batch_size)
         total = len(inputs) * num_samples if isinstance(inputs, list) else None
         if total is None:
-            seeds = stream_seeds(seed)
+            seeds = stream_seeds(seed, self.items)
         else:
             check_samples_memory(total, self.model.code_layout.num_codes)
             seeds = iter(sample_seeds(seed, total, self.items))
@@ -137,6 +146,35 @@ class CodeSamplingPipeline(Pipeline):
         samples = super().__call__(requests, num_workers=0, batch_size=batch_size, **settings)
         rows = _in_rows(_progress_bar(samples, total, shown, self.items[:-1]), num_samples)
         return rows if total is None else list(rows)
+
+    def _edit(
+        self,
+        given: Any,
+        inputs_of: Callable[[SamplingInputs, Any], SamplingInputs],
+        *sampling: Any,
+        class_labels: Any,
+        speakers: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Samples from known codes of what is given; `inputs_of` makes the inputs of (condition, decoded item).
+
+        `sampling` and `settings` are those of `_sample`, and so is the result, of a single item the item's own.
+        """
+        number, items = self.decoded_items(given)
+        labels = self._labels(class_labels, number)
+        voices = self.voices(speakers, number)
+        inputs = (
+            inputs_of(inputs_of_label(label, voice), item)
+            for item, label, voice in zip(items, labels, voices, strict=False)
+        )
+        results = self._sample(inputs if number is None else list(inputs), *sampling, **settings)
+        return results[0] if self.is_single(given) else results
+
+    def _labels(self, class_labels: Any, number: int | None) -> Iterable[int]:
+        names = self.model.config.id2label
+        if number is None:
+            return itertools.repeat(resolve_single_label(class_labels, names))
+        return resolve_labels_of_images(class_labels, number, names, self.items)
 
     def _check_output_type(self, output_type: str | None) -> None:
         if output_type is not None and output_type not in self.output_types:

@@ -191,6 +191,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         self,
         class_labels: torch.Tensor | Sequence[int | str | None] | int | str | None = None,
         num_images: int = 1,
+        *,
         generation_config: GenerationConfig | None = None,
         generator: GeneratorLike = None,
         known_codes: Codes | None = None,

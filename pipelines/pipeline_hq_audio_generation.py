@@ -17,7 +17,6 @@ from .call_arguments import check_count, is_stream
 from .class_labels import (
     is_single_label,
     resolve_class_labels,
-    resolve_labels_of_images,
     resolve_single_label,
     resolve_speakers,
     resolve_speakers_of_sounds,
@@ -225,9 +224,9 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         self,
         audio: Any,
         keep_levels: int,
-        num_sounds: int = 1,
         *,
         class_labels: Any = None,
+        num_sounds: int = 1,
         speakers: Any = None,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
@@ -242,8 +241,8 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         Args:
             audio: A sound, or a list or stream of sounds, none longer than the prior's.
             keep_levels: As for `HQGenerationPipeline.variations`.
-            num_sounds: Variations of each sound.
             class_labels: What the sounds are: one label for all of them or one per sound; for a stream one for all.
+            num_sounds: Variations of each sound.
             speakers: Who speaks, likewise.
             seed: As in a call.
             output_type: As in a call.
@@ -262,12 +261,14 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         """
         known = first_levels(keep_levels, self.model.code_layout)
 
-        def inputs_of(condition: SamplingInputs, pixel_values: torch.Tensor, mask: torch.Tensor) -> SamplingInputs:
+        def inputs_of(condition: SamplingInputs, waveform: np.ndarray) -> SamplingInputs:
+            pixel_values, mask = self._padded(waveform)
             return inputs_of_known_codes(condition, pixel_values, known, self.model, mask)
 
         return self._edit(
-            *(audio, class_labels, speakers, inputs_of),
-            *(num_sounds, seed, batch_size, progress),
+            *(audio, inputs_of, num_sounds, seed, batch_size, progress),
+            class_labels=class_labels,
+            speakers=speakers,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             generation_config=generation_config,
@@ -278,9 +279,9 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         self,
         audio: Any,
         spans: Any,
+        *,
         class_labels: Any = None,
         num_sounds: int = 1,
-        *,
         speakers: Any = None,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
@@ -321,42 +322,38 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
             ValueError: Likewise, or if a span lies outside of a sound.
         """
 
-        def inputs_of(condition: SamplingInputs, pixel_values: torch.Tensor, mask: torch.Tensor) -> SamplingInputs:
+        def inputs_of(condition: SamplingInputs, waveform: np.ndarray) -> SamplingInputs:
+            pixel_values, mask = self._padded(waveform)
             marked = torch.zeros(1, 1, *pixel_values.shape[-2:], dtype=torch.bool)
             frames = int(mask.sum())
             marked[..., :frames] = mark_spans(spans, self.feature_extractor.frames_per_second, frames)
             return inputs_of_repainting(condition, pixel_values, marked, self.model, mask)
 
         return self._edit(
-            *(audio, class_labels, speakers, inputs_of),
-            *(num_sounds, seed, batch_size, progress),
+            *(audio, inputs_of, num_sounds, seed, batch_size, progress),
+            class_labels=class_labels,
+            speakers=speakers,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             generation_config=generation_config,
             **generation_settings,
         )
 
-    def _edit(
-        self, audio: Any, class_labels: Any, speakers: Any, inputs_of: Any, *sampling: Any, **settings: Any
-    ) -> Any:
-        """Samples from known codes of sounds; `inputs_of` makes the inputs of (condition, spectrogram, mask)."""
-        streamed, config = is_stream(audio), self.model.config
-        waveforms: Iterable[np.ndarray] = decode_sounds(audio, self.feature_extractor.sampling_rate)
-        labels: Iterable[int]
-        voices: Iterable[int | None]
-        if streamed:
-            labels = itertools.repeat(resolve_single_label(class_labels, config.id2label))
-            voices = itertools.repeat(self._one_speaker(speakers))
-        else:
-            waveforms = list(waveforms)
-            labels = resolve_labels_of_images(class_labels, len(waveforms), config.id2label, "sounds")
-            voices = self._speakers(speakers, len(waveforms))
-        inputs = (
-            inputs_of(inputs_of_label(label, voice), *self._padded(waveform))
-            for waveform, label, voice in zip(waveforms, labels, voices, strict=False)
-        )
-        results = self._sample(inputs if streamed else list(inputs), *sampling, **settings)
-        return results[0] if is_single_sound(audio) else results
+    def is_single(self, given: Any) -> bool:
+        """Whether this is a sound."""
+        return is_single_sound(given)
+
+    def decoded_items(self, given: Any) -> tuple[int | None, Iterable[np.ndarray]]:
+        """How many sounds there are, None for a stream, and the samples of each."""
+        waveforms = decode_sounds(given, self.feature_extractor.sampling_rate)
+        if is_stream(given):
+            return None, waveforms
+        sounds = list(waveforms)
+        return len(sounds), sounds
+
+    def voices(self, speakers: Any, number: int | None) -> Iterable[int | None]:
+        """Who speaks in each of so many sounds; for a stream one for all."""
+        return itertools.repeat(self._one_speaker(speakers)) if number is None else self._speakers(speakers, number)
 
     def _padded(self, waveform: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The spectrogram of a sound, padded to the length of the prior's, (1, C, H, W), and its mask (1, W)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,11 @@ from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.priors.progress import PartialCodes, StepCallback
 
 from .call_arguments import check_count, is_stream
-from .class_labels import is_single_label, resolve_class_labels, resolve_labels_of_images, resolve_single_label
-from .code_decoding import is_of_sound
+from .class_labels import is_single_label, resolve_class_labels, resolve_single_label
 from .code_sampling_pipeline import CodeSamplingPipeline, in_batches
 from .image_arguments import decode_each, decode_stream, is_single_image, list_images
 from .image_editing import first_levels, prepare_image_and_mask
-from .sampling_inputs import inputs_of_known_codes, inputs_of_label, inputs_of_repainting
+from .sampling_inputs import SamplingInputs, inputs_of_known_codes, inputs_of_label, inputs_of_repainting
 
 
 class HQGenerationPipeline(CodeSamplingPipeline):
@@ -44,17 +44,13 @@ class HQGenerationPipeline(CodeSamplingPipeline):
     items = "images"
     output_types = (*IMAGE_TYPES, "codes")
     own_arguments = ("class_labels", "num_images")
+    # transformers' base class assigns it without a type.
+    image_processor: Any
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        config = getattr(model.config, "image_tokenizer_config", None)
-        if getattr(config, "for_label_maps", False):
-            raise TypeError(
-                "The task hq-generation is for images; this generator draws label maps: call its generate method, or "
-                "`hq-tokenizers generate`."
-            )
-        if config is not None and not is_of_sound(config) and kwargs.get("image_processor") is None:
-            kwargs["image_processor"] = HQImageProcessor.for_config(config)
         super().__init__(model, *args, **kwargs)
+        if self.image_processor is None:
+            self.image_processor = HQImageProcessor.for_config(model.config.image_tokenizer_config)
 
     @property
     def processor_of_outputs(self) -> HQImageProcessor:
@@ -206,9 +202,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
         self,
         image: Any,
         keep_levels: int,
-        num_images: int = 1,
         *,
         class_labels: Any = None,
+        num_images: int = 1,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
         batch_size: int | None = None,
@@ -229,9 +225,9 @@ class HQGenerationPipeline(CodeSamplingPipeline):
             image: An image, a list, batch or stream of images, as in `reconstruct`.
             keep_levels: How many levels of codes to keep, coarse to fine: 0 keeps nothing, all levels give the
                 reconstruction.
-            num_images: Variations of each image.
             class_labels: What the images show: one label for all of them or one per image, as in a call; for a stream
                 one label for all.
+            num_images: Variations of each image.
             seed: As in a call.
             output_type: As in a call.
             batch_size: As in a call.
@@ -251,41 +247,26 @@ class HQGenerationPipeline(CodeSamplingPipeline):
             >>> generate.variations("cat.png", keep_levels=1, num_images=4, seed=0)  # doctest: +SKIP
         """
         known = first_levels(keep_levels, self.model.code_layout)
-        streamed = is_stream(image)
-        pairs: Iterable[tuple[int, Any]]
-        if streamed:
-            label = resolve_single_label(class_labels, self.model.config.id2label)
-            pairs = ((label, given) for given in decode_stream(image))
-        else:
-            images = list_images("image", image)
-            labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
-            pairs = zip(labels, decode_each("image", images), strict=True)
-        inputs = (
-            inputs_of_known_codes(
-                inputs_of_label(label), self.image_processor(given)["pixel_values"], known, self.model
-            )
-            for label, given in pairs
-        )
-        results = self._sample(
-            inputs if streamed else list(inputs),
-            num_images,
-            seed,
-            batch_size,
-            progress,
+
+        def inputs_of(condition: SamplingInputs, given: Any) -> SamplingInputs:
+            return inputs_of_known_codes(condition, self.image_processor(given)["pixel_values"], known, self.model)
+
+        return self._edit(
+            *(image, inputs_of, num_images, seed, batch_size, progress),
+            class_labels=class_labels,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             generation_config=generation_config,
             **generation_settings,
         )
-        return results[0] if is_single_image(image) else results
 
     def inpaint(
         self,
         image: Any,
         mask: Any,
+        *,
         class_labels: Any = None,
         num_images: int = 1,
-        *,
         seed: int | Sequence[int] | None = None,
         output_type: str | None = None,
         batch_size: int | None = None,
@@ -304,11 +285,12 @@ class HQGenerationPipeline(CodeSamplingPipeline):
         hint at them.
 
         Args:
-            image: An image, or a list or batch of images, as in `reconstruct`.
-            mask: An image of the same height and width (or one per image): True or white is repainted, False or black
-                is kept. Greys count from one half on, also in floating-point masks; in integers (arrays, PIL images,
-                files) from 128 on, or, where nothing is above 1, from 1 on.
-            class_labels: What to paint: one label for all images or one per image, as in a call.
+            image: An image, a list, batch or stream of images, as in `reconstruct`.
+            mask: An image of the same height and width, for all images or one per image; for a stream one for all. True
+                or white is repainted, False or black is kept. Greys count from one half on, also in floating-point
+                masks; in integers (arrays, PIL images, files) from 128 on, or, where nothing is above 1, from 1 on.
+            class_labels: What to paint: one label for all images or one per image, as in a call; for a stream one
+                label for all.
             num_images: Results for each image.
             seed: As in a call.
             output_type: As in a call; "codes" gives the codes before the given pixels are put back.
@@ -327,28 +309,44 @@ class HQGenerationPipeline(CodeSamplingPipeline):
                 than its image, or has something in it but marks nothing.
 
         Examples:
-            >>> generate.inpaint("cat.png", "mask.png", "cat", seed=0).save("other-cat.png")  # doctest: +SKIP
+            >>> generate.inpaint("cat.png", "mask.png", class_labels="dog", seed=0).save("dog.png")  # doctest: +SKIP
         """
-        images, masks = list_images("image", image), list(decode_each("mask", list_images("mask", mask)))
-        if is_single_image(mask):
-            masks = masks * len(images)
-        if len(masks) != len(images):
-            raise ValueError(f"Got {len(masks)} masks for {len(images)} images: give one per image, or one for all.")
-        labels = resolve_labels_of_images(class_labels, len(images), self.model.config.id2label)
-        results = self._sample(
-            [
-                inputs_of_repainting(
-                    inputs_of_label(label), *prepare_image_and_mask(given, marked, self.image_processor), self.model
-                )
-                for label, given, marked in zip(labels, decode_each("image", images), masks, strict=True)
-            ],
-            num_images,
-            seed,
-            batch_size,
-            progress,
+        if not (is_stream(image) or is_single_image(image)):
+            image = list_images("image", image)
+        masks = self._masks(mask, image)
+
+        def inputs_of(condition: SamplingInputs, given: Any) -> SamplingInputs:
+            prepared = prepare_image_and_mask(given, next(masks), self.image_processor)
+            return inputs_of_repainting(condition, *prepared, self.model)
+
+        return self._edit(
+            *(image, inputs_of, num_images, seed, batch_size, progress),
+            class_labels=class_labels,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
             generation_config=generation_config,
             **generation_settings,
         )
-        return results[0] if is_single_image(image) else results
+
+    def is_single(self, given: Any) -> bool:
+        """Whether this is an image."""
+        return is_single_image(given)
+
+    def decoded_items(self, given: Any) -> tuple[int | None, Iterable[Any]]:
+        """How many images there are, None for a stream, and each of them, decoded when it is asked for."""
+        if is_stream(given):
+            return None, decode_stream(given)
+        images = list_images("image", given)
+        return len(images), decode_each("image", images)
+
+    def _masks(self, mask: Any, image: Any) -> Iterator[Any]:
+        """A mask for each of the images, decoded."""
+        number = None if is_stream(image) else len(list_images("image", image))
+        masks = list(decode_each("mask", list_images("mask", mask)))
+        if is_single_image(mask):
+            return itertools.repeat(masks[0])
+        if number is None:
+            raise ValueError(f"A stream has one mask for all of its images, got {len(masks)}: give one.")
+        if len(masks) != number:
+            raise ValueError(f"Got {len(masks)} masks for {number} images: give one per image, or one for all.")
+        return iter(masks)

@@ -51,9 +51,14 @@ def inputs_of_known_codes(
     codes = generator.image_tokenizer.encode(pixel_values.to(generator.device), **masked).to("cpu")
     if codes.layout != generator.code_layout:
         height, width = pixel_values.shape[-2:]
+        given, remedy = (
+            ("An image of {}×{} pixels", "let the image processor resize (do_resize=True), or resize before")
+            if attention_mask is None
+            else ("A sound of {} bands and {} frames", "take the front end that the tokenizer was trained with")
+        )
         raise ValueError(
-            f"An image of {height}×{width} pixels has codes of the layout {codes.layout}, but the prior models "
-            f"{generator.code_layout}: let the image processor resize (do_resize=True), or resize before."
+            f"{given.format(height, width)} has codes of the layout {codes.layout}, but the prior models "
+            f"{generator.code_layout}: {remedy}."
         )
     if attention_mask is not None:
         padding = padding_of_codes(codes.layout, -(-attention_mask.sum(1) // generator.image_tokenizer.config.stride))

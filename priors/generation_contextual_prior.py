@@ -11,23 +11,30 @@ P_g positions of group g, n positions of a part, D_g codes of a position, H widt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.randomness import sample_generators, sample_gumbel, sample_uniform
 
+from .code_sampler import CodeSampler
 from .conditions import Conditions
-from .configuration_code_generation import CodeGenerationConfig, per_level
+from .configuration_code_generation import DRAFT_SETTINGS, CodeGenerationConfig, per_level
 from .generation_depth import DepthPredictor, sample_depths
-from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
 from .sampling import LevelSampling
 
 DRAFT_STEPS, REVISIONS, REVISE_STEPS = 12, 2, 2
 """What is taken where the configuration does not say."""
+
+
+def draft_settings(config: CodeGenerationConfig) -> dict[str, Any]:
+    """The `DRAFT_SETTINGS` of a configuration, with the defaults where it does not say."""
+    defaults = {"num_draft_steps": DRAFT_STEPS, "num_revise_steps": REVISE_STEPS, "num_revisions": REVISIONS}
+    given = {name: getattr(config, name) for name in DRAFT_SETTINGS if getattr(config, name) is not None}
+    return defaults | given
 
 
 def rounds_per_group(layout: CodeLayout, config: CodeGenerationConfig) -> list[list[int]]:
@@ -39,13 +46,12 @@ def rounds_per_group(layout: CodeLayout, config: CodeGenerationConfig) -> list[l
     Raises:
         ValueError: If a list of draft steps does not have one entry per group.
     """
-    draft = DRAFT_STEPS if config.num_draft_steps is None else config.num_draft_steps
-    revise = REVISE_STEPS if config.num_revise_steps is None else config.num_revise_steps
-    revisions = REVISIONS if config.num_revisions is None else config.num_revisions
+    settings = draft_settings(config)
+    revise, revisions = settings["num_revise_steps"], settings["num_revisions"]
     return [
         [min(steps, size), *([min(revise, size)] * revisions if size > 1 else [])]
         for steps, size in zip(
-            per_level("num_draft_steps", draft, len(layout.groups), "group"),
+            per_level("num_draft_steps", settings["num_draft_steps"], len(layout.groups), "group"),
             (group.num_positions for group in layout.groups),
             strict=True,
         )
@@ -84,7 +90,7 @@ class GroupPredictor(Protocol):
         """h, (B', P_g, H), of the next group, given its codes (B', P_g, D_g) and which positions are hidden."""
 
 
-class DraftAndReviseSampler:
+class DraftAndReviseSampler(CodeSampler[GroupPredictor]):
     """Draws the codes of B samples.
 
     Each sample's generator is asked for one seed per group. Within a group the partitions, and the noise of every code,
@@ -112,25 +118,23 @@ class DraftAndReviseSampler:
         known: KnownCodes | None,
         on_step: OnStep,
     ) -> None:
-        self.layout = layout
-        self.on_step = on_step
         self.rounds = rounds_per_group(layout, config)
-        self.level_sampling = config.level_sampling(layout.num_levels)
-        self.guidance = Guidance(config.guidance_scales(sum(map(sum, self.rounds))), conditions)
-        self.predictor = predictor_for(self.guidance.conditions)
+        super().__init__(
+            layout=layout,
+            predictor_for=predictor_for,
+            num_steps=sum(map(sum, self.rounds)),
+            conditions=conditions,
+            config=config,
+            known=known,
+            on_step=on_step,
+        )
         self.generators = list(zip(*(sample_generators(g, len(layout.groups)) for g in generators), strict=True))
-        self.device = conditions.labels.device
-        shapes = [(len(conditions), group.num_positions, group.depth) for group in layout.groups]
-        if known is None:
-            self.codes = [torch.zeros(shape, dtype=torch.long, device=self.device) for shape in shapes]
-            self.given = [torch.zeros(shape, dtype=torch.bool, device=self.device) for shape in shapes]
-        else:
+        self.given = self.zeros(len(conditions), torch.bool)
+        if known is not None:
             self.codes, self.given = [codes.clone() for codes in known.codes], list(known.masks)
         self.final = [given.clone() for given in self.given]
         # Positions (B, P_g) whose codes are not all there, group after group.
         self.undrafted = [~given.all(dim=2) for given in self.given]
-        self.known = known
-        self.step = 0
         self.group = 0
 
     def run(self) -> Codes:
@@ -139,8 +143,7 @@ class DraftAndReviseSampler:
             self.group = index
             self._sample_group()
             self.predictor.finish_group(self.guidance.rows(codes))
-        pairs = zip(self.codes, self.layout.groups, strict=True)
-        return Codes(tuple(codes.unflatten(1, (group.height, group.width)) for codes, group in pairs), self.layout)
+        return self.sampled()
 
     def _sample_group(self) -> None:
         codes, rounds = self.codes[self.group], self.rounds[self.group]
@@ -185,7 +188,7 @@ class DraftAndReviseSampler:
             self.predictor.depth,
             inputs[:, None],
             group=self.group,
-            first_level=self._levels_before(self.group),
+            first_level=self.layout.first_level(self.group),
             gumbel=gumbel,
             level_sampling=level_sampling,
             guidance=self.guidance,
@@ -194,13 +197,10 @@ class DraftAndReviseSampler:
         )
         return codes.unflatten(0, part.shape)
 
-    def _levels_before(self, group: int) -> int:
-        return sum(item.depth for item in self.layout.groups[:group])
-
     def _partial(self) -> PartialCodes:
         codes = list(self.codes)
         ends = [sum(map(sum, self.rounds[: index + 1])) for index in range(len(self.rounds))]
-        finished = self._levels_before(sum(end <= self.step for end in ends))
+        finished = self.layout.first_level(sum(end <= self.step for end in ends))
         if self.step == ends[self.group]:
             return partial_codes(self.layout, codes, self.final, finished, finished)
         hidden = self.undrafted[self.group]

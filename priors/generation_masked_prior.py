@@ -14,9 +14,9 @@ import torch
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.randomness import sample_generators
 
+from .code_sampler import CodeSampler
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
-from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
 
@@ -34,7 +34,7 @@ class LevelPredictor(Protocol):
         """Logits (B', P_g, K) of a level of the next group, given its codes (B', P_g, D_g) and which are hidden."""
 
 
-class MaskedSampler:
+class MaskedSampler(CodeSampler[LevelPredictor]):
     """Draws the codes of B samples.
 
     Each sample's generator is asked for one seed per level, so that a level's noise depends neither on the levels
@@ -65,19 +65,19 @@ class MaskedSampler:
         known: KnownCodes | None,
         on_step: OnStep,
     ) -> None:
-        self.layout = layout
+        super().__init__(
+            layout=layout,
+            predictor_for=predictor_for,
+            num_steps=sum(num_steps),
+            conditions=conditions,
+            config=config,
+            known=known,
+            on_step=on_step,
+        )
         self.scheduler = scheduler
         self.num_steps = num_steps
-        self.known = known
-        self.on_step = on_step
-        self.level_sampling = config.level_sampling(self.layout.num_levels)
-        self.guidance = Guidance(config.guidance_scales(sum(num_steps)), conditions)
-        self.predictor = predictor_for(self.guidance.conditions)
         self.generators = list(zip(*(sample_generators(g, self.layout.num_levels) for g in generators), strict=True))
-        shapes = [(len(conditions), group.num_positions, group.depth) for group in self.layout.groups]
-        self.codes = [torch.zeros(shape, dtype=torch.long, device=conditions.labels.device) for shape in shapes]
-        self.final = [torch.zeros(shape, dtype=torch.bool, device=conditions.labels.device) for shape in shapes]
-        self.step = 0
+        self.final = self.zeros(len(conditions), torch.bool)
         self.num_finished = 0
 
     def run(self) -> Codes:
@@ -86,8 +86,7 @@ class MaskedSampler:
             self._sample_level(level, group, depth)
             if depth == self.layout.groups[group].depth - 1:
                 self.predictor.finish_group(self.guidance.rows(self.codes[group]))
-        pairs = zip(self.codes, self.layout.groups, strict=True)
-        return Codes(tuple(codes.unflatten(1, (group.height, group.width)) for codes, group in pairs), self.layout)
+        return self.sampled()
 
     def _sample_level(self, level: int, group: int, depth: int) -> None:
         codes, final = self.codes[group][..., depth], self.final[group][..., depth]

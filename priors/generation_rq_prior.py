@@ -14,10 +14,10 @@ import torch
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.randomness import sample_gumbel
 
+from .code_sampler import CodeSampler
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
 from .generation_depth import DepthPredictor, sample_depths
-from .guidance import Guidance
 from .known_codes import KnownCodes
 from .progress import OnStep, PartialCodes, partial_codes
 
@@ -33,7 +33,7 @@ class PositionPredictor(Protocol):
         """v_{t,1} of the next position, (B', 1, H), given the projected sum of the codes before it."""
 
 
-class AutoregressiveSampler:
+class AutoregressiveSampler(CodeSampler[PositionPredictor]):
     """Draws the codes of B samples, one position after the other.
 
     Noise is drawn for every code, given or not, and for a row of positions at a time: what a sample draws depends
@@ -60,42 +60,33 @@ class AutoregressiveSampler:
         known: KnownCodes | None,
         on_step: OnStep,
     ) -> None:
-        self.layout = layout
+        super().__init__(
+            layout=layout,
+            predictor_for=predictor_for,
+            num_steps=layout.num_positions,
+            conditions=conditions,
+            config=config,
+            known=known,
+            on_step=on_step,
+        )
         self.generators = generators
-        self.known = known
-        self.on_step = on_step
-        self.level_sampling = config.level_sampling(self.layout.num_levels)
-        self.guidance = Guidance(config.guidance_scales(self.layout.num_positions), conditions)
-        self.predictor = predictor_for(self.guidance.conditions)
-        self.step = 0
         self.previous: torch.Tensor | None = None
-        size, self.device = len(conditions), conditions.labels.device
-        shapes = [(size, group.num_positions, group.depth) for group in self.groups]
-        self.codes = [torch.zeros(shape, dtype=torch.long, device=self.device) for shape in shapes]
-
-    @property
-    def groups(self) -> tuple[CodeGroup, ...]:
-        """The groups of the layout."""
-        return self.layout.groups
 
     def run(self) -> Codes:
         """Samples all positions."""
-        first_level = 0
-        for index, group in enumerate(self.groups):
-            self._sample_group(index, group, first_level)
-            first_level += group.depth
-        grids = (codes.unflatten(1, (g.height, g.width)) for codes, g in zip(self.codes, self.groups, strict=True))
-        return Codes(tuple(grids), self.layout)
+        for index, group in enumerate(self.layout.groups):
+            self._sample_group(index, group)
+        return self.sampled()
 
-    def _sample_group(self, index: int, group: CodeGroup, first_level: int) -> None:
+    def _sample_group(self, index: int, group: CodeGroup) -> None:
         sizes = group.codebook_sizes
         for row in range(group.height):
             noise = sample_gumbel((group.width, sum(sizes)), self.generators, self.device)
             for column in range(group.width):
                 gumbel = noise[:, column].split(sizes, dim=-1)
-                self._sample_position(index, row * group.width + column, first_level, gumbel)
+                self._sample_position(index, row * group.width + column, gumbel)
 
-    def _sample_position(self, group: int, position: int, first_level: int, gumbel: Sequence[torch.Tensor]) -> None:
+    def _sample_position(self, group: int, position: int, gumbel: Sequence[torch.Tensor]) -> None:
         def fill(code: torch.Tensor, depth: int) -> torch.Tensor:
             return code if self.known is None else self.known.fill(code, group, position, depth)
 
@@ -103,7 +94,7 @@ class AutoregressiveSampler:
             self.predictor.depth,
             self.predictor.next_position(self.previous),
             group=group,
-            first_level=first_level,
+            first_level=self.layout.first_level(group),
             gumbel=gumbel,
             level_sampling=self.level_sampling,
             guidance=self.guidance,
@@ -115,7 +106,7 @@ class AutoregressiveSampler:
 
     def _partial(self) -> PartialCodes:
         final, first, finished = [], 0, 0
-        for codes, group in zip(self.codes, self.groups, strict=True):
+        for codes, group in zip(self.codes, self.layout.groups, strict=True):
             done = torch.arange(group.num_positions, device=codes.device) < self.step - first
             final.append(done[None, :, None].expand(codes.shape))
             first += group.num_positions

@@ -177,6 +177,15 @@ def bound_masks(
         yield ranks(noise[:, 1:]) < counts[:, None], size / (counts * num_masks)
 
 
-def masks_of_split(num_images: int) -> int:
-    """Masks per image when the mean over a split is wanted: as many as make 10,000 of all images, at most 8."""
-    return min(-(-_MASKS_OF_SPLIT // num_images), _MAX_MASKS)
+def split_estimation(indices: Sequence[int], num_images: int) -> dict[str, Any]:
+    """Arguments of `log_prob_per_level` for images of a split, whose mean is wanted.
+
+    Args:
+        indices: Their numbers in the split, on which alone the masks depend.
+        num_images: Images of the split.
+
+    Returns:
+        "num_masks", as many as make 10,000 of all images, at most 8 an image; and "generator", one per image.
+    """
+    num_masks = min(-(-_MASKS_OF_SPLIT // num_images), _MAX_MASKS)
+    return {"num_masks": num_masks, "generator": [torch.Generator().manual_seed(index) for index in indices]}

@@ -187,10 +187,11 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         self,
         class_labels: torch.Tensor | Sequence[int] | int | None = None,
         num_images: int = 1,
-        known_codes: Codes | None = None,
-        known_mask: Sequence[torch.Tensor] | None = None,
+        *,
         generation_config: GenerationConfig | None = None,
         generator: GeneratorLike = None,
+        known_codes: Codes | None = None,
+        known_mask: Sequence[torch.Tensor] | None = None,
         progress: ProgressLike = None,
         callback_on_step_end: StepCallback | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
@@ -209,12 +210,12 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         Args:
             class_labels: LongTensor (N,) or a list, −1 for no class; None for unconditional samples.
             num_images: Samples per input.
-            known_codes: Codes of N images, or of one; arbitrary where the mask is False.
-            known_mask: One BoolTensor per group, (N, h_g, w_g, D_g), or (N, h_g, w_g) for all depths of a position
-                alike; True keeps the known code. A first dimension of 1 serves all inputs.
             generation_config: How to sample; default `self.generation_config`.
             generator: One seed, generator, or list of one generator per sample, see `sample_generators`. A sample's
                 noise depends on its own generator only, whatever the batch.
+            known_codes: Codes of N images, or of one; arbitrary where the mask is False.
+            known_mask: One BoolTensor per group, (N, h_g, w_g, D_g), or (N, h_g, w_g) for all depths of a position
+                alike; True keeps the known code. A first dimension of 1 serves all inputs.
             progress: True for a bar; or a function called with (steps done, total).
             callback_on_step_end: Called after every step with (steps done, total, `PartialCodes`), for previews.
             encoder_hidden_states: Conditioning vectors (N, S, E) of a prior with cross-attention.
@@ -288,6 +289,13 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """How many steps `sample` takes."""
         raise NotImplementedError(f"{type(self).__name__} has to define num_sampling_steps.")
+
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The settings of `config` that say how many steps are taken, with the numbers that hold where it says none.
+
+        A prior whose steps are given by its layout has none.
+        """
+        return {}
 
     def sample(
         self,

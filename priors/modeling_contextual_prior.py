@@ -31,11 +31,11 @@ from .code_embeddings import PositionEmbedding
 from .conditions import Conditions
 from .configuration_code_generation import CodeGenerationConfig
 from .configuration_contextual_prior import ContextualPriorConfig
-from .generation_contextual_prior import DraftAndReviseSampler, rounds_per_group
+from .generation_contextual_prior import DraftAndReviseSampler, draft_settings, rounds_per_group
 from .groupwise_inputs import GroupwiseInputs
 from .known_codes import KnownCodes
 from .likelihood import code_cross_entropy, level_targets, masked_cross_entropy
-from .masking import bound_masks, draw_counts, draw_parts, mask_generators, masks_of_split, ranks
+from .masking import bound_masks, draw_counts, draw_parts, mask_generators, ranks, split_estimation
 from .modeling_code_prior import refuses_labels
 from .modeling_depth_prior import CachedDepth, DepthPriorModel
 from .progress import OnStep
@@ -186,18 +186,16 @@ class ContextualPriorModel(DepthPriorModel):
         speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and group as make 10,000 of all images, at most 8."""
-        generators = [torch.Generator().manual_seed(index) for index in indices]
-        return self.log_prob_per_level(
-            codes,
-            class_labels,
-            num_masks=masks_of_split(num_images),
-            generator=generators,
-            speaker_ids=speaker_ids,
-        )
+        estimation = split_estimation(indices, num_images)
+        return self.log_prob_per_level(codes, class_labels, speaker_ids=speaker_ids, **estimation)
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all rounds of all groups."""
         return sum(map(sum, rounds_per_group(self.layout, config)))
+
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The steps of a group's draft, those of a revision, and how many revisions there are."""
+        return draft_settings(config)
 
     def sample(
         self,
@@ -287,8 +285,6 @@ class ContextualPredictor:
         self.model = model
         self.depth = CachedDepth(model)
         self.inputs = GroupwiseInputs(model, conditions)
-        depths = [group.depth for group in model.layout.groups]
-        self.first_levels = [sum(depths[:index]) for index in range(len(depths))]
 
     def finish_group(self, codes: torch.Tensor) -> None:
         """Takes the codes (B, P_g, D_g) of the next group, all of which are known now."""
@@ -306,11 +302,11 @@ class ContextualPredictor:
 
     def logits(self, codes: torch.Tensor, hidden: torch.Tensor) -> list[torch.Tensor]:
         """Teacher-forced logits of that group, per depth (B, P_g, K); arguments as of `states`."""
-        group = self.inputs.group
-        return self.model.depth_logits(self.states(codes, hidden), self._embed(codes), group, self.first_levels[group])
+        group, layout = self.inputs.group, self.model.layout
+        return self.model.depth_logits(self.states(codes, hidden), self._embed(codes), group, layout.first_level(group))
 
     def _embed(self, codes: torch.Tensor) -> torch.Tensor:
         """e(k) of codes of the next group, (B, P_g, D_g, d)."""
-        first = self.first_levels[self.inputs.group]
+        first = self.model.layout.first_level(self.inputs.group)
         lookup = self.model.code_embedding.lookup
         return torch.stack([lookup(first + depth, values) for depth, values in enumerate(codes.unbind(-1))], dim=2)

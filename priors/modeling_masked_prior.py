@@ -47,9 +47,9 @@ from .masking import (
     draw_counts,
     draw_parts,
     mask_generators,
-    masks_of_split,
     ranks,
     scheduler_settings,
+    split_estimation,
 )
 from .modeling_code_prior import CodePriorModel, refuses_labels
 from .progress import OnStep
@@ -245,18 +245,16 @@ class MaskedPriorModel(CodePriorModel):
         speaker_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As the base class says; with as many masks per image and level as make 10,000 of all images, at most 8."""
-        generators = [torch.Generator().manual_seed(index) for index in indices]
-        return self.log_prob_per_level(
-            codes,
-            class_labels,
-            num_masks=masks_of_split(num_images),
-            generator=generators,
-            speaker_ids=speaker_ids,
-        )
+        estimation = split_estimation(indices, num_images)
+        return self.log_prob_per_level(codes, class_labels, speaker_ids=speaker_ids, **estimation)
 
     def num_sampling_steps(self, config: CodeGenerationConfig) -> int:
         """The steps of all levels."""
         return sum(self._steps_per_level(self._scheduler_for(config)))
+
+    def step_settings(self, config: CodeGenerationConfig) -> dict[str, int | Sequence[int]]:
+        """The steps of a level."""
+        return {"num_steps": self._scheduler_for(config).config["num_steps"]}
 
     def sample(
         self,
@@ -291,7 +289,7 @@ class MaskedPriorModel(CodePriorModel):
 
         Hidden codes are not read.
         """
-        first = sum(item.depth for item in self.layout.groups[:group])
+        first = self.layout.first_level(group)
         levels = range(first, first + codes.shape[-1])
         codes = codes.masked_fill(hidden, 0)
         embedded = [self.code_embedding.lookup(level, codes[..., level - first]) for level in levels]

@@ -5,7 +5,7 @@ Shape legend: B samples, h_g × w_g grid and D_g depth of group g.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,12 +44,14 @@ def partial_codes(
     layout: CodeLayout, codes: list[torch.Tensor], final: list[torch.Tensor], num_finished: int, num_preview: int
 ) -> PartialCodes:
     """Copies a sampler's state; `codes` and `final` hold one tensor (B, P_g, D_g) per group."""
+    grids, known = ([tensor.clone() for tensor in as_grids(layout, tensors)] for tensors in (codes, final))
+    return PartialCodes(Codes(tuple(grids), layout), tuple(known), num_finished, num_preview)
 
-    def grids(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        pairs = zip(tensors, layout.groups, strict=True)
-        return tuple(tensor.unflatten(1, (group.height, group.width)).clone() for tensor, group in pairs)
 
-    return PartialCodes(Codes(grids(codes), layout), grids(final), num_finished, num_preview)
+def as_grids(layout: CodeLayout, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """One tensor (B, P_g, D_g) per group → (B, h_g, w_g, D_g)."""
+    pairs = zip(tensors, layout.groups, strict=True)
+    return tuple(tensor.unflatten(1, (group.height, group.width)) for tensor, group in pairs)
 
 
 @contextmanager

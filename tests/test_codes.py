@@ -82,6 +82,12 @@ class TestFlatten:
         expected = [sum(depths[:g]) + depth for g, _, _, depth in positions_in_order(layout)]
         assert layout.level_of_code().tolist() == expected
 
+    @given(LAYOUTS)
+    def test_first_levels_are_those_of_depth_zero(self, layout: CodeLayout) -> None:
+        expected = [level for level, (_, depth) in enumerate(layout.levels()) if depth == 0]
+        assert [layout.first_level(group) for group in range(len(layout.groups))] == expected
+        assert layout.first_level(len(layout.groups)) == layout.num_levels
+
     @given(CODES)
     def test_level_of_code_agrees_with_levels(self, codes: Codes) -> None:
         level_of_code = codes.layout.level_of_code()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hq_tokenizers.models.trained_models import load_image_processor, load_trained
+from hq_tokenizers.pipelines.code_decoding import check_items
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
 from hq_tokenizers.pretrained_models import pretrained
@@ -27,15 +28,9 @@ def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
     """
     model = load_trained(generator, "generator", HQGeneratorConfig, "generator", "train-prior")
     tokenizer = model.config.image_tokenizer_config
-    if getattr(tokenizer, "for_label_maps", False):
-        raise ValueError(
-            f"generator {generator!r} draws label maps, and the app shows images: draw with `hq-tokenizers generate`, "
-            "or the generator's method generate."
-        )
-    if getattr(tokenizer, "modality", "image") != "image":
-        raise ValueError(
-            f"generator {generator!r} draws spectrograms of sounds, and the app shows images: use "
-            "`hq-tokenizers generate`, or pipeline('hq-audio-generation')."
-        )
+    try:
+        check_items(tokenizer, "images", "the app")
+    except TypeError as error:
+        raise ValueError(f"generator {generator!r}: {error}") from error
     processor = load_image_processor(generator, tokenizer)
     return HQGenerationPipeline(model, image_processor=processor, device=create_accelerator().device)

@@ -8,14 +8,22 @@ import gradio as gr
 
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 
 MAX_IMAGES = 16
 """Drawn in one batch, whose previews show all of them."""
 _NO_CLASS = -1
+# Title, least value, most the slider shows, meaning.
+_STEPS = {
+    "num_steps": ("Steps", 1, 64, "for each level of codes"),
+    "num_draft_steps": ("Draft steps", 1, 64, "for each grid of codes"),
+    "num_revise_steps": ("Steps of a revision", 2, 16, "for each grid of codes"),
+    "num_revisions": ("Revisions", 0, 8, "of every draft"),
+}
 
 
 class SamplingControls:
-    """The controls that a generator has a use for: classes where it has some, steps where its prior is masked, ….
+    """The controls that a generator has a use for: classes where it has some, the steps of its prior, ….
 
     Args:
         pipe: The generator.
@@ -26,7 +34,8 @@ class SamplingControls:
         self._config = prior.config
         self._saved = CodeGenerationConfig.from_generation_config(pipe.model.generation_config)
         self._names = pipe.model.config.id2label or {}
-        self._steps = prior.scheduler.config.num_steps if self._config.model_type == "masked_prior" else None
+        # Priors of other people's need not have any.
+        self._steps = prior.step_settings(self._saved) if isinstance(prior, CodePriorModel) else {}
         self.arguments_shown: list[str] = []
         self.class_labels: gr.Dropdown | None = None
 
@@ -55,9 +64,9 @@ class SamplingControls:
             controls["temperature"] = _setting("Temperature", self._saved.temperature, 0, 2, 0.05, "0 is greedy")
             if can_be_guided:
                 controls["guidance_scale"] = _setting("Guidance", self._saved.guidance_scale, 0, 10, 0.1, "1 is off")
-            if self._steps is not None:
-                steps = self._saved.num_steps or self._steps
-                controls["num_steps"] = _setting("Steps", steps, 1, 64, 1, "for each level of codes")
+            for name, steps in self._steps.items():
+                title, low, high, meaning = _STEPS[name]
+                controls[name] = _setting(title, steps, low, high, 1, meaning)
         self.arguments_shown = list(controls)
         return list(controls.values())
 
@@ -73,8 +82,8 @@ class SamplingControls:
 
 
 def _setting(name: str, saved: Any, low: float, high: float, step: float, meaning: str) -> gr.components.Component:
-    """A slider; a field that may stay empty where the generator was saved with one value per level."""
+    """A slider; a field that may stay empty where the generator was saved with several values."""
     if isinstance(saved, list | tuple):
         listed = ", ".join(map(str, saved))
-        return gr.Number(None, label=name, info=f"empty: {listed}, by level; {meaning}", min_width=120)
+        return gr.Number(None, label=name, info=f"empty: {listed}, coarse to fine; {meaning}", min_width=120)
     return gr.Slider(low, max(high, saved), saved, step=step, label=name, info=meaning, min_width=120, buttons=[])

@@ -13,10 +13,10 @@ from hq_tokenizers.evaluation.images import evaluate_images
 from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.sound_generator import evaluate_sound_generator
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.pipelines.code_decoding import is_of_sound
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig, settings_from_options
 from hq_tokenizers.processes import create_accelerator

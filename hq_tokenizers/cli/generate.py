@@ -15,10 +15,10 @@ from hq_tokenizers.data.sound_loading import load_front_end
 from hq_tokenizers.evaluation.sound import spectrogram_pictures
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.models.trained_models import load_image_processor, load_trained
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.pipelines.code_decoding import is_of_sound
 from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorOutput
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options

@@ -1,1 +1,4 @@
-"""Checkpoints of other packages as tokenizers of this one: a file for each layout."""
+"""Checkpoints of other packages as tokenizers of this one: a file for each layout.
+
+Internal: the command `convert` is what stays the same.
+"""

@@ -10,7 +10,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from hq_tokenizers.files import replacing_files
-from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.options.conversion import ConvertConfig
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.processes import create_accelerator
@@ -54,8 +54,7 @@ def convert(config: ConvertConfig) -> PreTrainedModel:
         model = CONVERTERS[config.format](Path(config.checkpoint), settings, config.image_size)
         with replacing_files(folder) as new:
             model.save_pretrained(new)
-            if not model.config.for_label_maps:
-                HQImageProcessor.for_config(model.config).save_pretrained(new)
+            save_processor(model, new)
         layout = model.code_layout()
         report = {
             "model_type": model.config.model_type,

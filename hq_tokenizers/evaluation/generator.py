@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -16,7 +15,7 @@ from hq_tokenizers.priors.configuration_code_generation import settings_from_opt
 
 from .image_sets import SetComparison
 from .references import load_reference
-from .sampling import NumberedSamples
+from .sampling import NumberedSamples, generator_samples
 
 
 def evaluate_generator(
@@ -38,12 +37,7 @@ def evaluate_generator(
             another request.
     """
     folder = None if config.images_dir is None else Path(config.images_dir)
-
-    overrides = settings_from_options(config.generation)
-
-    def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
-        return generator.generate(labels, generator=generators, batch_size=len(labels), **overrides).images
-
+    sample = generator_samples(generator, settings_from_options(config.generation))
     samples = NumberedSamples(sample, len(generator.config.id2label or {}), config.seed, folder)
     request = {"generator_sha256": weights_sha256(generator), "seed": config.seed, "generation": settings}
     comparison = compare_samples(config, generator.image_tokenizer, accelerator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from transformers import PreTrainedModel
 
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.files import PARTIAL, naming_full_disk, read_json, write_json
@@ -21,6 +22,23 @@ from hq_tokenizers.reporting.tracking import progress_bar
 
 REQUEST = "request.json"
 SampleFunction = Callable[[list[int], list[torch.Generator]], torch.Tensor]
+
+
+def generator_samples(generator: PreTrainedModel, settings: Mapping[str, Any]) -> SampleFunction:
+    """Draws images of a generator.
+
+    Args:
+        generator: The generator.
+        settings: Of sampling, which replace its own.
+    """
+
+    def sample(labels: list[int], generators: list[torch.Generator]) -> torch.Tensor:
+        images: torch.Tensor = generator.generate(
+            labels, generator=generators, batch_size=len(labels), **settings
+        ).images
+        return images
+
+    return sample
 
 
 class NumberedSamples:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.images import Batch
 from hq_tokenizers.data.sound import SoundRows
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
@@ -36,6 +38,18 @@ def decibel_figures(mse: float, extractor: HQFeatureExtractor) -> Record:
     """
     mse_db2 = mse * extractor.std_db**2
     return {"mse_db2": mse_db2, "rmse_db": mse_db2**0.5, "rmse": mse**0.5}
+
+
+def bits_per_second(model: PreTrainedModel, extractor: HQFeatureExtractor) -> float:
+    """The bits of a tokenizer's codes for a second of sound.
+
+    Args:
+        model: The tokenizer, which has codes.
+        extractor: Its front end, which says how many frames a second has.
+    """
+    seconds = image_height_width(model.config.image_size)[1] / extractor.frames_per_second
+    bits: float = model.code_layout().bits_per_image
+    return bits / seconds
 
 
 def sound_provenance(config: DataConfig, split: str, rows: SoundRows, number: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from transformers import AutoFeatureExtractor, AutoModel
 
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.metrics.running.feature_statistics import FeatureStatistics
+from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
 from hq_tokenizers.metrics.set_distances import check_covariances, frechet_distance
 from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.sound_decoding import resample
@@ -76,14 +76,14 @@ class SoundDistance:
         self.network = network
         self.sampling_rate = sampling_rate
         self.allow_few = allow_few
-        self.predictions = FeatureStatistics("predictions")
-        self.references = FeatureStatistics("references")
+        self.predictions = RunningGaussian()
+        self.references = RunningGaussian()
 
     def add(self, predictions: Sequence[np.ndarray] = (), references: Sequence[np.ndarray] = ()) -> None:
         """Adds sounds (n,) to either set."""
         for side, waveforms in ((self.predictions, predictions), (self.references, references)):
             if len(waveforms):
-                side.gaussian.update(self.network.features(waveforms, self.sampling_rate))
+                side.update(self.network.features(waveforms, self.sampling_rate))
 
     def result(self, provenance: dict[str, Any]) -> dict[str, Any]:
         """{"frechet_audio_distance", "provenance"} of all processes.
@@ -91,14 +91,17 @@ class SoundDistance:
         Raises:
             ValueError: If a set is too small.
         """
-        for side in (self.predictions, self.references):
-            own, *others = gather_object([side.gaussian])
-            for other in others:
-                own.merge(other)
-            side.gaussian = own
-        check_covariances(self.predictions, self.references, self.allow_few)
-        distance = frechet_distance(self.predictions.gaussian, self.references.gaussian)
+        sides = {"predictions": _of_all_processes(self.predictions), "references": _of_all_processes(self.references)}
+        check_covariances(sides, self.allow_few, "sounds", "set metrics.allow_few_images true")
+        distance = frechet_distance(**sides)
         return {
             "frechet_audio_distance": distance,
             "provenance": {**provenance, "feature_network": self.network.identity},
         }
+
+
+def _of_all_processes(gaussian: RunningGaussian) -> RunningGaussian:
+    total, *others = gather_object([gaussian])
+    for other in others:
+        total.merge(other)
+    return total

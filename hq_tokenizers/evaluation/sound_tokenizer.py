@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import Batch
@@ -25,7 +24,7 @@ from hq_tokenizers.reporting.tracking import progress_bar
 
 from .pictures import named_reconstructions
 from .references import evaluated_split
-from .sound import decibel_figures, sound_provenance, spectrogram_pictures, squared_error
+from .sound import bits_per_second, decibel_figures, sound_provenance, spectrogram_pictures, squared_error
 from .sound_sets import SoundDistance, sound_network
 from .validation import RunningSums
 
@@ -142,14 +141,17 @@ def _results(
     if counts:
         usage = {name: values.tolist() for name, values in usage_figures(counts).items()}
         usage["active_codes"] = list(map(int, usage["active_codes"]))
-        seconds = image_height_width(model.config.image_size)[1] / extractor.frames_per_second
-        rate = model.code_layout().bits_per_image / seconds
         shared = {
             f"nmi_{kind}": [normalized_mutual_information(totals[f"{kind}_{level}"]) for level in range(len(counts))]
             for kind in ("classes", "speakers")
             if f"{kind}_0" in totals
         }
-        results["codebook_usage"] = {**usage, "bits_per_second": rate, **shared, "provenance": provenance}
+        results["codebook_usage"] = {
+            **usage,
+            "bits_per_second": bits_per_second(model, extractor),
+            **shared,
+            "provenance": provenance,
+        }
     if len(errors) > 1:
         results["partial"] = {name: [level[name] for level in per_level] for name in ("mse_db2", "rmse_db")}
     return results

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.pipelines.code_decoding import is_of_sound
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
+from hq_tokenizers.models.processors import processor_for
 from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
@@ -111,27 +112,6 @@ def _of_own_code(card: ModelCard) -> ModelCard:
         "`trust_remote_code=True`, `from_pretrained` and `pipeline` of transformers load it where hq_tokenizers is not "
         "installed. Read the code before you trust it.\n"
     )
-
-
-def processor_for(
-    model: PreTrainedModel, feature_extractor: HQFeatureExtractor | None = None
-) -> HQImageProcessor | HQFeatureExtractor | None:
-    """What makes the inputs of a tokenizer or a generator; None for priors and label maps.
-
-    Args:
-        model: The model.
-        feature_extractor: Of a model of sounds; without it theirs is None as well.
-
-    Raises:
-        TypeError: If it is not the front end of such a model.
-    """
-    config = getattr(model.config, "image_tokenizer_config", model.config)
-    of_sound = hasattr(config, "image_size") and is_of_sound(config)
-    if feature_extractor is not None and not (of_sound and feature_extractor.suits(config)):
-        raise TypeError(f"feature_extractor is not the front end of this {type(model).__name__}: leave it out.")
-    if of_sound or not hasattr(config, "image_size") or config.for_label_maps:
-        return feature_extractor
-    return HQImageProcessor.for_config(config)
 
 
 def _pipeline_of(generator: HQGeneratorModel) -> type[CodeSamplingPipeline]:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from hq_tokenizers.codes import CodeLayout
-from hq_tokenizers.pipelines.code_decoding import is_of_sound
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.reporting.tables import metrics_table
 
 _KINDS = {

@@ -12,10 +12,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import PreTrainedModel
 
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
+from hq_tokenizers.models.processors import processor_for
 from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 
-from .export import export_self_contained, processor_for
+from .export import export_self_contained
 from .model_card import create_model_card
 
 

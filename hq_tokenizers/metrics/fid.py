@@ -239,7 +239,7 @@ class FID(StreamingMetric[StatisticsPair]):
                     f"A distance needs both sides, there are no {side.side}: call add_batch({side.side}=…)."
                 )
         self._check_sizes({})
-        check_covariances(predictions, references, self._allow_few_images)
+        check_covariances({side.side: side.gaussian for side in (predictions, references)}, self._allow_few_images)
         official = self._network.is_fid_inception
         result: dict[str, Any] = {
             "fid" if official else "frechet_distance": frechet_distance(predictions.gaussian, references.gaussian)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from hq_tokenizers.metrics.running.feature_statistics import FeatureStatistics
@@ -12,21 +14,32 @@ _KID_SUBSETS = 100
 _NEIGHBOURS = 3
 
 
-def check_covariances(predictions: FeatureStatistics, references: FeatureStatistics, allow_few_images: bool) -> None:
+def check_covariances(
+    sides: Mapping[str, RunningGaussian],
+    allow_few: bool,
+    items: str = "images",
+    remedy: str = "pass allow_few_images=True",
+) -> None:
     """Checks that both sets have a covariance of full rank, or at least one that is defined.
 
+    Args:
+        sides: The features of each set, by what errors call it.
+        allow_few: Whether no more items than features will do.
+        items: What the sets are of, for errors.
+        remedy: How few are allowed, for errors.
+
     Raises:
-        ValueError: With fewer than D + 1 images of a set for D features, or, if few are allowed, fewer than 2.
+        ValueError: With fewer than D + 1 items of a set for D features, or, if few are allowed, fewer than 2.
     """
-    for side in (predictions, references):
-        num_images, num_features = side.gaussian.count, len(side.gaussian.mean)
-        if num_images < 2:
-            raise ValueError(f"A covariance needs at least 2 images, there is {num_images} among the {side.side}.")
-        if num_images <= num_features and not allow_few_images:
+    for side, gaussian in sides.items():
+        number, num_features = gaussian.count, len(gaussian.mean)
+        if number < 2:
+            raise ValueError(f"A covariance needs at least 2 {items}, there is {number} among the {side}.")
+        if number <= num_features and not allow_few:
             raise ValueError(
-                f"{num_images} {side.side} are too few images for the covariance of {num_features} features, which "
-                f"needs at least {num_features + 1}: the distance would mostly measure their number. Add images, or "
-                "pass allow_few_images=True for a number that only compares with others from as many images."
+                f"{number} {side} are too few {items} for the covariance of {num_features} features, which "
+                f"needs at least {num_features + 1}: the distance would mostly measure their number. Add {items}, or "
+                f"{remedy} for a number that only compares with others from as many {items}."
             )
 
 

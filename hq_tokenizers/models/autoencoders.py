@@ -156,19 +156,19 @@ def autoencoder_config(
     networks, stride = autoencoder.fields(), autoencoder.stride
     if config_class is SQVAEConfig:
         networks["num_downsampling"] = stride.bit_length() - 1
+    if fields.get("num_channels", networks["num_channels"]) != networks["num_channels"]:
+        raise ValueError(
+            f"The autoencoder is one of images of {networks['num_channels']} channels, got images of "
+            f"{fields['num_channels']}."
+        )
     for name, value in fields.items():
-        if name in networks and name != "num_channels" and value != networks[name]:
+        if name in networks and value != networks[name]:
             raise ValueError(f"{name} is that of the autoencoder, {networks[name]!r}: leave it out, got {value!r}.")
     quantizer = fields.get("quantizer", "gaussian")
     if quantizer not in _QUANTIZERS:
         raise ValueError(
             f"Between an encoder and a decoder that exist, the quantizer is one of {', '.join(map(repr, _QUANTIZERS))}"
             f", whose codes lie where the latents are, got {quantizer!r}."
-        )
-    if fields.get("num_channels", networks["num_channels"]) != networks["num_channels"]:
-        raise ValueError(
-            f"The autoencoder is one of images of {networks['num_channels']} channels, got images of "
-            f"{fields['num_channels']}."
         )
     own: dict[str, Any] = {"image_size": _divisible(autoencoder.image_size, stride), "normalize_latents": True}
     own["restore_latent_scale"] = fields.get("normalize_latents", True)

@@ -366,5 +366,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
         return height // rows, width // self.stride
 
 
+def is_of_sound(config: PreTrainedConfig) -> bool:
+    """Whether this is the configuration of a tokenizer of sound; own tokenizers need not say that they are none."""
+    return getattr(config, "modality", "image") == "sound"
+
+
 def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
@@ -23,7 +23,7 @@ from hq_tokenizers.files import naming_full_disk, replacing, sync
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
-from hq_tokenizers.processes import average_gradients, check_processes, main_process_finds
+from hq_tokenizers.processes import average_gradients, broadcast, check_processes, main_process_finds
 from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
@@ -336,7 +336,7 @@ class TrainingLoop:
             # Each process has the batch statistics of its own images, and averages of these.
             for module in self._modules().values():
                 for buffer in module.buffers():
-                    buffer.copy_(broadcast(buffer))
+                    broadcast(buffer)
         if self.average is None:
             return self.model
         self.average.copy_rest(self.model)

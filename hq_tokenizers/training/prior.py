@@ -24,8 +24,8 @@ from hq_tokenizers.evaluation.sound import spectrogram_pictures
 from hq_tokenizers.evaluation.validation import evaluate_prior, prior_conditions
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig, is_of_sound
+from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.models.trained_models import load_trained
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
@@ -175,12 +175,10 @@ def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorM
     """
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     config = generator.image_tokenizer.config
+    front_end = load_front_end(tokenizer, config) if is_of_sound(config) else None
     with replacing_files(output_dir) as new:
         generator.save_pretrained(new)
-        if config.modality == "sound":
-            load_front_end(tokenizer, config).save_pretrained(new)
-        elif not config.for_label_maps:
-            HQImageProcessor.for_config(config).save_pretrained(new)
+        save_processor(generator, new, front_end)
     return generator
 
 

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedModel
 
-from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
@@ -20,11 +19,11 @@ from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.pictures import named_reconstructions
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
-from hq_tokenizers.evaluation.sound import spectrogram_pictures, squared_error
+from hq_tokenizers.evaluation.sound import bits_per_second, spectrogram_pictures, squared_error
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
-from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.models.autoencoders import networks_sha256
+from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
@@ -180,8 +179,7 @@ def _describe_codes(model: PreTrainedModel, train: TrainingRows) -> dict[str, An
         "bits_per_image": layout.bits_per_image,
     }
     if isinstance(train, SoundRows):
-        seconds = image_height_width(model.config.image_size)[1] / train.extractor.frames_per_second
-        described["bits_per_second"] = layout.bits_per_image / seconds
+        described["bits_per_second"] = bits_per_second(model, train.extractor)
     return described
 
 
@@ -389,8 +387,5 @@ def _batch_quality(reconstruction: torch.Tensor, batch: Batch) -> Metrics:
 def _save(output_dir: Path, model: PreTrainedModel, test: Rows, device: torch.device) -> None:
     with replacing_files(output_dir) as new:
         model.save_pretrained(new)
-        if isinstance(test, SoundRows):
-            test.extractor.save_pretrained(new)
-        elif not model.config.for_label_maps:
-            HQImageProcessor.for_config(model.config).save_pretrained(new)
+        save_processor(model, new, test.extractor if isinstance(test, SoundRows) else None)
     save_png(pictures(model, test, device), output_dir / "reconstructions.png")

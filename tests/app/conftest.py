@@ -5,13 +5,12 @@ import torch
 from PIL import Image
 
 from hq_tokenizers import (
+    ContextualPriorModel,
     HQGenerationPipeline,
     HQGeneratorModel,
     HQVAEConfig,
     HQVAEModel,
-    MaskedPriorConfig,
     MaskedPriorModel,
-    RQPriorConfig,
     RQPriorModel,
     SQVAEModel,
     sq_vae,
@@ -22,8 +21,8 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 def build_pipeline(tokenizer, prior_class=RQPriorModel, **settings):
     """An untrained generator; of a large initial range, so that classes and codes differ in probability."""
-    config_class = MaskedPriorConfig if prior_class is MaskedPriorModel else RQPriorConfig
-    prior = prior_class(config_class(code_layout=tokenizer.code_layout().to_dict(), **SMALL | settings)).eval()
+    layout = tokenizer.code_layout().to_dict()
+    prior = prior_class(prior_class.config_class(code_layout=layout, **SMALL | settings)).eval()
     return HQGenerationPipeline(HQGeneratorModel.from_sub_models(tokenizer, prior))
 
 
@@ -54,7 +53,14 @@ def hierarchical_pipe():
     return build_pipeline(tokenizer, MaskedPriorModel, num_classes=2, id2label={0: "cat", 1: "dog"})
 
 
-@pytest.fixture(params=["pipe", "unconditional_pipe", "hierarchical_pipe"])
+@pytest.fixture(scope="session")
+def contextual_pipe():
+    """One grid of codes, a contextual prior."""
+    torch.manual_seed(3)
+    return build_pipeline(build_tokenizer(), ContextualPriorModel)
+
+
+@pytest.fixture(params=["pipe", "unconditional_pipe", "hierarchical_pipe", "contextual_pipe"])
 def any_pipe(request):
     return request.getfixturevalue(request.param)
 

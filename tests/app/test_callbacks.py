@@ -21,6 +21,9 @@ from hq_tokenizers.app.reconstruct_tab import ReconstructTab
 from hq_tokenizers.app.sampling_controls import SamplingControls
 from hq_tokenizers.app.variations_tab import VariationsTab
 
+# Others than the defaults.
+STEPS = {"num_steps": 3, "num_draft_steps": 4, "num_revise_steps": 3, "num_revisions": 1}
+
 
 def built(tab):
     with gr.Blocks(analytics_enabled=False):
@@ -30,7 +33,7 @@ def built(tab):
 
 def values(tab, **chosen):
     """The values of the controls of a tab, in their order."""
-    chosen = {"class_labels": 1, "temperature": 1.0, "guidance_scale": 1.0, "num_steps": 3} | chosen
+    chosen = {"class_labels": 1, "temperature": 1.0, "guidance_scale": 1.0, **STEPS, **chosen}
     return [chosen[name] for name in tab.controls.arguments_shown]
 
 
@@ -50,7 +53,11 @@ def label_of(pipe):
 
 
 def steps_of(pipe):
-    return {"num_steps": 3} if pipe.model.prior.config.model_type == "masked_prior" else {}
+    known = {
+        "masked_prior": ["num_steps"],
+        "contextual_prior": ["num_draft_steps", "num_revise_steps", "num_revisions"],
+    }
+    return {name: STEPS[name] for name in known.get(pipe.model.prior.config.model_type, [])}
 
 
 def test_the_page_has_every_tab(any_pipe):
@@ -101,6 +108,10 @@ def test_settings_reach_the_pipeline(pipe):
         ("pipe", ["class_labels", "num_images", "seed", "temperature", "guidance_scale"]),
         ("unconditional_pipe", ["num_images", "seed", "temperature"]),
         ("hierarchical_pipe", ["class_labels", "num_images", "seed", "temperature", "guidance_scale", "num_steps"]),
+        (
+            "contextual_pipe",
+            ["num_images", "seed", "temperature", "num_draft_steps", "num_revise_steps", "num_revisions"],
+        ),
     ],
 )
 def test_only_what_a_generator_understands_is_asked(name, controls, request):
@@ -108,6 +119,25 @@ def test_only_what_a_generator_understands_is_asked(name, controls, request):
     with gr.Blocks(analytics_enabled=False):
         shown.build(4)
     assert shown.arguments_shown == controls
+
+
+def test_steps_begin_where_the_generator_would(contextual_pipe, hierarchical_pipe, monkeypatch):
+    from hq_tokenizers.priors import CodeGenerationConfig
+
+    def shown(pipe):
+        controls = SamplingControls(pipe)
+        with gr.Blocks(analytics_enabled=False):
+            components = controls.build(4)
+        return dict(zip(controls.arguments_shown, (component.value for component in components), strict=True))
+
+    prior = contextual_pipe.model.prior
+    # 12 steps, then two revisions in two.
+    assert [shown(contextual_pipe)[name] for name in steps_of(contextual_pipe)] == [12, 2, 2]
+    saved = CodeGenerationConfig(num_draft_steps=5, num_revisions=0)
+    monkeypatch.setattr(prior, "generation_config", saved)
+    assert [shown(contextual_pipe)[name] for name in steps_of(contextual_pipe)] == [5, 2, 0]
+    monkeypatch.setattr(hierarchical_pipe.model.prior, "generation_config", CodeGenerationConfig(num_steps=[1, 2, 3]))
+    assert shown(hierarchical_pipe)["num_steps"] is None
 
 
 def test_settings_saved_by_level_are_kept_unless_replaced(hierarchical_pipe, monkeypatch):
@@ -176,7 +206,7 @@ def test_inpaints_as_the_pipeline_does(any_pipe, image_file):
     images, _, _ = last(tab.repaint(image_file, edited, *values(tab, num_images=2, seed=3)))
     mask = np.zeros((seen.height, seen.width), bool)
     mask[seen.height // 2 :, : seen.width // 2] = True
-    expected = any_pipe.inpaint(seen, mask, label_of(any_pipe), num_images=2, seed=3, **steps_of(any_pipe))
+    expected = any_pipe.inpaint(seen, mask, class_labels=label_of(any_pipe), num_images=2, seed=3, **steps_of(any_pipe))
     assert same(images, expected)
     kept = np.asarray(images[0])[~mask]
     assert (kept == np.asarray(seen)[~mask]).all()
@@ -204,7 +234,7 @@ def test_varies_as_the_pipeline_does(any_pipe, image_file):
     for kept in (0, any_pipe.model.code_layout.num_levels):
         images, _, _ = last(tab.vary(image_file, kept, *values(tab, num_images=2, seed=1)))
         expected = any_pipe.variations(
-            image_file, kept, 2, class_labels=label_of(any_pipe), seed=1, **steps_of(any_pipe)
+            image_file, kept, class_labels=label_of(any_pipe), num_images=2, seed=1, **steps_of(any_pipe)
         )
         assert same(images, expected)
     assert same(images[:1], [any_pipe.reconstruct(image_file)])

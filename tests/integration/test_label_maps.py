@@ -60,7 +60,7 @@ def test_generated_label_maps_are_png_of_classes(folder, tmp_path):
     images = AutoModel.from_pretrained(generator).generate(num_images=3, generator=0).images
     assert images.dtype == torch.long
     assert [image.tolist() for image in drawn] == images.tolist()
-    with pytest.raises(TypeError, match="this generator draws label maps"):
+    with pytest.raises(TypeError, match="hq-generation is for images, this generator makes label maps"):
         pipeline("hq-generation", model=generator)
 
 

@@ -260,13 +260,11 @@ class TestInpaint:
 
     def test_neither_batch_size_nor_company_matter(self, pipe, images):
         masks = [MASK, mask_of(slice(0, 4), slice(None)), MASK]
-        whole = pipe.inpaint(images, masks, ["cat", None, "dog"], 2, seed=3, batch_size=6, output_type="codes")
+        arguments = {"class_labels": ["cat", None, "dog"], "num_images": 2, "seed": 3, "output_type": "codes"}
+        whole = pipe.inpaint(images, masks, batch_size=6, **arguments)
         for batch_size in (1, 4):
-            again = pipe.inpaint(
-                images, masks, ["cat", None, "dog"], 2, seed=3, batch_size=batch_size, output_type="codes"
-            )
-            assert again == whole
-        assert pipe.inpaint(images[2], MASK, "dog", seed=8, output_type="codes") == whole[2][1]
+            assert pipe.inpaint(images, masks, batch_size=batch_size, **arguments) == whole
+        assert pipe.inpaint(images[2], MASK, class_labels="dog", seed=8, output_type="codes") == whole[2][1]
 
     @pytest.mark.parametrize(
         "mask",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -293,3 +294,13 @@ def test_gradient_checkpointing_keeps_the_gradients(tokenizer):
         prior.eval()
     assert gradients[0]
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_priors_and_generators_take_their_arguments_in_one_order_and_by_name(generator):
+    both = (generator.prior.generate, generator.generate)
+    prior, whole = (list(inspect.signature(method).parameters.values()) for method in both)
+    shared = {parameter.name for parameter in prior} & {parameter.name for parameter in whole}
+    assert [one.name for one in prior if one.name in shared] == [one.name for one in whole if one.name in shared]
+    for parameters in (prior, whole):
+        by_place = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+        assert by_place == ["class_labels", "num_images"]

@@ -404,6 +404,20 @@ class TestStreams:
         expected = pipe.variations(images, 0, class_labels="cat", seed=5, output_type="codes")
         assert torch.equal(Codes.cat(list(others)).flatten(), Codes.cat(expected).flatten())
 
+    def test_repainted_images(self, pipe):
+        images = [np.full((8, 8), value, np.uint8) for value in (0, 100, 200)]
+        mask = np.arange(8)[:, None].repeat(8, 1) > 3
+        settings = {"class_labels": "dog", "num_images": 2, "seed": 3, "output_type": "pt"}
+        stream = pipe.inpaint(iter(images), mask, **settings)
+        assert not isinstance(stream, list)
+        rows, expected = list(stream), pipe.inpaint(images, mask, **settings)
+        for row, same in zip(rows, expected, strict=True):
+            torch.testing.assert_close(torch.stack(row), torch.stack(same))
+        with pytest.raises(ValueError, match="one mask for all of its images, got 3"):
+            pipe.inpaint(iter(images), [mask] * 3)
+        with pytest.raises(TypeError, match="stream"):
+            pipe.inpaint(iter(images), mask, class_labels=["cat", "dog", "frog"])
+
     def test_images_are_taken_when_asked_for(self, pipe):
         taken: list = []
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hq_tokenizers.pipelines.call_arguments import sample_seeds, stream_seeds
 from hq_tokenizers.pipelines.class_labels import resolve_speakers, resolve_speakers_of_sounds
 from hq_tokenizers.pipelines.sound_arguments import decode_sounds, is_single_sound, mark_spans
 from hq_tokenizers.sound_decoding import encode_wav
@@ -55,3 +56,11 @@ def test_speakers_are_labels_of_their_own() -> None:
         resolve_speakers(None, NAMES, needed=True)
     with pytest.raises(TypeError, match="A speaker is a name, an integer, or None for no speaker"):
         resolve_speakers(1.5, NAMES)
+
+
+def test_seeds_of_sounds_are_said_to_be_theirs() -> None:
+    for draw in (lambda: sample_seeds(-1, 2, "sounds"), lambda: sample_seeds([0, -1], 2, "sounds")):
+        with pytest.raises(ValueError, match=r"; sound i of the call gets seed \+ i"):
+            draw()
+    with pytest.raises(ValueError, match="; sound i of the call"):
+        stream_seeds(-1, "sounds")

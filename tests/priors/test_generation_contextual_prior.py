@@ -209,36 +209,6 @@ def test_a_position_of_which_some_codes_are_given_sees_them(make_contextual_prio
     check_counts(model.generate([1], num_images=NUM_DRAWS, generator=0, **settings), expected)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"num_draft_steps": 3, "num_revisions": 0},
-        {"guidance_scale": 3.0, "guidance_schedule": "linear", "top_p": 0.9, "num_draft_steps": 2},
-    ],
-)
-def test_samples_do_not_depend_on_the_batch(make_contextual_prior: Make, layout: CodeLayout, settings: dict) -> None:
-    model, labels = make_contextual_prior(layout), torch.arange(16) % 4 - 1
-    whole = model.generate(labels, generator=100, **settings)
-    assert len(set(map(tuple, whole.flatten().tolist()))) == 16
-    for size in (1, 3):
-        parts = [
-            model.generate(labels[first : first + size], generator=100 + first, **settings)
-            for first in range(0, 16, size)
-        ]
-        assert Codes.cat(parts) == whole
-
-
-def test_guidance(make_contextual_prior: Make, layout: CodeLayout) -> None:
-    model = make_contextual_prior(layout)
-    plain = model.generate([0, 1, 2], generator=0)
-    # Both branches run and nothing is guided but, hardly, the first step.
-    first_only = {"guidance_scale": 1.0 + 1e-9, "guidance_schedule": "interval", "guidance_interval": [0.0, 0.0]}
-    assert model.generate([0, 1, 2], generator=0, **first_only) == plain
-    assert model.generate([0, 1, 2], generator=0, guidance_scale=9.0) != plain
-    assert model.generate([0, 1, 2], generator=0, guidance_scale=0.0) == model.generate([-1] * 3, generator=0)
-
-
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
 @pytest.mark.parametrize("revisions", [0, 2])
 def test_known_codes_are_kept_and_the_rest_sampled(

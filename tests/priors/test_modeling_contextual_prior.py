@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
-from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.priors import CodeGenerationConfig, ContextualPriorConfig, ContextualPriorModel
 from hq_tokenizers.priors.conditions import Conditions
 from hq_tokenizers.priors.modeling_contextual_prior import ContextualPredictor
@@ -272,41 +271,6 @@ def test_soft_targets_and_smoothing(make_contextual_prior: Make, random_codes: D
         cross_entropy = -(smoothed.double() * logits.double().log_softmax(-1)).sum(-1)
         sums, counts = sums + (cross_entropy * predicted).sum(1), counts + predicted.sum(1)
     torch.testing.assert_close(output.loss.double(), (sums / counts).mean(), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
-def test_gradient_reaches_every_parameter(
-    make_contextual_prior: Make, random_codes: Draw, layout: CodeLayout, variant: dict
-) -> None:
-    model = make_contextual_prior(layout, dropout=0.1, **variant).train()
-    model(random_codes(layout, 200), torch.arange(200) % 4 - 1).loss.backward()
-    idle = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert idle == []
-
-
-def test_forward_compiles_without_graph_breaks(
-    make_contextual_prior: Make, random_codes: Draw, mixed_layout: CodeLayout
-) -> None:
-    model, codes, labels = make_contextual_prior(mixed_layout), random_codes(mixed_layout, 2), torch.tensor([0, -1])
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.manual_seed(0)
-    expected = model(codes, labels).loss
-    torch.manual_seed(0)
-    torch.testing.assert_close(compiled(codes, labels).loss, expected)
-
-
-def test_gradient_checkpointing_changes_nothing(
-    make_contextual_prior: Make, random_codes: Draw, mixed_layout: CodeLayout
-) -> None:
-    codes, gradients = random_codes(mixed_layout, 2), []
-    for checkpointing in (False, True):
-        model = make_contextual_prior(mixed_layout, label_dropout=0.0).train()
-        if checkpointing:
-            enable_gradient_checkpointing(model)
-        torch.manual_seed(0)
-        model(codes, torch.tensor([0, 1])).loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_half_precision(make_contextual_prior: Make, random_codes: Draw, mixed_layout: CodeLayout) -> None:
