@@ -141,7 +141,7 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
         return cls.from_sub_models(tokenizer_model, prior_model, id2label)
 
     @property
-    def output_modalities(self) -> tuple[str, ...]:  # type: ignore[override]
+    def output_modalities(self) -> tuple[str, ...]:
         """What transformers' pipelines say of themselves."""
         return ("audio",) if is_of_sound(self.config.image_tokenizer_config) else ("image",)
 

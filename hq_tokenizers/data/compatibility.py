@@ -54,7 +54,7 @@ def check_images(model: PreTrainedModel, rows: ImageRows | ImageStream, option: 
         )
 
 
-def _is_of_digits(rows: ImageRows) -> bool:
+def _is_of_digits(rows: ImageRows | ImageStream) -> bool:
     form = rows.image_format
     return (form.height, form.width, form.max_value) == (SIZE, SIZE, MAX_GREY_LEVEL)
 

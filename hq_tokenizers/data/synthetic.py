@@ -55,13 +55,10 @@ def synthetic_sounds(extractor: HQFeatureExtractor, num_frames: int, num_speaker
 
     samples = (num_frames - 1) * extractor.hop_length + 1
     noise = np.random.default_rng(0).uniform(-1, 1, (number, samples)).astype(np.float32)
-    rows = Dataset.from_dict({"audio": list(noise)})
-    rows = rows.with_format("numpy")
-    speakers = {}
-    if num_speakers:
-        names = [f"speaker {index}" for index in range(num_speakers)]
-        speakers = {"speakers": torch.zeros(number, dtype=torch.long), "speaker_names": names}
-    return SoundRows(rows, "audio", RowNames("synthetic"), extractor, **speakers)
+    rows = Dataset.from_dict({"audio": list(noise)}).with_format("numpy")
+    heard = torch.zeros(number, dtype=torch.long) if num_speakers else None
+    names = [f"speaker {index}" for index in range(num_speakers)] or None
+    return SoundRows(rows, "audio", RowNames("synthetic"), extractor, speakers=heard, speaker_names=names)
 
 
 def synthetic_codes(
