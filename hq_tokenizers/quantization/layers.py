@@ -219,7 +219,8 @@ class VectorQuantize(_VectorLayer):
         codebook_size: Number of codes K.
         channel_last: Whether the input is (B, …, d), or (B, d, …).
         normalize: Whether a batch norm without learned scale comes before the codes, which then lie in its space.
-        **training: Fields of `VectorTraining`.
+        **training: Fields of `VectorTraining`; `restart_threshold` is 1 here with moving averages, and 0 in the preset
+            `vq_vae`, the paper's baseline.
 
     Raises:
         ValueError: For a value out of range.
@@ -229,7 +230,7 @@ class VectorQuantize(_VectorLayer):
         self, dim: int, codebook_size: int, *, channel_last: bool = True, normalize: bool = False, **training: Any
     ):
         dim, codebook_size = _sizes(dim, codebook_size)
-        fields = VectorTraining(**training)
+        fields = VectorTraining(**_with_restarts(training))
         super().__init__(dim, [codebook_size], False, fields, channel_last, normalize, one_code=True)
 
 
@@ -264,10 +265,14 @@ class ResidualVectorQuantize(_VectorLayer):
     ):
         dim, codebook_size = _sizes(dim, codebook_size)
         sizes = [codebook_size] * check_value("num_quantizers", num_quantizers, Levels)
-        if training.get("codebook_update", "ema") == "ema":
-            training = {"restart_threshold": 1.0, **training}
         shared = check_value("shared_codebook", shared_codebook, bool)
-        super().__init__(dim, sizes, shared, VectorTraining(**training), channel_last, normalize, one_code=False)
+        fields = VectorTraining(**_with_restarts(training))
+        super().__init__(dim, sizes, shared, fields, channel_last, normalize, one_code=False)
+
+
+def _with_restarts(training: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `VectorTraining`, by default with restarts: nobody knows the scale of another model's latents."""
+    return {"restart_threshold": 1.0, **training} if training.get("codebook_update", "ema") == "ema" else training
 
 
 def _sizes(dim: int, codebook_size: int) -> tuple[int, int]:

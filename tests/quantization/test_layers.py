@@ -40,7 +40,7 @@ SIZES = {"codebook_dim": DIM}
 MODELS = {
     "sq": (sq_vae("digits", codebook_size=K, **SIZES), {}),
     "rsq": (rsq_vae("digits", num_levels=3, codebook_size=K, **SIZES), {}),
-    "vq": (vq_vae("digits", codebook_size=K, **SIZES), {}),
+    "vq": (vq_vae("digits", codebook_size=K, **SIZES), {"restart_threshold": 0.0}),
     "rq": (rq_vae("digits", num_levels=3, codebook_size=K, **SIZES), {}),
     "sq as in the paper": (sq_vae("digits", "paper", codebook_size=K, variance_floor=0.0, **SIZES), PAPER),
     "rsq as in the paper": (rsq_vae("digits", num_levels=3, codebook_size=K, recipe="paper", **SIZES), PAPER),
@@ -319,6 +319,17 @@ def test_toy_training_uses_its_codes(name: str) -> None:
     print(f"{name}: error {error:.3f}, usage {[round(float(value), 2) for value in usage]}")
     assert error < (0.17 if levels.shape[-1] > 1 else 0.25)
     assert usage.min() > (0.25 if name in ("vq", "rq") else 0.8)
+
+
+@pytest.mark.parametrize("name", ["vq", "rq"])
+def test_deterministic_codes_reach_latents_of_any_scale(name: str) -> None:
+    """Where nothing is set and the encoder's outputs are a tenth of the initial code vectors."""
+    torch.manual_seed(0)
+    layer, centres = LAYERS[name](), 0.1 * vectors(K, DIM)
+    for step in range(200):
+        layer(centres.repeat(8, 1) + 0.01 * vectors(8 * K, DIM, seed=step))
+    _, codes, _ = layer.eval()(centres)
+    assert len(codes.unique()) > 0.7 * K
 
 
 def test_page_runs() -> None:
