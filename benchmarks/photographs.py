@@ -40,7 +40,7 @@ class Photographs:
     train: Annotated[str, "parquet file of the photographs to train on"] = "bsds500-train.parquet"
     held_out: Annotated[str, "parquet file of those to judge by"] = "bsds500-test.parquet"
     crop_size: Annotated[int, "pixels of a side of the crops"] = 64
-    num_held_out: Annotated[int, "crops to judge by, spread evenly over the photographs"] = 512
+    num_held_out: Annotated[int, "crops to judge by, spread evenly over the photographs"] = 256
     training: Annotated[dict[str, Any], "options of train-tokenizer, the same for all"] = field(default_factory=dict)
     stages: Annotated[dict[str, Any], "name of each way to train: what options it adds"] = field(default_factory=dict)
     lpips_weights: Annotated[str | None, "file of SqueezeNet's weights; null takes torch's hub cache"] = None
