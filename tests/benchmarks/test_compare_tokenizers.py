@@ -58,13 +58,15 @@ def test_records_table_and_plots(compare, tmp_path):
     names = [f"{name}-seed{seed}.json" for name in ("rsq_vae_l_3", "vae") for seed in (0, 1)]
     records = {name: json.loads((tmp_path / "report" / "small" / name).read_text()) for name in names}
     assert sorted(path.name for path in (tmp_path / "report" / "small").iterdir()) == names
-    _, _, *rows = (tmp_path / "report" / "small.md").read_text().splitlines()
+    lines = (tmp_path / "report" / "small.md").read_text().splitlines()
+    _, _, *rows = (line for line in lines if line.startswith("|"))
     assert [row.split(" | ")[0] for row in rows] == ["| RSQ-VAE L=3", "| VAE"]
     errors = [1e3 * records[f"vae-seed{seed}.json"]["test"]["mse"] for seed in (0, 1)]
     assert f"| {sum(errors) / 2:.2f} ({errors[0]:.2f}, {errors[1]:.2f}) |" in rows[1]
     assert errors[0] != errors[1]
     for plot in ("rate_distortion", "usage", "training"):
         assert (tmp_path / "report" / f"small_{plot}.png").stat().st_size > 5000
+        assert any(line.endswith(f"(small_{plot}.png)") for line in lines)
 
 
 RECORDS = {

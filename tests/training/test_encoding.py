@@ -158,6 +158,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path, never_encoding):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_leaves_the_old_codes_the_new_ones_or_none(tmp_path):
     model = AutoModel.from_pretrained(_tokenizer(tmp_path / "old"))
     # The same codes under other numbers.

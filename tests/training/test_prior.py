@@ -147,17 +147,19 @@ def test_sample_grid_with_the_tokenizer(tmp_path):
         train_prior(_config(tmp_path / "stale", tmp_path / "other", max_steps=1, batch_size=10))
 
 
-@pytest.mark.parametrize(("names", "titles"), [(["cat", "dog"], 2), ([f"class {n}" for n in range(12)], 8)])
-def test_samples_have_the_names_of_their_classes(tmp_path, names, titles):
+@pytest.mark.parametrize(("number", "columns"), [(2, 8), (3, 6), (10, 10), (12, 8)])
+def test_samples_have_the_names_of_their_classes(tmp_path, number, columns):
+    """A column has one class where there are few."""
+    names = [f"class {n}" for n in range(number)]
     tokenizer = AutoModel.from_config(sq_vae("digits", hidden_size=8, codebook_size=8)).eval()
     layout = tokenizer.code_layout().to_dict()
     config = RQPriorConfig(code_layout=layout, id2label=dict(enumerate(names)), num_classes=len(names), hidden_size=32)
     prior = RQPriorModel(config).eval()
     options = PriorTrainingConfig(codes="codes", output_dir=str(tmp_path), samples=8)
     grid = _sample_grid(prior, tokenizer, options, EncodedImages(prior.config.layout, {}, "tokenizer", ""))
-    labels = [index % len(names) for index in range(8)]
+    labels = [index % len(names) for index in range(columns)]
     images = tokenizer.decode(prior.generate(torch.tensor(labels), generator=0))
-    expected = image_grid(images, min(len(names), 8), [names[label] for label in labels[:titles]])
+    expected = image_grid(images, columns, [names[label] for label in labels])
     assert np.array_equal(grid, expected)
 
 
