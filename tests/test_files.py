@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -141,3 +142,13 @@ def test_the_files_of_a_library_take_their_places_together(tmp_path):
         write_half()
     assert (folder / "config.json").read_text() == "second"
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "part"]
+
+
+def test_other_processes_hear_of_a_full_disk_in_the_same_words() -> None:
+    """They get the error as `__reduce__` takes it apart, which is how `copy` makes another one as well."""
+    error = DiskFullError("a/b", OSError(errno.ENOSPC, "No space left on device"))
+    received = copy.copy(error)
+    assert received is not error
+    assert (str(received), received.errno) == (str(error), errno.ENOSPC)
+    assert "a/b" in str(received)
+    assert "No space left" in str(received)

@@ -234,8 +234,8 @@ class _Encoder:
                 if not encoded:
                     return
                 end = encoded[-1][0]
-                if self.accelerator.is_main_process:
-                    self.parts.write(split, view, first, end, _rows_of([columns for _, columns in encoded]))
+                rows = _rows_of([columns for _, columns in encoded])
+                main_process_does(partial(self.parts.write, split, view, first, end, rows))
                 yield end.rows
                 first = end
 

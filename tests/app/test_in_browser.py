@@ -164,7 +164,7 @@ def test_a_file_that_is_no_image(tab, page, tmp_path):
     (tmp_path / "fake.jpg").write_text("no image at all")
     panel = tab("Reconstruct")
     panel.locator("input[type=file]").first.set_input_files(str(tmp_path / "fake.jpg"))
-    expect(page.get_by_text(re.compile(r"fake\.jpg.* is not an image|cannot be read|no image")).first).to_be_visible()
+    expect(page.get_by_text(re.compile(r"fake\.jpg.* cannot be read")).first).to_be_visible()
 
 
 def test_inpaint(tab, page, drawn_file):
