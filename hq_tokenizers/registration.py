@@ -17,6 +17,7 @@ from .pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
+from .pretrained_models import pretrained
 from .priors.modeling_code_prior import CodePriorModel
 from .priors.modeling_contextual_prior import ContextualPriorModel
 from .priors.modeling_masked_prior import MaskedPriorModel
@@ -27,6 +28,9 @@ TASKS = {
     "hq-audio-generation": HQAudioGenerationPipeline,
 }
 """Pipelines by our names, and by the Hub's of images, by which `pipeline(model="user/cats")` finds it."""
+
+DEFAULT_GENERATORS = {HQGenerationPipeline: "fashion-mnist"}
+"""What comes with the package and is taken where `pipeline(task)` names no model."""
 
 
 def register() -> None:
@@ -48,7 +52,10 @@ def register() -> None:
     for config_class in (SQVAEModel.config_class, HQVAEModel.config_class, HQGeneratorModel.config_class):
         AutoFeatureExtractor.register(config_class, HQFeatureExtractor, exist_ok=True)
     for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
-        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=TASKS[task], pt_model=AutoModel)
+        # transformers wants a revision, too; of a folder it is not used.
+        generator = DEFAULT_GENERATORS.get(TASKS[task])
+        default = {"model": (pretrained(generator), "main")} if generator else None
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=TASKS[task], pt_model=AutoModel, default=default)
     # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.
     for uploaded in (ImageTokenizerPreTrainedModel, CodePriorModel, HQGeneratorModel, CodeSamplingPipeline):
         uploaded.push_to_hub = push_to_hub

@@ -56,6 +56,13 @@ def test_the_card_says_licence_data_figures_and_how_to_load_it():
         assert said in card, said
 
 
+@pytest.mark.parametrize("task", ["hq-generation", "unconditional-image-generation"])
+def test_a_pipeline_that_names_no_model_draws_with_it(draw, task):
+    unnamed = pipeline(task)
+    assert isinstance(unnamed, HQGenerationPipeline)
+    assert unnamed("sneaker", seed=3).tobytes() == draw("sneaker", seed=3).tobytes()
+
+
 def test_loads_as_float32_without_being_told(draw):
     model = draw.model
     assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.data.compatibility import check_images
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 
@@ -37,7 +36,7 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
         OSError, ValueError: If tokenizer, data and metrics do not fit together.
     """
     assert config.tokenizer is not None
-    model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    model = load_tokenizer(config.tokenizer)
     model = model.to(accelerator.device)
     if model.config.modality == "sound":
         results = evaluate_sounds(config, model, accelerator, PICTURE)

@@ -300,7 +300,7 @@ class PriorTrainingConfig(LoopConfig):
 class EncodeConfig:
     """Options of `encode`."""
 
-    tokenizer: Annotated[Name, "folder or Hub id of a trained tokenizer"] = "runs/tokenizer"
+    tokenizer: Annotated[Name, "folder or Hub id of a trained tokenizer or generator"] = "runs/tokenizer"
     output_dir: Annotated[Name, "folder of the codes to write"] = "runs/codes"
     batch_size: Annotated[Count, "images at a time"] = 256
     soft_targets: Annotated[

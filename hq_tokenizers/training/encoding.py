@@ -26,8 +26,7 @@ from hq_tokenizers.data.sound_loading import check_speakers, load_front_end, loa
 from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import ImageStream
 from hq_tokenizers.hashing import tensors_sha256, weights_sha256
-from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.padding import padding_of_codes
 from hq_tokenizers.processes import create_accelerator, main_process_does
@@ -65,7 +64,7 @@ def encode_images(config: EncodeConfig) -> None:
 
 
 def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
-    model = load_trained(config.tokenizer, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    model = load_tokenizer(config.tokenizer)
     model = model.to(accelerator.device)
     _check_posterior(model, config)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])

@@ -24,9 +24,9 @@ from hq_tokenizers.evaluation.sound import spectrogram_pictures
 from hq_tokenizers.evaluation.validation import evaluate_prior, prior_conditions
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig, is_of_sound
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.models.processors import save_processor
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
@@ -341,7 +341,7 @@ def _load_tokenizer(
     if not needed and (path is None or not accelerator.is_main_process):
         return None
     path = encoded.tokenizer if path is None else path
-    tokenizer = load_trained(path, "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+    tokenizer = load_tokenizer(path)
     if weights_sha256(tokenizer) != encoded.tokenizer_sha256:
         raise ValueError(
             f"The codes in {config.codes!r} were made by other weights than those in {path!r}: encode the images again."

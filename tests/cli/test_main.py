@@ -227,7 +227,7 @@ def generator_folder(tmp_path_factory):
         (["generate", "--generator", "{}/tokenizer"], "type sq_vae, but a generator is needed"),
         (["generate", "--generator", "{}/prior"], "type rq_prior, but a generator is needed"),
         (["encode", "--tokenizer", "nowhere"], "error: tokenizer 'nowhere' is neither"),
-        (["encode", "--tokenizer", "{}/generator"], "type hq_generator, but a tokenizer is needed"),
+        (["encode", "--tokenizer", "{}/prior"], "type rq_prior, but a tokenizer is needed"),
     ],
 )
 def test_wrong_models_end_in_one_line(generator_folder, tmp_path, monkeypatch, words, message):
