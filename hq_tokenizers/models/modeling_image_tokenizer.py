@@ -1,9 +1,8 @@
-"""What the image tokenizers share: weight initialisation, epochs and steps, the way from images to codes and back."""
+"""What the image tokenizers share: epochs and steps, the way from images to codes and back."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -11,37 +10,30 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization as init
 
 from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
 from hq_tokenizers.checks import check_choice
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
-from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
 from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.full_precision import without_rounding
-from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
-from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
-from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
 from .autoencoder_sources import read_autoencoder
 from .autoencoders import autoencoder_config, load_networks
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .initial_weights import initialize
 from .input_checks import check_tensor
 from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_outputs import ImageTokenizerOutput
-from .networks import Projection
-from .networks_speech import SpeakerDecoder, SpeechDecoder
+from .networks_speech import SpeakerDecoder
 from .presets import Recipe
 
 P = ParamSpec("P")
@@ -129,73 +121,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        config = self.config
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            fan_in = module.weight[0].numel()
-            if config.backbone == "diffusers" and not isinstance(module, Projection):
-                _init_as_pytorch(module)
-            else:
-                init.normal_(module.weight, std=1 / math.sqrt(fan_in) if isinstance(module, Projection) else 0.02)
-            if module.bias is not None and config.convolution_bias == "uniform":
-                bound = 1 / math.sqrt(fan_in)
-                init.uniform_(module.bias, -bound, bound)
-            elif module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear) and config.backbone == "diffusers":
-            _init_as_pytorch(module)
-            init.zeros_(module.bias)
-        elif isinstance(module, SpeechDecoder):
-            # As PyTorch does.
-            for layer, width in (
-                (module.recurrent, module.recurrent.hidden_size),
-                (module.head, module.head.in_features),
-            ):
-                for parameter in layer.parameters():
-                    init.uniform_(parameter, -(width**-0.5), width**-0.5)
-        elif isinstance(module, SpeakerDecoder):
-            init.normal_(module.speakers.weight)
-        elif isinstance(module, nn.GroupNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
-            if module.affine:
-                init.normal_(module.weight, mean=1.0, std=0.02)
-                init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, StochasticCodebook | VectorCodebook):
-            init.normal_(module.weight, std=config.codebook_init_std)
-            if module.averages is not None:
-                count = max(1.0, FRESH * module.averages.restart_threshold)
-                init.constant_(module.averages.count, count)
-                if module.averages.step is not None:
-                    init.zeros_(module.averages.step)
-                init.copy_(module.averages.total, count * module.weight)
-            if isinstance(module, VectorCodebook) and module.projection is not None:
-                bound = module.projection.in_features**-0.5
-                init.uniform_(module.projection.weight, -bound, bound)
-                init.uniform_(module.projection.bias, -bound, bound)
-        elif isinstance(module, ResidualVariance):
-            init.constant_(module.energy, self._initial_variance() / module.factor)
-            init.zeros_(module.spread)
-            init.zeros_(module.step)
-        elif isinstance(module, Reservoir):
-            init.zeros_(module.vectors)
-            init.zeros_(module.num_seen)
-        elif isinstance(module, CodebookReestimation):
-            init.zeros_(module.epoch)
-        elif isinstance(module, GaussianImages) and module.log_variance is not None:
-            init.constant_(module.log_variance, config.initial_decoder_log_variance)
-        elif isinstance(module, GumbelTemperature):
-            init.zeros_(module.step)
-
-    def _initial_variance(self) -> float:
-        """The quantisation variance that training starts from."""
-        if self.config.quantizer == "vmf":
-            dim = self.config.codebook_dim
-            return (dim - 1) / dim / (1 + math.exp(self.config.initial_log_concentration))
-        return math.exp(self.config.initial_log_variance)
+        initialize(module, self.config)
 
     def get_input_embeddings(self) -> None:
         """None: there is no table of input embeddings. Quantisers of weights ask for one to leave it as it is."""
@@ -477,11 +403,6 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
         weights = {"reconstruction": 1.0, "progressive": 1.0}
         return torch.stack([weights.get(name, self.config.kl_weight) * term for name, term in terms.items()]).sum()
-
-
-def _init_as_pytorch(module: nn.Module) -> None:
-    """PyTorch's own initial weights, which VQGAN and latent diffusion start from: U(−1/√n, 1/√n) for n inputs."""
-    init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
 def _repeated(
