@@ -30,7 +30,10 @@ def squared_error(reconstruction: torch.Tensor, pixel_values: torch.Tensor) -> t
 
 
 def gaussian_nll(
-    reconstruction: torch.Tensor, pixel_values: torch.Tensor, log_variance: torch.Tensor | None = None
+    reconstruction: torch.Tensor,
+    pixel_values: torch.Tensor,
+    log_variance: torch.Tensor | None = None,
+    min_variance: float = 0.0,
 ) -> torch.Tensor:
     """−E log N(x; x̂, σ² I) = ‖x − x̂‖² / (2σ²) + (D/2) log(2πσ²), per image in nats.
 
@@ -39,12 +42,15 @@ def gaussian_nll(
         pixel_values: x, of the same shape.
         log_variance: log σ², a scalar. None puts σ² at its optimum for the batch, σ² = ‖x − x̂‖² / D, which leaves
             (D/2) (log σ² + log 2π + 1).
+        min_variance: Without `log_variance`: the smallest σ²; where the error is below, σ² is this constant.
     """
     num_values = pixel_values[0].numel()
     error = squared_error(reconstruction, pixel_values)
     if log_variance is None:
-        log_variance = (error / num_values).clamp_min(torch.finfo(torch.float32).tiny).log()
-        return 0.5 * num_values * (log_variance + LOG_2PI + 1)
+        optimum = (error / num_values).clamp_min(torch.finfo(torch.float32).tiny)
+        # Spelt out for a σ² that is the optimum, at which error and variance cancel: their quotient would round.
+        excess = (optimum / min_variance).clamp_max(1) if min_variance else 1
+        return 0.5 * num_values * (optimum.clamp_min(min_variance).log() + LOG_2PI + excess)
     log_variance = log_variance.float()
     return 0.5 * (error * (-log_variance).exp() + num_values * (log_variance + LOG_2PI))
 

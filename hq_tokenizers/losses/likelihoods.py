@@ -28,11 +28,19 @@ class GaussianImages(nn.Module):
         num_reconstructions: Of progressive coding, each with a σ² of its own: coarse ones are further from the image.
         activation: What follows the decoder's last layer y: "sigmoid", "linear" for (y + 1) / 2, which maps [−1, 1] to
             [0, 1], or "identity", of spectrograms.
+        min_variance: Where σ² is not learned: its smallest value.
     """
 
-    def __init__(self, learned: bool, num_reconstructions: int = 1, activation: Activation = "sigmoid"):
+    def __init__(
+        self,
+        learned: bool,
+        num_reconstructions: int = 1,
+        activation: Activation = "sigmoid",
+        min_variance: float = 0.0,
+    ):
         super().__init__()
         self.activation = activation
+        self.min_variance = min_variance
         shape = () if num_reconstructions == 1 else (num_reconstructions,)
         self.log_variance = nn.Parameter(torch.empty(shape)) if learned else None
 
@@ -52,17 +60,17 @@ class GaussianImages(nn.Module):
         log_variance: torch.Tensor | None = self.log_variance
         if log_variance is not None and log_variance.ndim:
             log_variance = log_variance[index]
-        return gaussian_nll(self.outputs(decoded), pixel_values, log_variance)
+        return gaussian_nll(self.outputs(decoded), pixel_values, log_variance, self.min_variance)
 
     def error_weight(self, mean_squared_error: torch.Tensor, num_values: int) -> torch.Tensor:
         """D / (2σ²): what `nll` charges for one unit of mean squared error per pixel value, without gradient.
 
         Args:
-            mean_squared_error: ‖x − x̂‖² / D of the batch, a scalar; σ² where it is at its optimum.
+            mean_squared_error: ‖x − x̂‖² / D of the batch, a scalar; the optimum of σ².
             num_values: D.
         """
         if self.log_variance is None:
-            variance = mean_squared_error.detach().clamp_min(torch.finfo(torch.float32).tiny)
+            variance = mean_squared_error.detach().clamp_min(max(self.min_variance, torch.finfo(torch.float32).tiny))
         else:
             variance = self.log_variance.detach().float().flatten()[-1].exp()
         return num_values / (2 * variance)

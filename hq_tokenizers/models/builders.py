@@ -280,4 +280,5 @@ def build_image_likelihood(config: ImageTokenizerConfig, num_reconstructions: in
     if config.is_deterministic:
         usual = 0.06 if of_images else 1.0
         return SquaredErrorImages(usual if config.data_variance is None else config.data_variance, activation)
-    return GaussianImages(config.decoder_variance == "learned", num_reconstructions, activation)
+    learned = config.decoder_variance == "learned"
+    return GaussianImages(learned, num_reconstructions, activation, config.min_decoder_variance)

@@ -85,6 +85,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         codebook_learning_rate_factor: Learning rate of the codebooks relative to the rest of the model.
         train_variance: Whether the quantisation variance is learned; False freezes it, for ablations.
         decoder_variance: σ² of the Gaussian decoder: "batch" its optimum on each batch, "learned" a parameter.
+        min_decoder_variance: With "batch": the smallest σ². Where the error of a batch is below, it weighs against the
+            terms that charge for codes as it would at this constant σ²; without, a falling error weighs ever more.
         initial_decoder_log_variance: Initial log σ² when it is learned.
         kl_weight: Weight β of the terms that charge for codes, "continuous" and "discrete", or of a VAE's "kl": with 1
             the loss is the negative ELBO, less buys a smaller error with more bits (β-VAE).
@@ -153,6 +155,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     codebook_learning_rate_factor: Positive = 1.0
     train_variance: bool = True
     decoder_variance: Literal["batch", "learned"] = "batch"
+    min_decoder_variance: NotNegative = 0.0
     initial_decoder_log_variance: LogVariance = math.log(0.1)
     kl_weight: Positive = 1.0
     gumbel_temperature: Positive = 1.0
@@ -338,6 +341,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
             "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
             "kl_weight": (not self.is_deterministic, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
+            "min_decoder_variance": (gaussian_images and not learned, "decoder_variance='batch'"),
             "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),
         }
 

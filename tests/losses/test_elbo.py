@@ -56,6 +56,24 @@ def test_batch_optimum_has_the_gradient_of_the_log_of_the_batch_mean() -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.99, 1.01, 30.0])
+def test_the_smallest_of_all_variances_above_a_bound(share: float) -> None:
+    bound = share * float(squared_error(RECONSTRUCTION, X)) / X[0].numel()
+    lowest = math.log(bound)
+    best = optimize.minimize_scalar(reference, bounds=(lowest, lowest + 15), method="bounded", options={"xatol": 1e-8})
+    assert float(gaussian_nll(RECONSTRUCTION, X, min_variance=bound)) == pytest.approx(best.fun, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 30.0])
+def test_below_the_bound_the_gradient_is_that_of_a_constant_variance(share: float) -> None:
+    error = float(squared_error(RECONSTRUCTION, X)) / X[0].numel()
+    reconstruction = RECONSTRUCTION.clone().requires_grad_()
+    (actual,) = torch.autograd.grad(gaussian_nll(reconstruction, X, min_variance=share * error), reconstruction)
+    constant = torch.tensor(max(share, 1) * error).log()
+    (expected,) = torch.autograd.grad(gaussian_nll(reconstruction, X, constant), reconstruction)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_learned_variance_gradient() -> None:
     log_variance = torch.tensor(-1.3, requires_grad=True)
     (actual,) = torch.autograd.grad(gaussian_nll(RECONSTRUCTION, X, log_variance), log_variance)

@@ -72,9 +72,10 @@ def test_channels_are_even(classes: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("decoder_variance", ["batch", "learned"])
+@pytest.mark.parametrize("min_variance", [0.0, 2.0])
 @pytest.mark.parametrize("size", [4, 9])
-def test_the_error_weight_is_the_slope_of_the_loss_over_the_error(decoder_variance, size):
-    likelihood = GaussianImages(learned=decoder_variance == "learned")
+def test_the_error_weight_is_the_slope_of_the_loss_over_the_error(decoder_variance, size, min_variance):
+    likelihood = GaussianImages(learned=decoder_variance == "learned", min_variance=min_variance)
     if likelihood.log_variance is not None:
         torch.nn.init.constant_(likelihood.log_variance, -1.3)
     images, decoded = torch.rand(3, 2, size, size), torch.randn(3, 2, size, size)
