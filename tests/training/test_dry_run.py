@@ -132,6 +132,16 @@ def test_activations_are_in_proportion_to_images_and_less_with_checkpointing(mon
     assert of_two["steps"] is of_two["seconds"] is None
 
 
+def test_without_a_number_of_steps_the_time_of_a_million_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_measure", lambda config, accelerator, prepare: (1000.0, 0.036))
+    words = [*DEBUG, "--data.path", "/nowhere", "--batch_size", "8"]
+    train_tokenizer(options("train-tokenizer", None, *words))
+    # 36 ms for the two images of a measured step.
+    assert re.search(r"a million images, on this cpu +│ +5 hours", capsys.readouterr().out)
+
+
 def test_a_model_that_does_not_fit_is_not_built(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
