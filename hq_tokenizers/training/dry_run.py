@@ -142,8 +142,8 @@ def _in_words(
     steps = found["steps"]
     if steps is None:
         notes.append(
-            f"The number of steps depends on the {items}, which are not read: give max_steps, or multiply the time of a "
-            "million by epochs and millions."
+            f"The number of steps depends on the {items}, which are not read: give max_steps, or multiply the time of "
+            "a million by epochs and millions."
         )
     if found["images_measured"] is None:
         notes.append(

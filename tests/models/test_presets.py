@@ -343,6 +343,24 @@ def test_one_grid_has_sharper_variances_than_several() -> None:
         assert config.variance_update == "trained"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decoder_variance": "learned"},
+        {"variance_update": "trained"},
+        {"variance_type": "IV"},
+        {"recipe": "paper"},
+        {"quantizer": "vq"},
+        {"likelihood": "vmf", "num_classes": 3},
+        {"modality": "sound"},
+        {"min_decoder_variance": 0.0},
+    ],
+)
+def test_the_floor_under_the_decoders_variance_is_for_images_and_variances_of_residuals(fields: dict[str, Any]) -> None:
+    assert sq_vae().min_decoder_variance == 0.02
+    assert sq_vae(**fields).min_decoder_variance == rsq_vae().min_decoder_variance == 0.0
+
+
 def test_predicted_variances_start_below_those_of_normalised_latents() -> None:
     config = sq_vae(variance_type="IV")
     assert (config.variance_parametrization, config.normalize_latents) == ("plain", True)
