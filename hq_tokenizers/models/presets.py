@@ -107,6 +107,21 @@ def _residual_variances_of_images(fields: Mapping[str, Any]) -> bool:
     return all(fields.get(name, usual[name]) == value for name, value in wanted.items())
 
 
+def _kl_weight(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> float:
+    """The tuned weight where a position has three pixel values for four latent ones or more, as on CIFAR-10; else less.
+
+    The loss sums over pixel values, and the terms that charge for codes over latent ones. On the digits, with four
+    pixel values for 64 latent ones, the same weight held the encoder so firmly that the error stood still; a weight in
+    proportion did not hold it enough, the root does.
+    """
+    if "kl_weight" in overrides:
+        weight: float = overrides["kl_weight"]
+        return weight
+    config = SQVAEConfig(**fields)
+    per_latent_value = config.stride**2 * config.num_channels / config.codebook_dim
+    return TUNED["kl_weight"] * min(1.0, math.sqrt(per_latent_value / 0.75))
+
+
 def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQVAEConfig:
     """An `HQVAEConfig` of a named network; `overrides` win over `system`, which wins over the network."""
     fields = network(name, overrides)
@@ -157,7 +172,7 @@ def sq_vae(network_name: str = "cifar10", /, recipe: Recipe = "tuned", **overrid
     """
     fields = network(network_name, {**training_fields(recipe, overrides, 1), **overrides})
     if _residual_variances_of_images(fields):
-        fields = {"min_decoder_variance": FIRM, **fields}
+        fields = {"min_decoder_variance": FIRM, **fields, "kl_weight": _kl_weight(fields, overrides)}
     if recipe == "paper" and fields.get("quantizer", "gaussian") == "gaussian":
         # The authors' vision code adds 1 to the variance of type I, and to no other.
         fields = {"variance_floor": 1.0 if fields.get("variance_type", "I") == "I" else 0.0, **fields}

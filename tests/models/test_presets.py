@@ -361,6 +361,18 @@ def test_the_floor_under_the_decoders_variance_is_for_images_and_variances_of_re
     assert sq_vae(**fields).min_decoder_variance == rsq_vae().min_decoder_variance == 0.0
 
 
+def test_codes_are_charged_less_where_pixel_values_are_few() -> None:
+    # 48 pixel values of a position and 64 latent ones; 16 and 64; 4 and 64.
+    assert sq_vae("cifar10").kl_weight == 0.05
+    assert sq_vae("mnist").kl_weight == pytest.approx(0.05 / 3**0.5)
+    assert sq_vae("digits").kl_weight == pytest.approx(0.05 / 12**0.5)
+    assert sq_vae("cifar10", num_channels=1).kl_weight == sq_vae("mnist").kl_weight
+    assert sq_vae("mnist", codebook_dim=16).kl_weight == sq_vae("imagenet256").kl_weight == 0.05
+    assert sq_vae("mnist", kl_weight=0.2).kl_weight == 0.2
+    assert sq_vae("mnist", recipe="paper").kl_weight == 1
+    assert rsq_vae("mnist").kl_weight == sq_vae("mnist", variance_type="IV").kl_weight == 0.05
+
+
 def test_predicted_variances_start_below_those_of_normalised_latents() -> None:
     config = sq_vae(variance_type="IV")
     assert (config.variance_parametrization, config.normalize_latents) == ("plain", True)
