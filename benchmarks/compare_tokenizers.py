@@ -219,12 +219,7 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
     record = read_record(path, _description(config, name))
     if record is None or "settings" not in record:
         return record
-    now = _settings(config.systems[name])
-    changed = {
-        field: f"{value} (now {now[field]})"
-        for field, value in record["settings"].items()
-        if now.get(field, value) != value
-    }
+    changed = _changed_settings(config.systems[name], record["settings"])
     if changed:
         raise SystemExit(
             f"error: {path} is of a run of {name!r} before its preset changed: {changed}. Delete the record and the "
@@ -235,9 +230,20 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
 
 def _settings(model: dict[str, Any]) -> dict[str, Any]:
     """All fields of a tokenizer but those that the data decide: what a preset stands for today."""
-    config = build_tokenizer_config(TokenizerTrainingConfig(model=model).model, {})
+    config = _tokenizer_config(model)
     names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
     return json.loads(json.dumps({name: getattr(config, name) for name in names}))
+
+
+def _changed_settings(model: dict[str, Any], then: dict[str, Any]) -> dict[str, str]:
+    """Fields with another value than at the time of a record, in words; fields that came later had their defaults."""
+    defaults = json.loads(json.dumps(config_fields(type(_tokenizer_config(model))), default=str))
+    now = {field: (then.get(field, defaults[field]), value) for field, value in _settings(model).items()}
+    return {field: f"{before} (now {value})" for field, (before, value) in now.items() if before != value}
+
+
+def _tokenizer_config(model: dict[str, Any]) -> Any:
+    return build_tokenizer_config(TokenizerTrainingConfig(model=model).model, {})
 
 
 def record_path(config: Comparison, name: str, seed: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_the_published_comparisons_are_valid(script, path):
     config = load_options(script.Comparison, path, ["--data.path", "somewhere"])
     assert (config.name, config.epochs, config.seeds, len(config.systems)) == (path.stem, 5, [0, 1], 15)
     script._check_judges(config, rows=None)
-    single = [script._settings(model)["codebook_size"] for model in list(config.systems.values())[:6]]
+    single = [script._settings(model)["codebook_size"] for model in list(config.systems.values())[:7]]
     assert single == [512] * 6
     for model in config.systems.values():
         assert script._settings(model)
@@ -135,6 +136,12 @@ def test_what_is_half_finished_goes_on_and_what_has_a_record_is_not_done_again(c
     path = tmp_path / "report" / "small" / "fsq-seed0.json"
     path.write_text(json.dumps(first | {"settings": first["settings"] | {"data_variance": 0.5}}))
     with pytest.raises(SystemExit, match=r"of 'FSQ' before its preset changed: {'data_variance': '0.5 \(now None\)'}"):
+        compare("--only", "FSQ")
+    # A field that did not exist yet was as it is by default.
+    older = {name: value for name, value in first["settings"].items() if name not in ("fsq_levels", "data_variance")}
+    path.write_text(json.dumps(first | {"settings": older}))
+    levels = SYSTEMS["FSQ"]["fsq_levels"]
+    with pytest.raises(SystemExit, match=re.escape(f"{{'fsq_levels': '[8, 5, 5, 5] (now {levels})'}}")):
         compare("--only", "FSQ")
 
 
