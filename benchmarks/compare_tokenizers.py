@@ -229,7 +229,10 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
 
 
 def _settings(model: dict[str, Any]) -> dict[str, Any]:
-    """All fields of a tokenizer but those that the data decide: what a preset stands for today."""
+    """All fields of a tokenizer but those that the data decide: what a preset stands for today.
+
+    Where a preset's field follows from one of those, it is that of the network's usual images.
+    """
     config = _tokenizer_config(model)
     names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
     return json.loads(json.dumps({name: getattr(config, name) for name in names}))

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from .checks import check_choice
 
+DEFAULT = "fashion-mnist"
+"""Where nothing else is named: by `pipeline("hq-generation")` and the app."""
+
 _FOLDER = Path(__file__).resolve().parent / "pretrained"
 
 

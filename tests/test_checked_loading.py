@@ -28,9 +28,8 @@ from hq_tokenizers import (
     SQVAEModel,
 )
 from hq_tokenizers.checked_loading import check_config_memory
-from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.presets import PRESETS
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.training import LoopConfig
@@ -153,7 +152,7 @@ def test_damage_is_one_line_with_file_and_cause(saved: dict[str, Path], tmp_path
         assert len(str(caught.value).splitlines()) == 1
     if kind == "tokenizer":
         with pytest.raises(ValueError, match=rf"tokenizer '{folder}': the tokenizer cannot be loaded \(.*{message}"):
-            load_trained(str(folder), "tokenizer", ImageTokenizerConfig, "tokenizer", "train-tokenizer")
+            load_tokenizer(str(folder))
 
 
 def test_what_is_whole_is_loaded_as_transformers_loads_it(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from hq_tokenizers.models.trained_models import load_image_processor, load_trained
+from hq_tokenizers.models.trained_models import load_generator, load_image_processor
 from hq_tokenizers.pipelines.code_decoding import check_items
-from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.pipeline_hq_generation import HQGenerationPipeline
-from hq_tokenizers.pretrained_models import pretrained
+from hq_tokenizers.pretrained_models import DEFAULT, pretrained
 from hq_tokenizers.processes import create_accelerator
-
-SHIPPED = "fashion-mnist"
 
 
 def shipped_generator() -> str:
     """Folder of the generator that comes with the package."""
-    return pretrained(SHIPPED)
+    return pretrained(DEFAULT)
 
 
 def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
@@ -26,7 +23,7 @@ def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
     Raises:
         ValueError: If there is no generator, or it does not draw images.
     """
-    model = load_trained(generator, "generator", HQGeneratorConfig, "generator", "train-prior")
+    model = load_generator(generator)
     tokenizer = model.config.image_tokenizer_config
     try:
         check_items(tokenizer, "images", "the app")

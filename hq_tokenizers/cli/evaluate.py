@@ -14,10 +14,9 @@ from hq_tokenizers.evaluation.networks import check_packages
 from hq_tokenizers.evaluation.sound_generator import evaluate_sound_generator
 from hq_tokenizers.evaluation.tokenizer import evaluate_tokenizer_on_data
 from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
-from hq_tokenizers.models.trained_models import load_trained
+from hq_tokenizers.models.trained_models import load_generator
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig, settings_from_options
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.folder_lock import lock_folder
@@ -62,7 +61,7 @@ def _evaluate(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any
 
 def _evaluate_generator(config: EvaluateConfig, accelerator: Accelerator) -> dict[str, Any]:
     assert config.generator is not None
-    generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
+    generator = load_generator(config.generator)
     settings = CodeGenerationConfig.from_generation_config(generator.generation_config)
     settings = settings.with_overrides(**settings_from_options(config.generation))
     generator.prior.check_generation_config(settings)

@@ -16,10 +16,9 @@ from hq_tokenizers.evaluation.sound import spectrogram_pictures
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
-from hq_tokenizers.models.trained_models import load_image_processor, load_trained
+from hq_tokenizers.models.trained_models import load_generator, load_image_processor
 from hq_tokenizers.options.generation import GenerateConfig
 from hq_tokenizers.options.reading import options_to_dict
-from hq_tokenizers.pipelines.configuration_hq_generator import HQGeneratorConfig
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorOutput
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.processes import create_accelerator
@@ -54,7 +53,7 @@ def generate_images(config: GenerateConfig) -> None:
 def _generate_images(config: GenerateConfig, device: torch.device) -> None:
     output_dir, request = Path(config.output_dir), options_to_dict(config)
     _check_folder(output_dir, request)
-    generator = load_trained(config.generator, "generator", HQGeneratorConfig, "generator", "train-prior")
+    generator = load_generator(config.generator)
     generator = generator.to(device)
     of_sound = is_of_sound(generator.config.image_tokenizer_config)
     front_end = load_front_end(config.generator, generator.image_tokenizer.config) if of_sound else None

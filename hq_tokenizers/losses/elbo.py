@@ -48,9 +48,9 @@ def gaussian_nll(
     error = squared_error(reconstruction, pixel_values)
     if log_variance is None:
         optimum = (error / num_values).clamp_min(torch.finfo(torch.float32).tiny)
-        # Spelt out for a σ² that is the optimum, at which error and variance cancel: their quotient would round.
-        excess = (optimum / min_variance).clamp_max(1) if min_variance else 1
-        return 0.5 * num_values * (optimum.clamp_min(min_variance).log() + LOG_2PI + excess)
+        # Without gradient: at its optimum it has none, below the bound it is constant.
+        variance = optimum.detach().clamp_min(min_variance)
+        return 0.5 * num_values * (variance.log() + LOG_2PI + optimum / variance)
     log_variance = log_variance.float()
     return 0.5 * (error * (-log_variance).exp() + num_values * (log_variance + LOG_2PI))
 

@@ -341,7 +341,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
             "train_variance": (stochastic and not residual, "stochastic quantizers with variance_update='trained'"),
             "kl_weight": (not self.is_deterministic, "stochastic or continuous models"),
             "decoder_variance": (gaussian_images, "stochastic or continuous models of images"),
-            "min_decoder_variance": (gaussian_images and not learned, "decoder_variance='batch'"),
+            "min_decoder_variance": (
+                gaussian_images and not learned,
+                "stochastic or continuous models of images with decoder_variance='batch'",
+            ),
             "initial_decoder_log_variance": (learned, "decoder_variance='learned'"),
         }
 

@@ -54,6 +54,7 @@ _FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 512: (8, 8, 8), 2048: (8, 8, 6, 5), 1
 """Values per channel by the number of codes of a network, which their product is next to."""
 
 _NUM_LEVELS = 4
+_LATENT_VALUES = 4 / 3
 _FIELDS = {field.name for config in (SQVAEConfig, HQVAEConfig) for field in dataclasses.fields(config)}
 
 
@@ -100,26 +101,19 @@ def tuned(variance_type: str) -> dict[str, Any]:
     return fields
 
 
-def _residual_variances_of_images(fields: Mapping[str, Any]) -> bool:
-    """Whether these are of a Gaussian decoder of images whose σ² is its optimum, with variances tied to residuals."""
-    wanted = {"variance_update": "residual", "likelihood": "gaussian", "modality": "image", "decoder_variance": "batch"}
-    usual = {field.name: field.default for field in dataclasses.fields(SQVAEConfig)}
-    return all(fields.get(name, usual[name]) == value for name, value in wanted.items())
+def _firm(config: SQVAEConfig) -> dict[str, Any]:
+    """What holds the latents of images at their codes until the end, and no more firmly than pixels are many.
 
-
-def _kl_weight(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> float:
-    """The tuned weight where a position has three pixel values for four latent ones or more, as on CIFAR-10; else less.
-
-    The loss sums over pixel values, and the terms that charge for codes over latent ones. On the digits, with four
-    pixel values for 64 latent ones, the same weight held the encoder so firmly that the error stood still; a weight in
-    proportion did not hold it enough, the root does.
+    The loss sums over pixel values, and the terms that charge for codes over latent ones, of which CIFAR-10 has
+    `_LATENT_VALUES` for a pixel value. Of the digits, which have sixteen, `TUNED`'s weight held the encoder so firmly
+    that the error stood still; the root of the ratio is between that weight and one in proportion.
     """
-    if "kl_weight" in overrides:
-        weight: float = overrides["kl_weight"]
-        return weight
-    config = SQVAEConfig(**fields)
-    per_latent_value = config.stride**2 * config.num_channels / config.codebook_dim
-    return TUNED["kl_weight"] * min(1.0, math.sqrt(per_latent_value / 0.75))
+    of_images = config.quantizer == "gaussian" and config.modality == "image" and not config.for_label_maps
+    if not of_images or config.variance_update != "residual" or config.decoder_variance != "batch":
+        return {}
+    latent_values = config.codebook_dim / (config.stride**2 * config.num_channels)
+    lightness = min(1.0, math.sqrt(_LATENT_VALUES / latent_values))
+    return {"min_decoder_variance": FIRM, "kl_weight": TUNED["kl_weight"] * lightness}
 
 
 def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQVAEConfig:
@@ -171,8 +165,8 @@ def sq_vae(network_name: str = "cifar10", /, recipe: Recipe = "tuned", **overrid
         **overrides: Fields of the configuration; `variance_type` chooses types I to IV.
     """
     fields = network(network_name, {**training_fields(recipe, overrides, 1), **overrides})
-    if _residual_variances_of_images(fields):
-        fields = {"min_decoder_variance": FIRM, **fields, "kl_weight": _kl_weight(fields, overrides)}
+    if recipe == "tuned":
+        fields = {**fields, **_firm(SQVAEConfig(**fields)), **overrides}
     if recipe == "paper" and fields.get("quantizer", "gaussian") == "gaussian":
         # The authors' vision code adds 1 to the variance of type I, and to no other.
         fields = {"variance_floor": 1.0 if fields.get("variance_type", "I") == "I" else 0.0, **fields}

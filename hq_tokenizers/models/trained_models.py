@@ -1,4 +1,4 @@
-"""Trained models by the folder or Hub id that an option gives, with errors that name the option."""
+"""Trained models by the folder or Hub id that the option of their name gives, with errors that name it."""
 
 from __future__ import annotations
 
@@ -11,69 +11,68 @@ from hq_tokenizers.image_processing_hq import HQImageProcessor
 from .configuration_image_tokenizer import ImageTokenizerConfig
 
 
-def load_trained(
-    path: str, option: str, config_class: type[PreTrainedConfig], kind: str, command: str
-) -> PreTrainedModel:
-    """Loads a model, in evaluation mode.
-
-    Args:
-        path: Folder or Hub id.
-        option: The option that gave it, to name in errors.
-        config_class: What its configuration has to be.
-        kind: What such a model is called.
-        command: The command that writes such models.
-
-    Raises:
-        ValueError: If there is no model, or one of another kind.
-    """
-    config = _load_config(path, option, kind, command)
-    if not isinstance(config, config_class):
-        raise ValueError(_other_kind(path, option, config, kind, command))
-    return _load_model(path, option, kind)
-
-
-def load_tokenizer(path: str, option: str = "tokenizer") -> PreTrainedModel:
+def load_tokenizer(path: str) -> PreTrainedModel:
     """Loads a tokenizer, in evaluation mode; of a generator, the one that it has.
 
     Args:
-        path: Folder or Hub id.
-        option: The option that gave it, to name in errors.
+        path: Folder or Hub id, as the option `tokenizer` gives it.
 
     Raises:
         ValueError: If there is no model, or one of another kind.
     """
     kind, command = "tokenizer", "train-tokenizer"
-    config = _load_config(path, option, kind, command)
+    config = _load_config(path, kind, command)
     if isinstance(config, ImageTokenizerConfig):
-        return _load_model(path, option, kind)
-    if isinstance(getattr(config, "image_tokenizer_config", None), ImageTokenizerConfig):
-        tokenizer: PreTrainedModel = _load_model(path, option, "generator").image_tokenizer
-        return tokenizer
-    raise ValueError(_other_kind(path, option, config, kind, command))
+        return _load_model(path, kind)
+    if not _is_generator(config):
+        raise ValueError(_other_kind(path, config, kind, command))
+    tokenizer: PreTrainedModel = _load_model(path, kind).image_tokenizer
+    return tokenizer
 
 
-def _load_config(path: str, option: str, kind: str, command: str) -> PreTrainedConfig:
+def load_generator(path: str) -> PreTrainedModel:
+    """Loads a generator, in evaluation mode.
+
+    Args:
+        path: Folder or Hub id, as the option `generator` gives it.
+
+    Raises:
+        ValueError: If there is no model, or one of another kind.
+    """
+    kind, command = "generator", "train-prior"
+    config = _load_config(path, kind, command)
+    if not _is_generator(config):
+        raise ValueError(_other_kind(path, config, kind, command))
+    return _load_model(path, kind)
+
+
+def _is_generator(config: PreTrainedConfig) -> bool:
+    """Asked by what it has, so that own classes are welcome."""
+    return isinstance(getattr(config, "image_tokenizer_config", None), PreTrainedConfig)
+
+
+def _load_config(path: str, kind: str, command: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         if Path(path, "config.json").is_file():
-            raise ValueError(f"{option} {path!r}: its config.json cannot be used ({_cause(error)}).") from error
+            raise ValueError(f"{kind} {path!r}: its config.json cannot be used ({_cause(error)}).") from error
         raise ValueError(
-            f"{option} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
+            f"{kind} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
             f"`{command}` writes one ({_cause(error)})."
         ) from error
     return config
 
 
-def _load_model(path: str, option: str, kind: str) -> PreTrainedModel:
+def _load_model(path: str, kind: str) -> PreTrainedModel:
     try:
         return AutoModel.from_pretrained(path).eval()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{option} {path!r}: the {kind} cannot be loaded ({_cause(error)}).") from error
+        raise ValueError(f"{kind} {path!r}: the {kind} cannot be loaded ({_cause(error)}).") from error
 
 
-def _other_kind(path: str, option: str, config: PreTrainedConfig, kind: str, command: str) -> str:
-    found = f"{option} {path!r} holds a model of type {config.model_type}"
+def _other_kind(path: str, config: PreTrainedConfig, kind: str, command: str) -> str:
+    found = f"{kind} {path!r} holds a model of type {config.model_type}"
     return f"{found}, but a {kind} is needed; `{command}` writes one."
 
 

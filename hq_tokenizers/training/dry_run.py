@@ -141,10 +141,7 @@ def _in_words(
     notes = []
     steps = found["steps"]
     if steps is None:
-        notes.append(
-            f"The number of steps depends on the {items}, which are not read: give max_steps, or multiply the time of "
-            "a million by epochs and millions."
-        )
+        notes.append(f"The number of steps depends on the {items}, which are not read: give max_steps.")
     if found["images_measured"] is None:
         notes.append(
             f"No step was measured: the {_size(needed)} do not fit into this machine's {_size(machine_memory())}."
@@ -160,6 +157,7 @@ def _in_words(
         if steps is None:
             million = 1e6 / config.batch_size * found["seconds_per_step"]
             rows[f"a million {items}, on this {device.type}"] = _duration(million)
+            notes.append("The run takes the time of a million times the epochs and the millions that there are.")
     rows["steps"] = "unknown" if steps is None else f"{steps:,}"
     if found["seconds"] is not None:
         rows[f"the run, on this {device.type}"] = _duration(found["seconds"])

@@ -68,12 +68,12 @@ def record(tmp_path, name):
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*_plane.yaml")), ids=lambda path: path.stem)
 def test_the_published_comparisons_are_valid(script, path):
     config = load_options(script.Comparison, path, ["--data.path", "somewhere"])
-    assert (config.name, config.epochs, config.seeds, len(config.systems)) == (path.stem, 5, [0, 1], 15)
+    assert (config.name, config.epochs, config.seeds) == (path.stem, 5, [0, 1])
     script._check_judges(config, rows=None)
-    single = [script._settings(model)["codebook_size"] for model in list(config.systems.values())[:7]]
-    assert single == [512] * 6
-    for model in config.systems.values():
-        assert script._settings(model)
+    settings = [script._settings(model) for model in config.systems.values()]
+    assert len(settings) >= 15
+    # Of one code at a position; the others have theirs in code_groups.
+    assert {each["codebook_size"] for each in settings if "codebook_size" in each} == {512}
 
 
 @pytest.mark.slow

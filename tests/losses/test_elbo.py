@@ -74,6 +74,14 @@ def test_below_the_bound_the_gradient_is_that_of_a_constant_variance(share: floa
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_the_gradient_where_the_error_is_the_bound() -> None:
+    reconstruction = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
+    (actual,) = torch.autograd.grad(
+        gaussian_nll(reconstruction, torch.zeros(1, 1, 2, 2), min_variance=0.25), reconstruction
+    )
+    assert actual.flatten().tolist() == pytest.approx([2.0] * 4)
+
+
 def test_learned_variance_gradient() -> None:
     log_variance = torch.tensor(-1.3, requires_grad=True)
     (actual,) = torch.autograd.grad(gaussian_nll(RECONSTRUCTION, X, log_variance), log_variance)

@@ -235,7 +235,12 @@ def test_fields_of_transformers_itself_pass() -> None:
         (SQVAEConfig, {"quantizer": "vq", "kl_weight": 0.5}, "kl_weight is for stochastic or continuous models"),
         (SQVAEConfig, {"initial_log_concentration": 1.0}, "initial_log_concentration is for quantizer='vmf'"),
         (SQVAEConfig, {"initial_decoder_log_variance": 1.0}, "is for decoder_variance='learned'"),
-        (SQVAEConfig, {"decoder_variance": "learned", "min_decoder_variance": 0.1}, "is for decoder_variance='batch'"),
+        (SQVAEConfig, {"decoder_variance": "learned", "min_decoder_variance": 0.1}, "with decoder_variance='batch'"),
+        (
+            SQVAEConfig,
+            {"quantizer": "vq", "min_decoder_variance": 0.1},
+            "is for stochastic or continuous models of images",
+        ),
         (SQVAEConfig, {"quantizer": "vq", "variance_floor": 1.0}, "variance_floor is for quantizer='gaussian'"),
         (SQVAEConfig, {"quantizer": "vq", "train_variance": False}, "train_variance is for stochastic quantizers"),
         (

@@ -350,7 +350,9 @@ def test_one_grid_has_sharper_variances_than_several() -> None:
         {"variance_update": "trained"},
         {"variance_type": "IV"},
         {"recipe": "paper"},
+        {"recipe": "paper", "variance_update": "residual"},
         {"quantizer": "vq"},
+        {"quantizer": "vmf"},
         {"likelihood": "vmf", "num_classes": 3},
         {"modality": "sound"},
         {"min_decoder_variance": 0.0},
@@ -369,7 +371,7 @@ def test_codes_are_charged_less_where_pixel_values_are_few() -> None:
     assert sq_vae("cifar10", num_channels=1).kl_weight == sq_vae("mnist").kl_weight
     assert sq_vae("mnist", codebook_dim=16).kl_weight == sq_vae("imagenet256").kl_weight == 0.05
     assert sq_vae("mnist", kl_weight=0.2).kl_weight == 0.2
-    assert sq_vae("mnist", recipe="paper").kl_weight == 1
+    assert sq_vae("mnist", recipe="paper", variance_update="residual").kl_weight == 1
     assert rsq_vae("mnist").kl_weight == sq_vae("mnist", variance_type="IV").kl_weight == 0.05
 
 

@@ -34,5 +34,5 @@ def test_the_tokenizer_of_a_folder_encodes_as_it_did(folders, kind):
 
 def test_a_prior_is_none(folders):
     root, _ = folders
-    with pytest.raises(ValueError, match=r"^codes_of .* of type rq_prior, but a tokenizer is needed"):
-        load_tokenizer(str(root / "prior"), "codes_of")
+    with pytest.raises(ValueError, match=r"^tokenizer .* of type rq_prior, but a tokenizer is needed"):
+        load_tokenizer(str(root / "prior"))
