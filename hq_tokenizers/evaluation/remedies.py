@@ -57,7 +57,7 @@ def _lacking(config: ImageTokenizerConfig, settings: Settings) -> Settings:
 
 
 def combination(config: ImageTokenizerConfig) -> Settings:
-    """The settings that all presets of stochastic tokenizers have and that work together; some of them alone do harm."""
+    """The settings that presets of stochastic tokenizers share and that work together; some of them alone do harm."""
     settings = tuned(config.variance_type if isinstance(config, SQVAEConfig) else "I")
     settings["restart_threshold"] = max(config.restart_threshold, TUNED["restart_threshold"])
     settings["kl_weight"] = min(config.kl_weight, LIGHT_KL)
