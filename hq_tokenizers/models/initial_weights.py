@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from transformers import initialization as init
 
@@ -138,7 +139,7 @@ def _as_pytorch(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
     init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
-def _uniform(parameter: nn.Parameter, num_inputs: int) -> None:
+def _uniform(parameter: torch.Tensor, num_inputs: int) -> None:
     """U(−1/√n, 1/√n)."""
     bound = num_inputs**-0.5
     init.uniform_(parameter, -bound, bound)
