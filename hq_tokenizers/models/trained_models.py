@@ -20,13 +20,8 @@ def load_tokenizer(path: str) -> PreTrainedModel:
     Raises:
         ValueError: If there is no model, or one of another kind.
     """
-    kind, command = "tokenizer", "train-tokenizer"
-    config = _load_config(path, kind, command)
-    if isinstance(config, ImageTokenizerConfig):
-        return _load_model(path, kind)
-    if not _is_generator(config):
-        raise ValueError(_other_kind(path, config, kind, command))
-    tokenizer: PreTrainedModel = _load_model(path, kind).image_tokenizer
+    model = _load(path, "tokenizer", "train-tokenizer", (ImageTokenizerConfig,))
+    tokenizer: PreTrainedModel = model.image_tokenizer if _is_generator(model.config) else model
     return tokenizer
 
 
@@ -39,11 +34,7 @@ def load_generator(path: str) -> PreTrainedModel:
     Raises:
         ValueError: If there is no model, or one of another kind.
     """
-    kind, command = "generator", "train-prior"
-    config = _load_config(path, kind, command)
-    if not _is_generator(config):
-        raise ValueError(_other_kind(path, config, kind, command))
-    return _load_model(path, kind)
+    return _load(path, "generator", "train-prior", ())
 
 
 def _is_generator(config: PreTrainedConfig) -> bool:
@@ -51,9 +42,10 @@ def _is_generator(config: PreTrainedConfig) -> bool:
     return isinstance(getattr(config, "image_tokenizer_config", None), PreTrainedConfig)
 
 
-def _load_config(path: str, kind: str, command: str) -> PreTrainedConfig:
+def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConfig], ...]) -> PreTrainedModel:
+    """A generator, or a model whose configuration is one of `besides`."""
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         if Path(path, "config.json").is_file():
             raise ValueError(f"{kind} {path!r}: its config.json cannot be used ({_cause(error)}).") from error
@@ -61,19 +53,15 @@ def _load_config(path: str, kind: str, command: str) -> PreTrainedConfig:
             f"{kind} {path!r} is neither the folder of a {kind} nor the id of one on the Hub that can be reached; "
             f"`{command}` writes one ({_cause(error)})."
         ) from error
-    return config
-
-
-def _load_model(path: str, kind: str) -> PreTrainedModel:
+    if not (isinstance(config, besides) or _is_generator(config)):
+        raise ValueError(
+            f"{kind} {path!r} holds a model of type {config.model_type}, but a {kind} is needed; `{command}` writes "
+            "one."
+        )
     try:
         return AutoModel.from_pretrained(path).eval()
     except (OSError, ValueError) as error:
         raise ValueError(f"{kind} {path!r}: the {kind} cannot be loaded ({_cause(error)}).") from error
-
-
-def _other_kind(path: str, config: PreTrainedConfig, kind: str, command: str) -> str:
-    found = f"{kind} {path!r} holds a model of type {config.model_type}"
-    return f"{found}, but a {kind} is needed; `{command}` writes one."
 
 
 def load_image_processor(path: str, config: ImageTokenizerConfig) -> HQImageProcessor | None:
