@@ -79,14 +79,18 @@ def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device 
 
 
 def gumbel_noise(like: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Gumbel(0, 1) noise of the shape of `like`: −log(−log U) with U uniform in (0, 1).
+    """Gumbel(0, 1) noise of the shape of `like`, from torch's global generator by default."""
+    return draw_gumbel_(torch.empty_like(like), generator)
+
+
+def draw_gumbel_(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Fills a tensor with Gumbel(0, 1) noise: −log(−log U) with U uniform in (0, 1).
 
     Drawn from torch's global generator by default. (On a CPU, drawing exponential noise takes eight times as long.)
     """
     # A uniform number of 0 becomes the smallest one above it; no other changes.
-    smallest = torch.finfo(like.dtype).tiny
-    uniform = torch.empty_like(like).uniform_(smallest, 1, generator=generator)
-    return uniform.log_().neg_().log_().neg_()
+    smallest = torch.finfo(out.dtype).tiny
+    return out.uniform_(smallest, 1, generator=generator).log_().neg_().log_().neg_()
 
 
 def sample_gumbel(

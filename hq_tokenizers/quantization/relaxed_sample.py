@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch.autograd.function import once_differentiable
 
-from hq_tokenizers.randomness import generator_from_state, global_generator_state, gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_, generator_from_state, global_generator_state
 
 LN2, LOG2E = math.log(2), math.log2(math.e)
 KEPT_ELEMENTS = 2**24
@@ -68,19 +68,21 @@ class _RelaxedSample(torch.autograd.Function):
         ctx.rows, ctx.keep = rows, keep
         # The compiler, under which all is kept, knows no generators.
         ctx.noise_state = None if keep else global_generator_state(query.device)
-        results, kept = [], []
+        columns, kept, space = [], [], _WorkSpace(query, key, rows, reuse=not keep)
         for part in _slices(len(query), rows):
-            shifted, peak, indices = _shifted_logits(query[part], key)
-            noisy = torch.add(shifted, gumbel_noise(shifted), alpha=LOG2E)
+            shifted, assignment = space.matrices(part, 2)
+            peak, indices = _shifted_logits_(shifted, query[part], key)
+            entropy, total, mean = _entropy(shifted, assignment)
+            noisy = torch.add(shifted, draw_gumbel_(assignment), alpha=LOG2E, out=assignment)
             noisy_peak = noisy.amax(dim=-1, keepdim=True)
-            assignment = noisy.sub_(noisy_peak).div_(temperature).exp2_()
+            noisy.sub_(noisy_peak).div_(temperature).exp2_()
             noisy_total = assignment.sum(dim=-1, keepdim=True)
-            entropy, total, mean = _entropy(shifted)
             quantized = (assignment @ codebook) / noisy_total
-            results.append((quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean))
+            results = (quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean)
+            _write_rows(columns, part, results, len(query))
             if keep:
                 kept += [shifted, assignment]
-        quantized, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
+        quantized, entropy, indices, *statistics = columns
         ctx.save_for_backward(query, key, codebook, temperature, *statistics, *kept)
         ctx.mark_non_differentiable(indices)
         # An output without gradient saves its passes.
@@ -97,24 +99,27 @@ class _RelaxedSample(torch.autograd.Function):
         # Transposed: a wide matrix's transpose on the left makes a slow product. Moving averages want no gradient.
         grad_key = key.new_zeros(*key.T.shape) if ctx.needs_input_grad[1] else None
         grad_codebook = codebook.new_zeros(*codebook.T.shape) if ctx.needs_input_grad[2] else None
+        space = _WorkSpace(query, key, ctx.rows, reuse=True)
         for number, part in enumerate(_slices(len(query), ctx.rows)):
+            first, second, along, product = space.matrices(part, 4)
             if ctx.keep:
                 shifted, assignment = kept[2 * number : 2 * number + 2]
             else:
-                shifted = ((query[part] * LOG2E) @ key.T).sub_(peak[part])
-                assignment = torch.add(shifted, gumbel_noise(shifted, generator), alpha=LOG2E)
-                assignment = assignment.sub_(noisy_peak[part]).div_(temperature).exp2_()
+                shifted = torch.mm(query[part] * LOG2E, key.T, out=first).sub_(peak[part])
+                assignment = torch.add(shifted, draw_gumbel_(second, generator), alpha=LOG2E, out=second)
+                assignment.sub_(noisy_peak[part]).div_(temperature).exp2_()
             grad_logits = None
             if grad_quantized is not None:
                 weighted = grad_quantized[part] / noisy_total[part]
                 if grad_codebook is not None:
                     grad_codebook.addmm_(weighted.T, assignment)
-                along = (weighted / temperature) @ codebook.T
+                torch.mm(weighted / temperature, codebook.T, out=along)
                 # ⟨G, z_q⟩ as Σ_k y_k ⟨G, b_k⟩: zero to the bit with one code alone, which a small variance magnifies.
-                mean_along = torch.linalg.vecdot(along, assignment).unsqueeze(-1) / noisy_total[part]
+                mean_along = torch.mul(along, assignment, out=product).sum(dim=-1, keepdim=True) / noisy_total[part]
                 grad_logits = along.sub_(mean_along).mul_(assignment)
             if grad_entropy is not None:
-                of_entropy = _entropy_gradient(shifted, total[part], mean[part], grad_entropy[part])
+                scale = -LN2 / total[part] * grad_entropy[part].unsqueeze(-1)
+                of_entropy = _entropy_gradient(shifted, mean[part], scale, first, second)
                 grad_logits = of_entropy if grad_logits is None else grad_logits.add_(of_entropy)
             if grad_logits is not None:
                 grad_query[part].addmm_(grad_logits, key)
@@ -132,16 +137,18 @@ class _ExactSample(torch.autograd.Function):
         ctx, query: torch.Tensor, key: torch.Tensor, rows: int, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.rows, ctx.keep = rows, keep
-        results, kept = [], []
+        columns, kept, space = [], [], _WorkSpace(query, key, rows, reuse=not keep)
         for part in _slices(len(query), rows):
-            shifted, peak, indices = _shifted_logits(query[part], key)
-            entropy, total, mean = _entropy(shifted)
+            shifted, noisy = space.matrices(part, 2)
+            peak, indices = _shifted_logits_(shifted, query[part], key)
+            entropy, total, mean = _entropy(shifted, noisy)
             # Gumbel-max: the largest of log-probabilities with noise is a sample.
-            samples = torch.add(shifted, gumbel_noise(shifted), alpha=LOG2E).argmax(dim=-1)
-            results.append((samples, entropy, indices.squeeze(-1), peak, total, mean))
+            samples = torch.add(shifted, draw_gumbel_(noisy), alpha=LOG2E, out=noisy).argmax(dim=-1)
+            results = (samples, entropy, indices.squeeze(-1), peak, total, mean)
+            _write_rows(columns, part, results, len(query))
             if keep:
                 kept.append(shifted)
-        samples, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
+        samples, entropy, indices, *statistics = columns
         ctx.save_for_backward(query, key, *statistics, *kept)
         ctx.mark_non_differentiable(samples, indices)
         return samples, entropy, indices
@@ -153,35 +160,66 @@ class _ExactSample(torch.autograd.Function):
         query, key, peak, total, mean, *kept = ctx.saved_tensors
         grad_query = torch.zeros_like(query)
         grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
+        space = _WorkSpace(query, key, ctx.rows, reuse=True)
         for number, part in enumerate(_slices(len(query), ctx.rows)):
-            shifted = kept[number] if ctx.keep else ((query[part] * LOG2E) @ key.T).sub_(peak[part])
-            grad_logits = _entropy_gradient(shifted, total[part], mean[part], grad_entropy[part])
+            first, second = space.matrices(part, 2)
+            shifted = kept[number] if ctx.keep else torch.mm(query[part] * LOG2E, key.T, out=first).sub_(peak[part])
+            scale = -LN2 / total[part] * grad_entropy[part].unsqueeze(-1)
+            grad_logits = _entropy_gradient(shifted, mean[part], scale, first, second)
             grad_query[part].addmm_(grad_logits, key)
             if grad_key is not None:
                 grad_key.addmm_(grad_logits.T, query[part])
         return grad_query, grad_key, None, None
 
 
-def _shifted_logits(query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The exponents s (M, K), max a and its place (M, 1)."""
-    logits = (query * LOG2E) @ key.T
+class _WorkSpace:
+    """Matrices (rows of a slice, K) to write into: the same for every slice, or new ones for each.
+
+    New ones in every slice cost a process pages, and where small results that stay lie between them, all that it had.
+
+    Args:
+        query: (M, r).
+        key: (K, r).
+        rows: Of a slice, at most.
+        reuse: Whether the matrices are the same for every slice.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, rows: int, reuse: bool) -> None:
+        self.query, self.num_codes = query, len(key)
+        self.rows = min(rows, len(query))
+        self.shared: list[torch.Tensor] | None = [] if reuse else None
+
+    def matrices(self, part: slice, number: int) -> list[torch.Tensor]:
+        """As many matrices, uninitialised, for the rows of `part`."""
+        rows = len(range(len(self.query))[part])
+        if self.shared is None:
+            return [self.query.new_empty(rows, self.num_codes) for _ in range(number)]
+        self.shared += [self.query.new_empty(self.rows, self.num_codes) for _ in range(number - len(self.shared))]
+        return [matrix[:rows] for matrix in self.shared]
+
+
+def _shifted_logits_(out: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Writes the exponents s (M, K); max a and its place (M, 1)."""
+    logits = torch.mm(query * LOG2E, key.T, out=out)
     peak, indices = logits.max(dim=-1, keepdim=True)
-    return logits.sub_(peak), peak, indices
+    logits.sub_(peak)
+    return peak, indices
 
 
-def _entropy(shifted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """H (M,), Z and Σ_k p_k s_k (M, 1)."""
-    probabilities = torch.exp2(shifted)
+def _entropy(shifted: torch.Tensor, space: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """H (M,), Z and Σ_k p_k s_k (M, 1); `space` (M, K) is written over."""
+    probabilities = torch.exp2(shifted, out=space)
     total = probabilities.sum(dim=-1, keepdim=True)
-    mean = torch.linalg.vecdot(probabilities, shifted).unsqueeze(-1) / total
+    mean = probabilities.mul_(shifted).sum(dim=-1, keepdim=True) / total
     return (total.log2() - mean).squeeze(-1) * LN2, total, mean
 
 
 def _entropy_gradient(
-    shifted: torch.Tensor, total: torch.Tensor, mean: torch.Tensor, gradient: torch.Tensor
+    shifted: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, out: torch.Tensor, space: torch.Tensor
 ) -> torch.Tensor:
-    """−γ ln 2 · p_k (s_k − Σ_j p_j s_j), (M, K)."""
-    return (shifted - mean).mul_(gradient.unsqueeze(-1) * (-LN2 / total)).mul_(torch.exp2(shifted))
+    """−γ ln 2 · p_k (s_k − Σ_j p_j s_j), (M, K), with `scale` −γ ln 2 / Z (M, 1); `out` may be `shifted`."""
+    undivided = torch.exp2(shifted, out=space)
+    return torch.sub(shifted, mean, out=out).mul_(scale).mul_(undivided)
 
 
 def relaxed_quantize(
@@ -251,3 +289,15 @@ def _apply(
 
 def _slices(number: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, number, size)]
+
+
+def _write_rows(columns: list[torch.Tensor], part: slice, results: tuple[torch.Tensor, ...], num_rows: int) -> None:
+    """Copies the results of a slice to their rows of `columns`, which the first slice makes.
+
+    Small results that stay where they are, between a slice's large matrices, leave gaps in which no other slice's fit
+    (by glibc, for its alignment): the process would grow by one such matrix with every slice.
+    """
+    if not columns:
+        columns += [result.new_empty(num_rows, *result.shape[1:]) for result in results]
+    for column, result in zip(columns, results, strict=True):
+        column[part] = result

@@ -219,49 +219,63 @@ class TestGumbelNoise:
         assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-class _LargestTensor(TorchDispatchMode):
-    """Records the largest number of elements of any tensor that an operation returns."""
+class _TensorSizes(TorchDispatchMode):
+    """Records the largest number of elements of any tensor that an operation returns, and all memory they lie in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.numel = 0
+        self.storages: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 self.numel = max(self.numel, tensor.numel())
+                # Held, so that no other gets its address.
+                self.storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return result
+
+    def number_of(self, smallest: int) -> int:
+        """Pieces of memory of at least so many float32 elements."""
+        return sum(storage.nbytes() >= 4 * smallest for storage in self.storages.values())
 
 
 class TestSlices:
     num_vectors, num_codes = 50, 40
 
-    def run(self, max_elements: int) -> tuple[list[torch.Tensor], int]:
-        query, key = double(self.num_vectors, 4).float(), double(self.num_codes, 4, seed=1).float()
+    def run(self, max_elements: int, num_vectors: int = num_vectors) -> tuple[list[torch.Tensor], _TensorSizes]:
+        query, key = double(num_vectors, 4).float(), double(self.num_codes, 4, seed=1).float()
         codebook = double(self.num_codes, D, seed=2).float()
         inputs = [tensor.requires_grad_() for tensor in (query, key, codebook)]
-        with _LargestTensor() as largest:
+        with _TensorSizes() as sizes:
             quantized, entropy, _ = seeded(query, key, codebook, 0.7, max_elements)
             gradients = torch.autograd.grad(quantized.square().sum() + entropy.sin().sum(), inputs)
-        return [quantized.detach(), entropy.detach(), *gradients], largest.numel
+        return [quantized.detach(), entropy.detach(), *gradients], sizes
 
     @pytest.mark.parametrize("max_elements", [40, 300, 1999])
     def test_values_and_gradients_are_those_of_one_call(self, max_elements: int) -> None:
-        whole, whole_size = self.run(10**6)
-        sliced, sliced_size = self.run(max_elements)
+        whole, whole_sizes = self.run(10**6)
+        sliced, sliced_sizes = self.run(max_elements)
         for actual, expected in zip(sliced, whole, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-        assert whole_size == self.num_vectors * self.num_codes
+        assert whole_sizes.numel == self.num_vectors * self.num_codes
         # The factors and the codebook themselves are not counted by the bound.
-        assert sliced_size <= max(max_elements, 4 * self.num_vectors)
+        assert sliced_sizes.numel <= max(max_elements, 4 * self.num_vectors)
 
     def test_beyond_the_kept_size_slices_hold_what_is_preferred(self, monkeypatch: pytest.MonkeyPatch) -> None:
         whole, _ = self.run(10**6)
         monkeypatch.setattr(relaxed_sample, "KEPT_ELEMENTS", 500)
         monkeypatch.setattr(relaxed_sample, "CPU_SLICE", 400)
         monkeypatch.setattr(relaxed_sample, "SMALLEST_ROWS", 2)
-        sliced, size = self.run(10**6)
-        assert size == 400
+        sliced, sizes = self.run(10**6)
+        assert sizes.numel == 400
         for actual, expected in zip(sliced, whole, strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("num_vectors", [14, 35])
+    def test_slices_share_their_matrices(self, num_vectors: int) -> None:
+        rows = 7
+        _, sizes = self.run(rows * self.num_codes, num_vectors)
+        # Logits and assignments; the backward pass computes both again, and has products and a gradient besides.
+        assert sizes.number_of(rows * self.num_codes) == 2 + 4
