@@ -2,12 +2,14 @@
 
     python benchmarks/quantizer.py
     python benchmarks/quantizer.py --threads 1 --sizes 2048x512x64
+    python benchmarks/quantizer.py --memory --sizes 8192x65536x64
 
 A size is vectors × codes × width. All take turns in one process; what is printed are the smallest times and, with
 `--clock processor`, those of the processor's own clock for one thread, which other work on the machine disturbs less.
 Before anything is timed, values and gradients of ours are compared with the textbook's in float64 on the same noise.
 The textbook writes the paper's formulas as they read; the compiled one needs a C++ compiler.
 The peer is the deterministic quantiser of vector-quantize-pytorch with moving averages: what a stochastic one costs.
+`--memory` prints, instead of times, how much a pass of ours holds at once besides its arguments, gradients included.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 from hq_tokenizers.quantization.functional import gaussian_factors
 from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
 from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.training.peak_memory import PeakMemory
 
 TAU = 0.7
 Tensors = tuple[torch.Tensor, ...]
@@ -102,19 +105,37 @@ def contestants(size: list[int], device: torch.device) -> dict[str, Callable[[],
     return result
 
 
+def print_memory(size: list[int], device: torch.device) -> None:
+    """What `ours` holds at once, in MiB and as a share of one matrix vectors × codes."""
+    arguments = inputs(*size, device)
+    cotangent = torch.randn_like(arguments[0])
+    with PeakMemory(torch.nn.Module(), [*arguments, cotangent]) as memory:
+        pass_of(ours, arguments, cotangent)
+    share = memory.peak / (4 * size[0] * size[1])
+    print(
+        f"  ours holds {memory.peak / 2**20:,.0f} MiB, {share:.1%} of a matrix of float32, vectors × codes", flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["2048x512x64", "2048x4096x64", "2048x8192x64"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall")
+    parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    print(f"{device.type}, {options.threads} threads, smallest of {options.repeats}, {options.clock} clock")
+    times_are = f"smallest of {options.repeats}, {options.clock} clock"
+    print(f"{device.type}, {options.threads} threads, {'memory' if options.memory else times_are}")
     for text in options.sizes:
         size = [int(number) for number in text.split("x")]
+        if options.memory:
+            print(text)
+            print_memory(size, device)
+            continue
         print(f"{text}: from float64 by {difference(*size):.1e} at most")
         runs = contestants(size, device)
         times: dict[str, list[float]] = {name: [] for name, run in runs.items() if callable(run)}
