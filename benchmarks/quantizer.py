@@ -23,7 +23,7 @@ import torch
 
 from hq_tokenizers.quantization.functional import gaussian_factors
 from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
-from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_
 from hq_tokenizers.training.peak_memory import PeakMemory
 
 TAU = 0.7
@@ -63,7 +63,7 @@ def difference(vectors: int, num_codes: int, width: int) -> float:
     torch.manual_seed(0)
     mine = ours(*arguments)
     torch.manual_seed(0)
-    reference = textbook(*doubles, gumbel_noise(torch.empty(vectors, num_codes)).double())
+    reference = textbook(*doubles, draw_gumbel_(torch.empty(vectors, num_codes)).double())
     results = []
     for (quantized, entropy, _), tensors in ((mine, arguments), (reference, doubles)):
         loss = (quantized.sin() * 3).sum() + entropy.square().sum()

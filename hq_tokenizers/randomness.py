@@ -78,11 +78,6 @@ def _stack(rows: list[torch.Tensor], shape: Sequence[int], device: torch.device 
     return torch.stack([row.to(device) for row in rows]) if rows else torch.empty(0, *shape, device=device)
 
 
-def gumbel_noise(like: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Gumbel(0, 1) noise of the shape of `like`, from torch's global generator by default."""
-    return draw_gumbel_(torch.empty_like(like), generator)
-
-
 def draw_gumbel_(out: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Fills a tensor with Gumbel(0, 1) noise: −log(−log U) with U uniform in (0, 1).
 

@@ -68,21 +68,20 @@ class _RelaxedSample(torch.autograd.Function):
         ctx.rows, ctx.keep = rows, keep
         # The compiler, under which all is kept, knows no generators.
         ctx.noise_state = None if keep else global_generator_state(query.device)
-        columns, kept, space = [], [], _WorkSpace(query, key, rows, reuse=not keep)
+        results, kept, space = [], [], []
         for part in _slices(len(query), rows):
-            shifted, assignment = space.matrices(part, 2)
+            shifted, assignment = _matrices([] if keep else space, query[part], key, 2)
             peak, indices = _shifted_logits_(shifted, query[part], key)
             entropy, total, mean = _entropy(shifted, assignment)
-            noisy = torch.add(shifted, draw_gumbel_(assignment), alpha=LOG2E, out=assignment)
-            noisy_peak = noisy.amax(dim=-1, keepdim=True)
-            noisy.sub_(noisy_peak).div_(temperature).exp2_()
+            torch.add(shifted, draw_gumbel_(assignment), alpha=LOG2E, out=assignment)
+            noisy_peak = assignment.amax(dim=-1, keepdim=True)
+            assignment.sub_(noisy_peak).div_(temperature).exp2_()
             noisy_total = assignment.sum(dim=-1, keepdim=True)
             quantized = (assignment @ codebook) / noisy_total
-            results = (quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean)
-            _write_rows(columns, part, results, len(query))
+            results.append((quantized, entropy, indices.squeeze(-1), peak, noisy_peak, noisy_total, total, mean))
             if keep:
                 kept += [shifted, assignment]
-        quantized, entropy, indices, *statistics = columns
+        quantized, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
         ctx.save_for_backward(query, key, codebook, temperature, *statistics, *kept)
         ctx.mark_non_differentiable(indices)
         # An output without gradient saves its passes.
@@ -99,9 +98,10 @@ class _RelaxedSample(torch.autograd.Function):
         # Transposed: a wide matrix's transpose on the left makes a slow product. Moving averages want no gradient.
         grad_key = key.new_zeros(*key.T.shape) if ctx.needs_input_grad[1] else None
         grad_codebook = codebook.new_zeros(*codebook.T.shape) if ctx.needs_input_grad[2] else None
-        space = _WorkSpace(query, key, ctx.rows, reuse=True)
+        space: list[torch.Tensor] = []
         for number, part in enumerate(_slices(len(query), ctx.rows)):
-            first, second, along, product = space.matrices(part, 4)
+            first, second, along, *others = _matrices(space, query[part], key, 3 if ctx.keep else 4)
+            product = first if ctx.keep else others[0]
             if ctx.keep:
                 shifted, assignment = kept[2 * number : 2 * number + 2]
             else:
@@ -137,18 +137,18 @@ class _ExactSample(torch.autograd.Function):
         ctx, query: torch.Tensor, key: torch.Tensor, rows: int, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.rows, ctx.keep = rows, keep
-        columns, kept, space = [], [], _WorkSpace(query, key, rows, reuse=not keep)
+        results, kept, noisy_space, shifted_space = [], [], [], []
         for part in _slices(len(query), rows):
-            shifted, noisy = space.matrices(part, 2)
+            (noisy,) = _matrices(noisy_space, query[part], key, 1)
+            (shifted,) = _matrices([] if keep else shifted_space, query[part], key, 1)
             peak, indices = _shifted_logits_(shifted, query[part], key)
             entropy, total, mean = _entropy(shifted, noisy)
             # Gumbel-max: the largest of log-probabilities with noise is a sample.
             samples = torch.add(shifted, draw_gumbel_(noisy), alpha=LOG2E, out=noisy).argmax(dim=-1)
-            results = (samples, entropy, indices.squeeze(-1), peak, total, mean)
-            _write_rows(columns, part, results, len(query))
+            results.append((samples, entropy, indices.squeeze(-1), peak, total, mean))
             if keep:
                 kept.append(shifted)
-        samples, entropy, indices, *statistics = columns
+        samples, entropy, indices, *statistics = (torch.cat(column) for column in zip(*results, strict=True))
         ctx.save_for_backward(query, key, *statistics, *kept)
         ctx.mark_non_differentiable(samples, indices)
         return samples, entropy, indices
@@ -160,9 +160,9 @@ class _ExactSample(torch.autograd.Function):
         query, key, peak, total, mean, *kept = ctx.saved_tensors
         grad_query = torch.zeros_like(query)
         grad_key = torch.zeros_like(key) if ctx.needs_input_grad[1] else None
-        space = _WorkSpace(query, key, ctx.rows, reuse=True)
+        space: list[torch.Tensor] = []
         for number, part in enumerate(_slices(len(query), ctx.rows)):
-            first, second = space.matrices(part, 2)
+            first, second = _matrices(space, query[part], key, 2)
             shifted = kept[number] if ctx.keep else torch.mm(query[part] * LOG2E, key.T, out=first).sub_(peak[part])
             scale = -LN2 / total[part] * grad_entropy[part].unsqueeze(-1)
             grad_logits = _entropy_gradient(shifted, mean[part], scale, first, second)
@@ -172,30 +172,13 @@ class _ExactSample(torch.autograd.Function):
         return grad_query, grad_key, None, None
 
 
-class _WorkSpace:
-    """Matrices (rows of a slice, K) to write into: the same for every slice, or new ones for each.
+def _matrices(space: list[torch.Tensor], query: torch.Tensor, key: torch.Tensor, number: int) -> list[torch.Tensor]:
+    """As many matrices (M, K), uninitialised, in `space`, which the first slice fills: no slice is larger.
 
-    New ones in every slice cost a process pages, and where small results that stay lie between them, all that it had.
-
-    Args:
-        query: (M, r).
-        key: (K, r).
-        rows: Of a slice, at most.
-        reuse: Whether the matrices are the same for every slice.
+    With new ones for every slice a process can grow by as much with each, since what it frees need not fit the next.
     """
-
-    def __init__(self, query: torch.Tensor, key: torch.Tensor, rows: int, reuse: bool) -> None:
-        self.query, self.num_codes = query, len(key)
-        self.rows = min(rows, len(query))
-        self.shared: list[torch.Tensor] | None = [] if reuse else None
-
-    def matrices(self, part: slice, number: int) -> list[torch.Tensor]:
-        """As many matrices, uninitialised, for the rows of `part`."""
-        rows = len(range(len(self.query))[part])
-        if self.shared is None:
-            return [self.query.new_empty(rows, self.num_codes) for _ in range(number)]
-        self.shared += [self.query.new_empty(self.rows, self.num_codes) for _ in range(number - len(self.shared))]
-        return [matrix[:rows] for matrix in self.shared]
+    space += [query.new_empty(len(query), len(key)) for _ in range(number - len(space))]
+    return [matrix[: len(query)] for matrix in space[:number]]
 
 
 def _shifted_logits_(out: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,15 +272,3 @@ def _apply(
 
 def _slices(number: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, number, size)]
-
-
-def _write_rows(columns: list[torch.Tensor], part: slice, results: tuple[torch.Tensor, ...], num_rows: int) -> None:
-    """Copies the results of a slice to their rows of `columns`, which the first slice makes.
-
-    Small results that stay where they are, between a slice's large matrices, leave gaps in which no other slice's fit
-    (by glibc, for its alignment): the process would grow by one such matrix with every slice.
-    """
-    if not columns:
-        columns += [result.new_empty(num_rows, *result.shape[1:]) for result in results]
-    for column, result in zip(columns, results, strict=True):
-        column[part] = result

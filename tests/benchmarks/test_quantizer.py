@@ -32,15 +32,17 @@ def test_memory_is_counted(script, monkeypatch, capsys):
         script.main()
         return float(re.search(r"([\d.]+)% of a matrix", capsys.readouterr().out).group(1)) / 100
 
-    # Two matrices kept and four to work in; what is as large as the latents and the codes is small beside them.
-    assert share(256, 256) == pytest.approx(6, abs=0.5)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    # Two matrices kept and three to work in; what is as large as the latents and the codes is small beside them.
+    assert share(256, 256) == pytest.approx(5, abs=0.5)
     monkeypatch.setattr(relaxed_sample, "KEPT_ELEMENTS", 0)
     monkeypatch.setattr(relaxed_sample, "CPU_SLICE", 8 * 256)
     monkeypatch.setattr(relaxed_sample, "SMALLEST_ROWS", 1)
-    assert share(1024, 256) < 0.25
+    assert share(1024, 256) < 0.15
 
 
 def test_what_is_not_installed_is_said(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     runs = script.contestants([4, 3, 2], torch.device("cpu"))
     assert runs["vector-quantize-pytorch"] == "not installed: pip install vector-quantize-pytorch"

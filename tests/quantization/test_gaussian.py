@@ -11,7 +11,7 @@ from hq_tokenizers.quantization.functional import gaussian_factors
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer, GaussianVariance
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
-from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_
 
 B, H, W, D, K = 2, 3, 2, 4, 7
 TYPES = ("I", "II", "III", "IV")
@@ -125,7 +125,7 @@ class TestElboTerms:
         torch.manual_seed(5)
         output = module(z, torch.tensor(0.6), None if kind == "I" else v)
         torch.manual_seed(5)
-        gumbel = gumbel_noise(torch.empty(B * H * W, K)).double()
+        gumbel = draw_gumbel_(torch.empty(B * H * W, K)).double()
         wanted = torch.randn(B, H, W, D).double()
 
         inputs = [z, module.codebook.weight, module.variance.log_variance, v]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hq_tokenizers.quantization import relaxed_sample
 from hq_tokenizers.quantization.functional import gaussian_factors, vmf_factors
 from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
-from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_
 
 M, K, D = 6, 5, 3
 SEED = 7
@@ -39,9 +39,17 @@ def seeded(
     return relaxed_quantize(query, key, codebook, tau, max_elements=max_elements)
 
 
+@pytest.fixture(params=[0, 2**22], ids=["computed again", "kept"])
+def three_slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of two rows, whose matrices are kept for the backward pass or not."""
+    monkeypatch.setattr(relaxed_sample, "KEPT_ELEMENTS", request.param)
+    monkeypatch.setattr(relaxed_sample, "CPU_SLICE", 2 * K)
+    monkeypatch.setattr(relaxed_sample, "SMALLEST_ROWS", 1)
+
+
 def noise(number: int, num_codes: int, dtype: torch.dtype) -> torch.Tensor:
     torch.manual_seed(SEED)
-    return gumbel_noise(torch.empty(number, num_codes, dtype=dtype)).double()
+    return draw_gumbel_(torch.empty(number, num_codes, dtype=dtype)).double()
 
 
 @pytest.mark.parametrize("max_elements", [2**27, 2 * K, 1], ids=["kept", "slices", "rows"])
@@ -66,6 +74,12 @@ def test_values_and_gradients_are_those_of_autograd(temperature: float, max_elem
 def test_gradcheck(max_elements: int) -> None:
     inputs = [double(M, 4).requires_grad_(), double(K, 4, seed=1).requires_grad_(), double(K, D, seed=2)]
     assert torch.autograd.gradcheck(lambda q, k, b: seeded(q, k, b, 0.7, max_elements)[:2], inputs)
+
+
+def test_gradients_in_slices(three_slices: None) -> None:
+    inputs = [double(M, 4).requires_grad_(), double(K, 4, seed=1).requires_grad_()]
+    inputs.append(double(K, D, seed=2).requires_grad_())
+    assert torch.autograd.gradcheck(lambda q, k, b: seeded(q, k, b, 0.7)[:2], inputs)
 
 
 @pytest.mark.parametrize("variance", [1e-6, 1.0, 1e6])
@@ -185,11 +199,7 @@ class TestExactSamples:
         ):
             torch.testing.assert_close(mine, theirs)
 
-    @pytest.mark.parametrize("kept_elements", [0, 2**22], ids=["computed again", "kept"])
-    def test_nothing_kept_changes_nothing(self, kept_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(relaxed_sample, "KEPT_ELEMENTS", kept_elements)
-        monkeypatch.setattr(relaxed_sample, "CPU_SLICE", 2 * K)
-        monkeypatch.setattr(relaxed_sample, "SMALLEST_ROWS", 1)
+    def test_gradients_in_slices(self, three_slices: None) -> None:
         inputs = [double(M, 4).requires_grad_(), double(K, 4, seed=1).requires_grad_()]
         assert torch.autograd.gradcheck(lambda *factors: sample_codes(*factors)[1], inputs)
 
@@ -203,12 +213,12 @@ class TestExactSamples:
 
 class TestGumbelNoise:
     def test_is_gumbel_distributed(self) -> None:
-        sample = gumbel_noise(torch.empty(20_000)).double().numpy()
+        sample = draw_gumbel_(torch.empty(20_000)).double().numpy()
         assert stats.kstest(sample, stats.gumbel_r.cdf).pvalue > 1e-3
 
     def test_is_finite_where_the_uniform_number_is_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, low, high, generator: self.fill_(low))
-        assert gumbel_noise(torch.empty(3)).isfinite().all()
+        assert draw_gumbel_(torch.empty(3)).isfinite().all()
 
     def test_argmax_of_the_relaxed_assignment_is_a_categorical_sample(self) -> None:
         probabilities = torch.tensor([0.05, 0.1, 0.15, 0.3, 0.4])

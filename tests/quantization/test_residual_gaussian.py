@@ -11,7 +11,7 @@ from hq_tokenizers.quantization.functional import straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
-from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_
 
 B, H, W, D = 2, 2, 3, 4
 SIZES = (5, 7, 6)
@@ -84,7 +84,7 @@ def test_values_and_gradients_are_those_of_the_textbook(shared: bool, prior: boo
     output = module(z, torch.tensor(0.8), prior_mean=mean if prior else None)
     torch.manual_seed(7)
     books = module.level_codebooks()
-    gumbels = [gumbel_noise(torch.empty(B * H * W, len(book.weight))).double() for book in books]
+    gumbels = [draw_gumbel_(torch.empty(B * H * W, len(book.weight))).double() for book in books]
 
     parameters = [z, mean, module.log_variances, *(book.weight for book in module.codebooks)]
     if module.prior_log_variances is not None:
@@ -294,7 +294,7 @@ def test_code_vectors_follow_the_latents_at_their_most_probable_codes(shared: bo
         torch.manual_seed(batch)
         module(z, torch.tensor(0.7))
         torch.manual_seed(batch)
-        gumbels = [gumbel_noise(torch.empty(B * H * W, 5)).double() for _ in range(3)]
+        gumbels = [draw_gumbel_(torch.empty(B * H * W, 5)).double() for _ in range(3)]
         residual, seen = z.double().flatten(0, 2), [[] for _ in books]
         for level, gumbel in enumerate(gumbels):
             book = books[0 if shared else level]
@@ -338,7 +338,7 @@ def test_straight_through_draws_codes_and_gives_the_encoder_the_gradient_of_the_
     for level, codebook in enumerate(module.codebooks):
         book = codebook.weight.detach().double()
         logits = -torch.cdist(residual, book).square() / (2 * math.exp(LOG_VARIANCES[level]))
-        sample = (logits.detach() + gumbel_noise(torch.empty(B * H * W, 5)).double()).argmax(-1)
+        sample = (logits.detach() + draw_gumbel_(torch.empty(B * H * W, 5)).double()).argmax(-1)
         entropies.append(torch.distributions.Categorical(logits=logits).entropy().sum() / B)
         residual, total = residual - book[sample], total + book[sample]
     energy = residual.square().sum() / (2 * sum(map(math.exp, LOG_VARIANCES))) / B

@@ -12,7 +12,7 @@ from scipy import stats
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
-from hq_tokenizers.randomness import gumbel_noise
+from hq_tokenizers.randomness import draw_gumbel_
 
 B, H, W, D, K = 2, 3, 2, 3, 6
 S = 1.2
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_those_of_the_textbook() -> None:
     torch.manual_seed(3)
     output = module(z, torch.tensor(0.7))
     torch.manual_seed(3)
-    gumbel = gumbel_noise(torch.empty(B * H * W, K)).double()
+    gumbel = draw_gumbel_(torch.empty(B * H * W, K)).double()
 
     inputs = [z, module.codebook.weight, module.log_concentration]
     z64, weight, s = (tensor.detach().double().requires_grad_() for tensor in inputs)
