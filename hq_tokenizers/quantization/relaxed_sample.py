@@ -68,7 +68,8 @@ class _RelaxedSample(torch.autograd.Function):
         ctx.rows, ctx.keep = rows, keep
         # The compiler, under which all is kept, knows no generators.
         ctx.noise_state = None if keep else global_generator_state(query.device)
-        results, kept, space = [], [], []
+        results, kept = [], []
+        space: list[torch.Tensor] = []
         for part in _slices(len(query), rows):
             shifted, assignment = _matrices([] if keep else space, query[part], key, 2)
             peak, indices = _shifted_logits_(shifted, query[part], key)
@@ -137,7 +138,9 @@ class _ExactSample(torch.autograd.Function):
         ctx, query: torch.Tensor, key: torch.Tensor, rows: int, keep: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.rows, ctx.keep = rows, keep
-        results, kept, noisy_space, shifted_space = [], [], [], []
+        results, kept = [], []
+        noisy_space: list[torch.Tensor] = []
+        shifted_space: list[torch.Tensor] = []
         for part in _slices(len(query), rows):
             (noisy,) = _matrices(noisy_space, query[part], key, 1)
             (shifted,) = _matrices([] if keep else shifted_space, query[part], key, 1)
