@@ -140,7 +140,12 @@ def assert_same(model: Any, codes: torch.Tensor, images: torch.Tensor) -> None:
     found = model.encode(PIXELS)
     assert torch.equal(found.groups[0], codes)
     assert len(codes.unique()) > 5
-    torch.testing.assert_close(model.decode(found), images, rtol=0, atol=1e-5)
+    assert_close(model.decode(found), images)
+
+
+def assert_close(images: torch.Tensor, expected: torch.Tensor) -> None:
+    """Up to the rounding of float32: processors sum in orders of their own, and norms magnify what is left."""
+    torch.testing.assert_close(images, expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
@@ -160,7 +165,7 @@ def test_taming_vqgan(tmp_path: Path, suffix: str) -> None:
     assert (model.config.image_size, model.config.attention_strides) == (64, [2])
     codes = nearest(latents, codebook)
     assert_same(model, codes[..., None], vqgan.decode(codebook[codes]))
-    torch.testing.assert_close(model.autoencode(PIXELS), vqgan.decode(latents), rtol=0, atol=1e-5)
+    assert_close(model.autoencode(PIXELS), vqgan.decode(latents))
 
 
 def test_llamagen(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_llamagen(tmp_path: Path) -> None:
     codes = nearest(latents, unit)
     assert_same(model, codes[..., None], vq.decode(unit[codes]))
     assert model.config.attention_strides == [4]
-    torch.testing.assert_close(model.autoencode(PIXELS), vq.decode(latents), rtol=0, atol=1e-5)
+    assert_close(model.autoencode(PIXELS), vq.decode(latents))
 
 
 @pytest.mark.parametrize("shared", [True, False])
