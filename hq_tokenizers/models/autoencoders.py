@@ -9,6 +9,7 @@ Shape legend: resolutions r = 0 … R of stride 2^r, latents (B, d, h, w).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.hashing import tensors_sha256
 
 from .configuration_hq_vae import HQVAEConfig, code_group_line, parse_code_group
@@ -150,10 +152,17 @@ def autoencoder_config(
         recipe: See `presets`.
 
     Raises:
-        ValueError: For a field that the networks decide, a quantiser whose codes are not in the space of the latents,
-            or a hierarchy that does not start at the stride of the latents.
+        ValueError: For an unknown field, one that the networks decide, a quantiser whose codes are not in the space of
+            the latents, or a hierarchy that does not start at the stride of the latents.
     """
     networks, stride = autoencoder.fields(), autoencoder.stride
+    accepted = [field.name for field in dataclasses.fields(config_class)]
+    for name in fields:
+        # Transformers stores any argument that it does not know.
+        if name not in accepted:
+            several = " Several codes and grids are an HQVAEModel's." if name == "code_groups" else ""
+            hint = several or f" {did_you_mean(name, accepted)}".rstrip()
+            raise ValueError(f"{config_class.__name__} has no field {name!r}.{hint}")
     if config_class is SQVAEConfig:
         networks["num_downsampling"] = stride.bit_length() - 1
     if fields.get("num_channels", networks["num_channels"]) != networks["num_channels"]:

@@ -148,9 +148,10 @@ class QuantizeLayer(nn.Module):
         axis = -1 if self.channel_last else 1
         if not 2 <= x.ndim <= 5 or x.shape[axis] != self.dim:
             shape = f"(batch, …, {self.dim})" if self.channel_last else f"(batch, {self.dim}, …)"
+            other = x.ndim > 1 and x.shape[1 if self.channel_last else -1] == self.dim
             raise ValueError(
-                f"x must have shape {shape} with at most three sizes in place of …, got {tuple(x.shape)}; "
-                f"channel_last={not self.channel_last} is for the other layout."
+                f"x must have shape {shape} with at most three sizes in place of …, got {tuple(x.shape)}"
+                + (f"; channel_last={not self.channel_last} is for the other layout." if other else ".")
             )
         if mask is None:
             return

@@ -234,12 +234,18 @@ def test_what_cannot_be_taken_over_is_refused(kind: str) -> None:
         ({"codebook_dim": 8}, "codebook_dim is that of the autoencoder, 4"),
         ({"num_channels": 1}, "images of 3 channels, got images of 1"),
         ({"codebok_dim": 8}, "Did you mean codebook_dim"),
+        ({"codebook": 3}, "HQVAEConfig has no field 'codebook'"),
         ({"recipe": "papers"}, "recipe must be one of"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HQVAEModel.from_autoencoder(autoencoder_kl(), **given)
+
+
+def test_a_hierarchy_is_not_one_grid() -> None:
+    with pytest.raises(ValueError, match=r"SQVAEConfig has no field 'code_groups'\. .* are an HQVAEModel's"):
+        SQVAEModel.from_autoencoder(autoencoder_kl(), code_groups=["stride 4: 16"])
 
 
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
