@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.processes import all_reduce
+from hq_tokenizers.quantization.snapshot import snapshot
 
 DECAY = 0.99
 
@@ -51,7 +52,8 @@ class ResidualVariance(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """s_l² of every level, (L,)."""
-        return torch.maximum(self.factor * self.energy.float(), self.share * self.spread.float())
+        energy, spread = (snapshot(average) if self.training else average for average in (self.energy, self.spread))
+        return torch.maximum(self.factor * energy.float(), self.share * spread.float())
 
     @torch.no_grad()
     def observe(self, moments: torch.Tensor) -> None:

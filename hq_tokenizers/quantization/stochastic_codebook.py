@@ -14,6 +14,7 @@ from torch import nn
 from hq_tokenizers.quantization.functional import Factors, entropy_of, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
+from hq_tokenizers.quantization.snapshot import snapshot
 from hq_tokenizers.randomness import sample_exponential
 
 FactorsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Factors]
@@ -59,8 +60,13 @@ class StochasticCodebook(nn.Module):
     @property
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32."""
+        return self._weight_now()
+
+    def _weight_now(self) -> torch.Tensor:
+        if self.averages is None or not self.training:
+            return self.weight.float()
         # Moving averages overwrite the vectors at the end of a forward pass, whose backward pass needs the old ones.
-        return self.weight.float() if self.averages is None else self.weight.to(torch.float32, copy=True)
+        return snapshot(self.weight).to(torch.float32, copy=True)
 
     def forward(
         self,
@@ -211,4 +217,4 @@ class UnitCodebook(StochasticCodebook):
     @property
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32, normalised."""
-        return F.normalize(self.weight.float(), dim=-1)
+        return F.normalize(self._weight_now(), dim=-1)

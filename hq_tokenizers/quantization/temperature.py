@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hq_tokenizers.quantization.snapshot import snapshot
+
 SMALLEST_TEMPERATURE = 1e-6
 """Keeps the schedule from reaching 0, where the relaxed sample has no value; relevant after 10⁶ steps only."""
 
@@ -29,7 +31,8 @@ class GumbelTemperature(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """τ(t), a float32 scalar on the model's device."""
-        return (self.initial * torch.exp(-self.decay * self.step.float())).clamp_min(self.minimum)
+        step = snapshot(self.step) if self.training else self.step
+        return (self.initial * torch.exp(-self.decay * step.float())).clamp_min(self.minimum)
 
     def advance(self, num_steps: int = 1) -> None:
         """Counts optimiser steps."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from hq_tokenizers.quantization.functional import gaussian_factors, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
+from hq_tokenizers.quantization.snapshot import snapshot
 
 
 def codebook_tensors(model: nn.Module) -> list[torch.Tensor]:
@@ -56,7 +57,8 @@ class VectorCodebook(nn.Module):
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32."""
         if self.projection is None:
-            return self.weight.float()
+            follows = self.training and self.averages is not None
+            return (snapshot(self.weight) if follows else self.weight).float()
         # Also where codes are decoded under autocast: the decoder is to see the vectors that it was trained on.
         with torch.autocast(self.weight.device.type, enabled=False):
             return F.linear(self.weight.float(), self.projection.weight.float(), self.projection.bias.float())

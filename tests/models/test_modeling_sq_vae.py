@@ -544,7 +544,7 @@ class TestCheckpoints:
 
 class TestCompile:
     @pytest.mark.slow
-    @pytest.mark.parametrize("system", ["gaussian IV", "vq ema"])
+    @pytest.mark.parametrize("system", ["gaussian IV", "gaussian, following", "vq ema"])
     def test_no_graph_breaks(self, system: str) -> None:
         torch._dynamo.reset()
         model = build(system)
