@@ -296,14 +296,7 @@ class Codes:
             ValueError: Naming the level and the offending value.
         """
         for level, (values, size) in enumerate(zip(self.levels(), self.layout.codebook_sizes, strict=True)):
-            if not values.numel():
-                continue
-            low, high = (int(bound) for bound in values.aminmax())
-            if low < 0 or high >= size:
-                raise ValueError(
-                    f"Codes of level {level} must lie in [0, {size}), the size of its codebook: found "
-                    f"{low if low < 0 else high}."
-                )
+            check_code_values(values, size, level)
         return self
 
     @staticmethod
@@ -349,6 +342,22 @@ class Codes:
 
     def __repr__(self) -> str:
         return f"Codes(batch_size={self.batch_size}, layout={self.layout}, device={self.device})"
+
+
+def check_code_values(values: torch.Tensor, codebook_size: int, level: int) -> None:
+    """Checks the codes of a level against the size of its codebook. Reads the values, hence synchronises.
+
+    Raises:
+        ValueError: Naming the level and the offending value.
+    """
+    if not values.numel():
+        return
+    low, high = (int(bound) for bound in values.aminmax())
+    if low < 0 or high >= codebook_size:
+        raise ValueError(
+            f"Codes of level {level} must lie in [0, {codebook_size}), the size of its codebook: found "
+            f"{low if low < 0 else high}."
+        )
 
 
 def _flatten_codes(codes: Codes) -> tuple[list[torch.Tensor], CodeLayout]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from torch import nn
 
-from hq_tokenizers.checks import NotNegative, Number, Positive, Range, check_fields
+from hq_tokenizers.checks import NotNegative, Number, Positive, Range, check_fields, did_you_mean
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
 
@@ -44,6 +46,21 @@ class CodebookTraining:
     ema_decay: Decay = 0.99
     ema_warmup: bool = False
     restart_threshold: NotNegative = 0.0
+
+    @classmethod
+    def of(cls, layer: str, arguments: Mapping[str, Any]) -> Self:
+        """The fields that a layer was given by name.
+
+        Raises:
+            TypeError: For one that it does not have, as a call with a wrong argument raises.
+            ValueError: For a value out of range.
+        """
+        accepted = [field.name for field in dataclasses.fields(cls)]
+        for name in arguments:
+            if name not in accepted:
+                hint = did_you_mean(name, accepted) or f"How it is trained is said by {', '.join(accepted)}."
+                raise TypeError(f"{layer} has no argument {name!r}. {hint}")
+        return cls(**arguments)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -98,12 +98,13 @@ class StochasticQuantize(_StochasticLayer):
 
     Raises:
         ValueError: For a value out of range.
+        TypeError: For an argument that it does not have.
     """
 
     def __init__(
         self, dim: int, codebook_size: int, *, channel_last: bool = True, normalize: bool = True, **training: Any
     ):
-        fields = StochasticTraining(**training)
+        fields = StochasticTraining.of(type(self).__name__, training)
         dim, codebook_size = _sizes(dim, codebook_size)
         initial = math.log(20) if fields.initial_log_variance is None else fields.initial_log_variance
         trained = GaussianVariance("I", "released", floor=0.0, trainable=True)
@@ -137,6 +138,7 @@ class ResidualStochasticQuantize(_StochasticLayer):
 
     Raises:
         ValueError: For a value out of range.
+        TypeError: For an argument that it does not have.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class ResidualStochasticQuantize(_StochasticLayer):
         normalize: bool = True,
         **training: Any,
     ):
-        fields = StochasticTraining(**training)
+        fields = StochasticTraining.of(type(self).__name__, training)
         dim, codebook_size = _sizes(dim, codebook_size)
         num_quantizers = check_value("num_quantizers", num_quantizers, Levels)
         initial = math.log(60) if fields.initial_log_variance is None else fields.initial_log_variance
@@ -224,13 +226,14 @@ class VectorQuantize(_VectorLayer):
 
     Raises:
         ValueError: For a value out of range.
+        TypeError: For an argument that it does not have.
     """
 
     def __init__(
         self, dim: int, codebook_size: int, *, channel_last: bool = True, normalize: bool = False, **training: Any
     ):
         dim, codebook_size = _sizes(dim, codebook_size)
-        fields = VectorTraining(**_with_restarts(training))
+        fields = VectorTraining.of(type(self).__name__, _with_restarts(training))
         super().__init__(dim, [codebook_size], False, fields, channel_last, normalize, one_code=True)
 
 
@@ -250,6 +253,7 @@ class ResidualVectorQuantize(_VectorLayer):
 
     Raises:
         ValueError: For a value out of range.
+        TypeError: For an argument that it does not have.
     """
 
     def __init__(
@@ -266,7 +270,7 @@ class ResidualVectorQuantize(_VectorLayer):
         dim, codebook_size = _sizes(dim, codebook_size)
         sizes = [codebook_size] * check_value("num_quantizers", num_quantizers, Levels)
         shared = check_value("shared_codebook", shared_codebook, bool)
-        fields = VectorTraining(**_with_restarts(training))
+        fields = VectorTraining.of(type(self).__name__, _with_restarts(training))
         super().__init__(dim, sizes, shared, fields, channel_last, normalize, one_code=False)
 
 

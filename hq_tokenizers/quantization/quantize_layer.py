@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.checks import check_value
+from hq_tokenizers.codes import check_code_values
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
@@ -70,7 +71,8 @@ class QuantizeLayer(nn.Module):
             terms: With `return_terms` a dict of scalars, see the class.
 
         Raises:
-            ValueError: For a wrong shape, or a batch without a vector that is no padding.
+            ValueError: For a wrong shape, a batch without a vector that is no padding, or in training with `normalize`
+                one of a single vector.
             TypeError: If `x` is no tensor of floats or the mask none of bools.
         """
         grid = self._grid(x, mask)
@@ -104,7 +106,7 @@ class QuantizeLayer(nn.Module):
             (B, …, d), with `channel_last=False` (B, d, …).
 
         Raises:
-            ValueError: If there are more levels than the layer has.
+            ValueError: If there are more levels than the layer has, or a code that its codebook does not have.
             TypeError: If the codes are no integers.
         """
         if codes.is_floating_point() or codes.dtype == torch.bool:
@@ -115,10 +117,13 @@ class QuantizeLayer(nn.Module):
                 f"The last dimension of codes is that of the levels, at most {self.num_quantizers}, got "
                 f"{tuple(codes.shape)}."
             )
+        present = levels != MASKED_CODE
+        known = torch.where(present, levels, 0)
+        for level, (values, book) in enumerate(zip(known.unbind(-1), self.quantizer.level_codebooks(), strict=False)):
+            check_code_values(values, len(book.weight), level)
         total = torch.zeros((), device=codes.device)
-        present = (levels >= 0).unsqueeze(-1).unbind(-2)
-        for vectors, known in zip(self.quantizer.embed(levels.clamp_min(0)), present, strict=True):
-            total = total + vectors * known
+        for vectors, here in zip(self.quantizer.embed(known), present.unsqueeze(-1).unbind(-2), strict=True):
+            total = total + vectors * here
         return self._in_layout(total)
 
     def extra_repr(self) -> str:
@@ -140,6 +145,11 @@ class QuantizeLayer(nn.Module):
             grid = vectors[mask].reshape(1, -1, 1, self.dim)
         if not grid.numel():
             raise ValueError("There is no vector to quantise: the batch is empty, or all of it is padding.")
+        if self.training and self.norm is not None and grid.numel() == self.dim:
+            raise ValueError(
+                "A single vector has no variance to be normalised by: train with more in a batch, or make the layer "
+                "with normalize=False."
+            )
         return grid
 
     def _check(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:

@@ -16,6 +16,7 @@ from hq_tokenizers.data.images import BatchSource
 from hq_tokenizers.memory import machine_memory
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.reporting.tables import print_figures
+from hq_tokenizers.reporting.tracking import counting_bar
 
 from .loop import TrainingLoop
 from .peak_memory import PeakMemory
@@ -98,6 +99,16 @@ def _measure(
     config: LoopConfig, accelerator: Accelerator, prepare: Callable[[], tuple[Stage, BatchSource]]
 ) -> tuple[float, float]:
     """Bytes that a step takes besides weights, gradients and optimiser, and its seconds."""
+    with counting_bar("measuring three steps", accelerator.is_main_process) as show:
+        return _measure_steps(config, accelerator, prepare, lambda done: show(done, 3))
+
+
+def _measure_steps(
+    config: LoopConfig,
+    accelerator: Accelerator,
+    prepare: Callable[[], tuple[Stage, BatchSource]],
+    show: Callable[[int], None],
+) -> tuple[float, float]:
     stage, data = prepare()
     loop = TrainingLoop(config, accelerator, data, stage)
     wrapped = accelerator.prepare_model(loop.model)
@@ -108,7 +119,9 @@ def _measure(
         loop._optimize(wrapped, (batch,))
         stage.after_step()
 
+    show(0)
     step()  # The optimiser takes its memory, and the device warms up.
+    show(1)
     if accelerator.device.type == "cpu":
         known = [value for state in loop.optimizer.state.values() for value in state.values()]
         with PeakMemory(loop.model, [value for value in known if isinstance(value, torch.Tensor)]) as memory:
@@ -119,11 +132,14 @@ def _measure(
         before = torch.accelerator.memory_allocated()
         step()
         activations = float(torch.accelerator.max_memory_allocated() - before)
+    show(2)
     start = time.perf_counter()
     step()
     if accelerator.device.type != "cpu":
         torch.accelerator.synchronize()
-    return activations, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    show(3)
+    return activations, seconds
 
 
 def _in_words(

@@ -289,8 +289,27 @@ def test_mistakes_are_named() -> None:
         StochasticQuantize(DIM, K, codebook_update="gradient")
     with pytest.raises(ValueError, match="linear"):
         StochasticTraining(codebook_update="linear", restart_threshold=0)
-    with pytest.raises(TypeError, match="decay"):
+    with pytest.raises(TypeError, match=r"VectorQuantize has no argument 'decay'. Did you mean ema_decay\?"):
         VectorQuantize(DIM, K, decay=0.8)
+    with pytest.raises(TypeError, match=r"ResidualStochasticQuantize has no argument 'heads'. .* kl_weight"):
+        ResidualStochasticQuantize(DIM, K, 2, heads=8)
+
+
+@pytest.mark.parametrize(("code", "found"), [(K, K), (-2, -2)])
+def test_codes_out_of_range_are_named(code: int, found: int) -> None:
+    codes = torch.zeros(2, 5, 3, dtype=torch.long)
+    codes[1, 4, 2], codes[0, 0] = code, -1
+    with pytest.raises(ValueError, match=rf"Codes of level 2 must lie in \[0, {K}\).*found {found}\."):
+        ResidualVectorQuantize(DIM, K, 3).from_codes(codes)
+
+
+def test_one_vector_cannot_be_normalised_in_training() -> None:
+    layer = StochasticQuantize(DIM, K)
+    with pytest.raises(ValueError, match="normalize=False"):
+        layer(vectors(1, DIM))
+    assert not layer.norm.num_batches_tracked
+    assert layer.eval()(vectors(1, DIM))[0].shape == (1, DIM)
+    assert StochasticQuantize(DIM, K, normalize=False)(vectors(1, DIM))[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", LAYERS)
