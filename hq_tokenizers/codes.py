@@ -344,8 +344,14 @@ class Codes:
         return f"Codes(batch_size={self.batch_size}, layout={self.layout}, device={self.device})"
 
 
-def check_code_values(values: torch.Tensor, codebook_size: int, level: int) -> None:
+def check_code_values(values: torch.Tensor, codebook_size: int, level: int, padded: bool = False) -> None:
     """Checks the codes of a level against the size of its codebook. Reads the values, hence synchronises.
+
+    Args:
+        values: Integers of any shape.
+        codebook_size: K.
+        level: What the error calls the level.
+        padded: Whether −1 is accepted as well.
 
     Raises:
         ValueError: Naming the level and the offending value.
@@ -353,11 +359,17 @@ def check_code_values(values: torch.Tensor, codebook_size: int, level: int) -> N
     if not values.numel():
         return
     low, high = (int(bound) for bound in values.aminmax())
-    if low < 0 or high >= codebook_size:
+    if low < -padded or high >= codebook_size:
+        padding = ", or be -1 for padding" if padded else ""
         raise ValueError(
-            f"Codes of level {level} must lie in [0, {codebook_size}), the size of its codebook: found "
+            f"Codes of level {level} must lie in [0, {codebook_size}), the size of its codebook{padding}: found "
             f"{low if low < 0 else high}."
         )
+
+
+def values_are_at_hand(tensor: torch.Tensor) -> bool:
+    """Whether reading values makes no device wait, and there are any: subclasses may stand for values only."""
+    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
 
 def _flatten_codes(codes: Codes) -> tuple[list[torch.Tensor], CodeLayout]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hq_tokenizers.checks import check_image_size
-from hq_tokenizers.codes import CodeLayout, Codes
+from hq_tokenizers.codes import CodeLayout, Codes, values_are_at_hand
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
 
@@ -39,7 +39,7 @@ def check_pixel_values(config: ImageTokenizerConfig, pixel_values: torch.Tensor)
             "HQImageProcessor."
         )
     config.coarsest_grid(tuple(pixel_values.shape[-2:]))
-    if _values_are_at_hand(pixel_values):
+    if values_are_at_hand(pixel_values):
         low, high = (float(bound) for bound in pixel_values.detach().aminmax())
         if config.modality == "sound":
             if not math.isfinite(low) or not math.isfinite(high):
@@ -64,7 +64,7 @@ def check_label_map(config: Any, label_map: torch.Tensor) -> None:
     if not label_map.shape[0]:
         raise ValueError("pixel_values is an empty batch: give at least one label map.")
     check_image_size(tuple(label_map.shape[-2:]), config.stride)
-    if _values_are_at_hand(label_map):
+    if values_are_at_hand(label_map):
         low, high = label_map.aminmax()
         if low < 0 or high >= config.num_classes:
             raise ValueError(
@@ -86,7 +86,7 @@ def check_codes(codes: Codes, num_codes: int) -> None:
             f"Expected Codes, got {type(codes).__name__}: a flat tensor (batch, {num_codes}) "
             "becomes Codes by model.code_layout().unflatten(tensor)."
         )
-    if _values_are_at_hand(codes.groups[0]):
+    if values_are_at_hand(codes.groups[0]):
         codes.validate()
 
 
@@ -114,11 +114,6 @@ def check_tensor(pixel_values: Any) -> None:
             f"pixel_values must be a tensor, got {type(pixel_values).__name__}: an image processor comes first, "
             'HQImageProcessor.for_config(model.config)(image)["pixel_values"].'
         )
-
-
-def _values_are_at_hand(tensor: torch.Tensor) -> bool:
-    """Whether reading values makes no device wait, and there are any: subclasses may stand for values only."""
-    return tensor.device.type == "cpu" and type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
 
 
 def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hq_tokenizers.quantization.snapshot import snapshot
+
 
 @dataclass(frozen=True)
 class LatentScale:
@@ -61,7 +63,8 @@ class LatentNorm(nn.BatchNorm2d):
         """The scale that is taken off in evaluation."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        return LatentScale(self.running_mean.float(), (self.running_var.float() + self.eps).sqrt())
+        mean, variance = snapshot(self.running_mean), snapshot(self.running_var)
+        return LatentScale(mean.float(), (variance.float() + self.eps).sqrt())
 
     @torch.no_grad()
     def _follow(self, mean: torch.Tensor, variance: torch.Tensor) -> None:

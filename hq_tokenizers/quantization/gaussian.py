@@ -128,7 +128,7 @@ class GaussianQuantizer(nn.Module):
             quantized, indices, entropy = quantize_grid(self.codebook, latents, precision, temperature, generators)
             terms = {
                 "continuous": mahalanobis(latents - quantized, precision) - noise_energy,
-                "discrete": categorical_kl(entropy, len(self.codebook.codes)),
+                "discrete": categorical_kl(entropy, len(self.codebook.weight)),
             }
             if learning:
                 self._learn(latents, quantized)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,18 +49,22 @@ class CodebookTraining:
     restart_threshold: NotNegative = 0.0
 
     @classmethod
-    def of(cls, layer: str, arguments: Mapping[str, Any]) -> Self:
+    def of(cls, layer: type, arguments: Mapping[str, Any]) -> Self:
         """The fields that a layer was given by name.
 
         Raises:
             TypeError: For one that it does not have, as a call with a wrong argument raises.
             ValueError: For a value out of range.
         """
-        accepted = [field.name for field in dataclasses.fields(cls)]
+        fields = [field.name for field in dataclasses.fields(cls)]
+        named = inspect.signature(layer).parameters.values()
+        accepted = [*(parameter.name for parameter in named if parameter.kind == parameter.KEYWORD_ONLY), *fields]
         for name in arguments:
-            if name not in accepted:
-                hint = did_you_mean(name, accepted) or f"How it is trained is said by {', '.join(accepted)}."
-                raise TypeError(f"{layer} has no argument {name!r}. {hint}")
+            if name not in fields:
+                hint = did_you_mean(name, accepted)
+                raise TypeError(
+                    f"{layer.__name__} has no argument {name!r}.{hint and f' {hint}'} Accepted: {', '.join(accepted)}."
+                )
         return cls(**arguments)
 
     def __post_init__(self) -> None:

@@ -104,7 +104,7 @@ class StochasticQuantize(_StochasticLayer):
     def __init__(
         self, dim: int, codebook_size: int, *, channel_last: bool = True, normalize: bool = True, **training: Any
     ):
-        fields = StochasticTraining.of(type(self).__name__, training)
+        fields = StochasticTraining.of(type(self), training)
         dim, codebook_size = _sizes(dim, codebook_size)
         initial = math.log(20) if fields.initial_log_variance is None else fields.initial_log_variance
         trained = GaussianVariance("I", "released", floor=0.0, trainable=True)
@@ -152,7 +152,7 @@ class ResidualStochasticQuantize(_StochasticLayer):
         normalize: bool = True,
         **training: Any,
     ):
-        fields = StochasticTraining.of(type(self).__name__, training)
+        fields = StochasticTraining.of(type(self), training)
         dim, codebook_size = _sizes(dim, codebook_size)
         num_quantizers = check_value("num_quantizers", num_quantizers, Levels)
         initial = math.log(60) if fields.initial_log_variance is None else fields.initial_log_variance
@@ -233,7 +233,7 @@ class VectorQuantize(_VectorLayer):
         self, dim: int, codebook_size: int, *, channel_last: bool = True, normalize: bool = False, **training: Any
     ):
         dim, codebook_size = _sizes(dim, codebook_size)
-        fields = VectorTraining.of(type(self).__name__, _with_restarts(training))
+        fields = VectorTraining.of(type(self), _with_restarts(training))
         super().__init__(dim, [codebook_size], False, fields, channel_last, normalize, one_code=True)
 
 
@@ -270,7 +270,7 @@ class ResidualVectorQuantize(_VectorLayer):
         dim, codebook_size = _sizes(dim, codebook_size)
         sizes = [codebook_size] * check_value("num_quantizers", num_quantizers, Levels)
         shared = check_value("shared_codebook", shared_codebook, bool)
-        fields = VectorTraining.of(type(self).__name__, _with_restarts(training))
+        fields = VectorTraining.of(type(self), _with_restarts(training))
         super().__init__(dim, sizes, shared, fields, channel_last, normalize, one_code=False)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.checks import check_value
-from hq_tokenizers.codes import check_code_values
+from hq_tokenizers.codes import check_code_values, values_are_at_hand
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
@@ -106,7 +106,7 @@ class QuantizeLayer(nn.Module):
             (B, …, d), with `channel_last=False` (B, d, …).
 
         Raises:
-            ValueError: If there are more levels than the layer has, or a code that its codebook does not have.
+            ValueError: If there are more levels than the layer has, or on a CPU a code that its codebook does not have.
             TypeError: If the codes are no integers.
         """
         if codes.is_floating_point() or codes.dtype == torch.bool:
@@ -117,13 +117,13 @@ class QuantizeLayer(nn.Module):
                 f"The last dimension of codes is that of the levels, at most {self.num_quantizers}, got "
                 f"{tuple(codes.shape)}."
             )
-        present = levels != MASKED_CODE
-        known = torch.where(present, levels, 0)
-        for level, (values, book) in enumerate(zip(known.unbind(-1), self.quantizer.level_codebooks(), strict=False)):
-            check_code_values(values, len(book.weight), level)
+        if values_are_at_hand(levels):
+            for level, values in enumerate(levels.unbind(-1)):
+                check_code_values(values, len(self.quantizer.level_codebooks()[level].weight), level, padded=True)
         total = torch.zeros((), device=codes.device)
-        for vectors, here in zip(self.quantizer.embed(known), present.unsqueeze(-1).unbind(-2), strict=True):
-            total = total + vectors * here
+        present = (levels >= 0).unsqueeze(-1).unbind(-2)
+        for vectors, known in zip(self.quantizer.embed(levels.clamp_min(0)), present, strict=True):
+            total = total + vectors * known
         return self._in_layout(total)
 
     def extra_repr(self) -> str:
@@ -145,7 +145,7 @@ class QuantizeLayer(nn.Module):
             grid = vectors[mask].reshape(1, -1, 1, self.dim)
         if not grid.numel():
             raise ValueError("There is no vector to quantise: the batch is empty, or all of it is padding.")
-        if self.training and self.norm is not None and grid.numel() == self.dim:
+        if self.norm is not None and self.norm.training and grid.numel() == self.dim:
             raise ValueError(
                 "A single vector has no variance to be normalised by: train with more in a batch, or make the layer "
                 "with normalize=False."

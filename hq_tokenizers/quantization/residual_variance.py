@@ -52,7 +52,7 @@ class ResidualVariance(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """s_l² of every level, (L,)."""
-        energy, spread = (snapshot(average) if self.training else average for average in (self.energy, self.spread))
+        energy, spread = snapshot(self.energy), snapshot(self.spread)
         return torch.maximum(self.factor * energy.float(), self.share * spread.float())
 
     @torch.no_grad()

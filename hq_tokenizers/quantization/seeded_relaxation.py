@@ -35,7 +35,7 @@ def quantize_grid(
     if temperature is None or generators is None:
         return codebook(latents, precision, temperature, generators)
     num_vectors = latents.shape[1] * latents.shape[2]
-    num_images = max(1, codebook.max_elements // (num_vectors * len(codebook.codes)))
+    num_images = max(1, codebook.max_elements // (num_vectors * len(codebook.weight)))
     parts = []
     for start in range(0, len(latents), num_images):
         part = slice(start, start + num_images)

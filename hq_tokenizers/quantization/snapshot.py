@@ -20,12 +20,14 @@ def snapshot(state: torch.Tensor) -> torch.Tensor:
 
     `torch.compile` may compute again in the backward pass what it can compute from buffers, and does not notice that
     the forward pass has changed them since: the gradients are wrong, without an error
-    (https://github.com/pytorch/pytorch/pull/197039). What an operator that it does not know returns, it keeps.
+    (https://github.com/pytorch/pytorch/pull/197039). What an operator that it does not know returns, it keeps, as long
+    as it is not told to compute all that it can again. Not for functions that a checkpoint runs again: read before.
 
     Args:
         state: A buffer without gradient.
 
     Returns:
-        Under the compiler a copy; elsewhere the buffer itself, of whose changes autograd knows.
+        Where gradients are compiled a copy; elsewhere the buffer itself, of whose changes autograd knows.
     """
-    return _opaque_copy(state) if torch.compiler.is_compiling() else state
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return _opaque_copy(state) if compiled and torch.is_grad_enabled() else state

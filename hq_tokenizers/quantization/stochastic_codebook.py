@@ -63,7 +63,8 @@ class StochasticCodebook(nn.Module):
         return self._weight_now()
 
     def _weight_now(self) -> torch.Tensor:
-        if self.averages is None or not self.training:
+        # A method: the compiler does not trace `super()` in front of a property.
+        if self.averages is None:
             return self.weight.float()
         # Moving averages overwrite the vectors at the end of a forward pass, whose backward pass needs the old ones.
         return snapshot(self.weight).to(torch.float32, copy=True)
@@ -179,12 +180,14 @@ class StochasticCodebook(nn.Module):
             prior_latents: (B, h, w, d).
             prior_precision: As in `forward`.
         """
+        # Not in `compute`, which the backward pass may run again, when the codes have moved.
+        codes = self.codes
 
         def compute(
             z: torch.Tensor, prior: torch.Tensor, w: torch.Tensor, prior_w: torch.Tensor
         ) -> tuple[torch.Tensor]:
-            probabilities = torch.softmax(self._logits(z, self.codes, w), dim=-1)
-            prior_log_probabilities = F.log_softmax(self._logits(prior, self.codes, prior_w), dim=-1)
+            probabilities = torch.softmax(self._logits(z, codes, w), dim=-1)
+            prior_log_probabilities = F.log_softmax(self._logits(prior, codes, prior_w), dim=-1)
             return (-torch.linalg.vecdot(probabilities, prior_log_probabilities),)
 
         (result,) = in_chunks(

@@ -31,8 +31,8 @@ class GumbelTemperature(nn.Module):
 
     def forward(self) -> torch.Tensor:
         """τ(t), a float32 scalar on the model's device."""
-        step = snapshot(self.step) if self.training else self.step
-        return (self.initial * torch.exp(-self.decay * step.float())).clamp_min(self.minimum)
+        step = snapshot(self.step).float()
+        return (self.initial * torch.exp(-self.decay * step)).clamp_min(self.minimum)
 
     def advance(self, num_steps: int = 1) -> None:
         """Counts optimiser steps."""

@@ -11,7 +11,6 @@ from torch import nn
 
 from hq_tokenizers.quantization.functional import gaussian_factors, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
-from hq_tokenizers.quantization.snapshot import snapshot
 
 
 def codebook_tensors(model: nn.Module) -> list[torch.Tensor]:
@@ -57,8 +56,7 @@ class VectorCodebook(nn.Module):
     def codes(self) -> torch.Tensor:
         """The code vectors (K, d) in float32."""
         if self.projection is None:
-            follows = self.training and self.averages is not None
-            return (snapshot(self.weight) if follows else self.weight).float()
+            return self.weight.float()
         # Also where codes are decoded under autocast: the decoder is to see the vectors that it was trained on.
         with torch.autocast(self.weight.device.type, enabled=False):
             return F.linear(self.weight.float(), self.projection.weight.float(), self.projection.bias.float())

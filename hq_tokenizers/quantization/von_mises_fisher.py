@@ -77,7 +77,7 @@ class VonMisesFisherQuantizer(nn.Module):
             quantized, indices, entropy = quantize_grid(self.codebook, latents, concentration, temperature, generators)
             terms = {
                 "continuous": vmf_distance(latents, quantized, concentration),
-                "discrete": categorical_kl(entropy, len(self.codebook.codes)),
+                "discrete": categorical_kl(entropy, len(self.codebook.weight)),
             }
             if temperature is not None and generators is None:
                 self._learn(latents, quantized)

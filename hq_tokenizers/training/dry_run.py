@@ -78,7 +78,8 @@ def dry_run(
     part = config.batch_size // (config.gradient_accumulation * accelerator.num_processes)
     measured: dict[str, Any] = dict.fromkeys(("activations", "seconds_per_step", "seconds", "images_measured"))
     if accelerator.device.type != "cpu" or needed < 0.8 * machine_memory():
-        activations, seconds = _measure(smaller, accelerator, prepare)
+        with counting_bar("measuring", accelerator.is_main_process) as show:
+            activations, seconds = _measure(smaller, accelerator, prepare, show)
         images = smaller.batch_size // accelerator.num_processes
         per_step = seconds / images * part * config.gradient_accumulation
         measured = {
@@ -96,19 +97,12 @@ def dry_run(
 
 
 def _measure(
-    config: LoopConfig, accelerator: Accelerator, prepare: Callable[[], tuple[Stage, BatchSource]]
-) -> tuple[float, float]:
-    """Bytes that a step takes besides weights, gradients and optimiser, and its seconds."""
-    with counting_bar("measuring three steps", accelerator.is_main_process) as show:
-        return _measure_steps(config, accelerator, prepare, lambda done: show(done, 3))
-
-
-def _measure_steps(
     config: LoopConfig,
     accelerator: Accelerator,
     prepare: Callable[[], tuple[Stage, BatchSource]],
-    show: Callable[[int], None],
+    show: Callable[[int, int], None],
 ) -> tuple[float, float]:
+    """Bytes that a step takes besides weights, gradients and optimiser, and its seconds; `show` hears of the steps."""
     stage, data = prepare()
     loop = TrainingLoop(config, accelerator, data, stage)
     wrapped = accelerator.prepare_model(loop.model)
@@ -119,9 +113,9 @@ def _measure_steps(
         loop._optimize(wrapped, (batch,))
         stage.after_step()
 
-    show(0)
+    show(0, 3)
     step()  # The optimiser takes its memory, and the device warms up.
-    show(1)
+    show(1, 3)
     if accelerator.device.type == "cpu":
         known = [value for state in loop.optimizer.state.values() for value in state.values()]
         with PeakMemory(loop.model, [value for value in known if isinstance(value, torch.Tensor)]) as memory:
@@ -132,13 +126,13 @@ def _measure_steps(
         before = torch.accelerator.memory_allocated()
         step()
         activations = float(torch.accelerator.max_memory_allocated() - before)
-    show(2)
+    show(2, 3)
     start = time.perf_counter()
     step()
     if accelerator.device.type != "cpu":
         torch.accelerator.synchronize()
     seconds = time.perf_counter() - start
-    show(3)
+    show(3, 3)
     return activations, seconds
 
 

@@ -291,16 +291,25 @@ def test_mistakes_are_named() -> None:
         StochasticTraining(codebook_update="linear", restart_threshold=0)
     with pytest.raises(TypeError, match=r"VectorQuantize has no argument 'decay'. Did you mean ema_decay\?"):
         VectorQuantize(DIM, K, decay=0.8)
-    with pytest.raises(TypeError, match=r"ResidualStochasticQuantize has no argument 'heads'. .* kl_weight"):
+    with pytest.raises(TypeError, match=r"ResidualStochasticQuantize has no argument 'heads'. .*shared_.* kl_weight"):
         ResidualStochasticQuantize(DIM, K, 2, heads=8)
+    with pytest.raises(TypeError, match=r"Did you mean channel_last\?"):
+        StochasticQuantize(DIM, K, channels_last=False)
 
 
-@pytest.mark.parametrize(("code", "found"), [(K, K), (-2, -2)])
-def test_codes_out_of_range_are_named(code: int, found: int) -> None:
+@pytest.mark.parametrize("code", [K, -2])
+def test_codes_out_of_range_are_named(code: int) -> None:
     codes = torch.zeros(2, 5, 3, dtype=torch.long)
-    codes[1, 4, 2], codes[0, 0] = code, -1
-    with pytest.raises(ValueError, match=rf"Codes of level 2 must lie in \[0, {K}\).*found {found}\."):
+    codes[1, 4, 2] = code
+    with pytest.raises(ValueError, match=rf"level 2 must lie in \[0, {K}\).*be -1 for padding: found {code}\."):
         ResidualVectorQuantize(DIM, K, 3).from_codes(codes)
+
+
+def test_from_codes_is_compiled_whole() -> None:
+    layer = ResidualVectorQuantize(DIM, K, 3)
+    codes = torch.randint(-1, K, (2, 5, 3))
+    compiled = torch.compile(layer.from_codes, fullgraph=True, backend="eager")
+    assert compiled(codes).equal(layer.from_codes(codes))
 
 
 def test_one_vector_cannot_be_normalised_in_training() -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from hq_tokenizers.quantization import stochastic_codebook
 from hq_tokenizers.quantization.functional import gaussian_factors
+from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook, UnitCodebook
 from hq_tokenizers.randomness import sample_exponential
 
@@ -85,6 +86,21 @@ def test_cross_entropy(shape: tuple[int, ...], max_elements: int) -> None:
     )
     p, log_q = torch.softmax(-distance / 2, dim=-1), torch.log_softmax(-prior_distance / 2, dim=-1)
     torch.testing.assert_close(actual.double(), -(p * log_q).sum(dim=-1), rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_the_cross_entropy_are_those_of_the_codes_of_its_forward_pass() -> None:
+    latents, prior = torch.randn(2, 4, 4, D), torch.randn(2, 4, 4, D)
+    gradients = []
+    for max_elements in (10**6, 3 * K):
+        averages = MovingAverages(K, D, decay=0.99, restart_threshold=0.0)
+        module = StochasticCodebook(K, D, gaussian_factors, max_elements, averages)
+        torch.nn.init.normal_(module.weight, generator=torch.Generator().manual_seed(3))
+        leaf = latents.clone().requires_grad_()
+        entropy = module.cross_entropy(leaf, PRECISION, prior, PRECISION).sum()
+        module.weight.mul_(10)  # As the moving averages do before the backward pass, only further.
+        entropy.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_unit_codebook_has_unit_vectors() -> None:

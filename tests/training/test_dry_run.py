@@ -135,7 +135,7 @@ def test_activations_are_in_proportion_to_images_and_less_with_checkpointing(mon
 def test_without_a_number_of_steps_the_time_of_a_million_images(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(module, "_measure", lambda config, accelerator, prepare: (1000.0, 0.036))
+    monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
     words = [*DEBUG, "--data.path", "/nowhere", "--batch_size", "8"]
     train_tokenizer(options("train-tokenizer", None, *words))
     # 36 ms for the two images of a measured step.
