@@ -39,8 +39,8 @@ class CodebookTraining:
             also "linear": random vectors that stay as they are, times one learned linear layer (SimVQ).
         ema_decay: Decay of the moving averages per training step.
         ema_warmup: Whether the decay grows towards `ema_decay` from small values, (1 + t) / (10 + t) at step t.
-        restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this is replaced
-            by a random vector of the batch; 0 switches it off.
+        restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this, and below
+            an eighth of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
     """
 
     codebook_update: Literal["ema", "gradient", "linear"] = "ema"

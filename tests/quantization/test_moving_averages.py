@@ -92,7 +92,7 @@ def test_a_batch_in_parts_moves_once_like_the_whole(parts: int, threshold: float
         moved.append(split.end_of_part())
     assert all(item is None for item in moved[:-1])
     torch.testing.assert_close(split.count, whole.count)
-    alive = whole.count != FRESH * threshold
+    alive = whole.count != FRESH * min(threshold, M / (8 * K))
     torch.testing.assert_close(moved[-1][alive], expected[alive])
 
 
@@ -100,7 +100,7 @@ def test_a_batch_in_parts_moves_once_like_the_whole(parts: int, threshold: float
 def test_dead_codes_become_distinct_vectors_of_the_batch_with_a_count_above_the_threshold(threshold: float) -> None:
     module, codes = averages(threshold), initial_codes()
     module.count.fill_(0.5 * threshold)
-    used = codes[:2].repeat_interleave(10, dim=0) + 0.01 * torch.randn(20, D)
+    used = codes[:2].repeat_interleave(120, dim=0) + 0.01 * torch.randn(240, D)
     moved = step(module, codes, used)
     assert torch.equal(module.count[2:], torch.full((K - 2,), FRESH * threshold))
     matches = torch.cdist(moved[2:].double(), used.double())
@@ -132,6 +132,24 @@ def test_no_code_in_use_restarts_at_thresholds_of_audio_codecs() -> None:
             module.observe(vectors, torch.arange(64).repeat_interleave(18))
             codes = module.end_of_part()
         torch.testing.assert_close(codes, centres, rtol=1e-3, atol=1e-2)
+
+
+def test_codes_with_their_share_of_few_vectors_are_not_restarted() -> None:
+    """Eight times as many codes as vectors: most codes have no vector in most batches, and a mean count of 1/8."""
+    codes = torch.randn(64, D)
+    module = MovingAverages(64, D, 0.99, restart_threshold=0.5)
+    module.start(codes)
+    moved = codes
+    for number in range(400):
+        batch = torch.arange(8) + 8 * number % 64
+        module.observe(codes[batch], batch)
+        moved = module.end_of_part()
+    torch.testing.assert_close(moved, codes, rtol=1e-2, atol=1e-2)
+    assert module.count.max() < 0.2
+    # One that is never found is dead all the same: below 1/64.
+    module.count[3], module.total[3] = 0.01, 0.01 * codes[3]
+    module.observe(codes[8:16], torch.arange(8, 16))
+    assert torch.cdist(module.end_of_part()[3:4], codes[8:16]).min() < 0.1
 
 
 def test_restarts_draw_from_every_part_alike() -> None:
