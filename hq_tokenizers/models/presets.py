@@ -43,9 +43,16 @@ From the papers' start every code is as likely as every other, and stays so: the
 SHARP = 0.3
 """`variance_factor` of systems with one grid; with several grids, coarse codes went unused at it."""
 
-FIRM = 0.02
-"""`min_decoder_variance` of images in [0, 1] with one code at a position: a third of CIFAR-10's variance. Without it
-the codes' hold on the encoder weakens as the error falls; with several levels it left codes unused."""
+FIRM: dict[str, Any] = {"min_decoder_variance": 0.02, "variance_share": 0.01, "variance_factor": 0.03}
+"""For images in [0, 1] with one code at a position.
+
+The decoder's variance has a floor, a third of CIFAR-10's variance: without it the codes' hold on the encoder weakens as
+the error falls; with several levels it left codes unused. Variances of a tenth of the others', with a tenth of their
+`kl_weight`, hold as firmly and draw other codes less often, of which large codebooks have many that are near.
+"""
+
+FIRM_WEIGHT = 0.005
+"""`kl_weight` with `FIRM`, where latent values are no more than on CIFAR-10."""
 
 PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
@@ -113,7 +120,7 @@ def _firm(config: SQVAEConfig) -> dict[str, Any]:
         return {}
     latent_values = config.codebook_dim / (config.stride**2 * config.num_channels)
     lightness = min(1.0, math.sqrt(_LATENT_VALUES / latent_values))
-    return {"min_decoder_variance": FIRM, "kl_weight": TUNED["kl_weight"] * lightness}
+    return {**FIRM, "kl_weight": FIRM_WEIGHT * lightness}
 
 
 def _hierarchical(name: str, overrides: Mapping[str, Any], **system: Any) -> HQVAEConfig:

@@ -337,7 +337,7 @@ def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
 
 
 def test_one_grid_has_sharper_variances_than_several() -> None:
-    assert sq_vae().variance_factor == rsq_vae().variance_factor == 0.3
+    assert rsq_vae().variance_factor == sq_vae(quantizer="vmf").variance_factor == 0.3
     assert sq_vae_2().variance_factor == rsq_vae(code_groups=["stride 8: 4", "stride 4: 4"]).variance_factor == 1.0
     for config in (sq_vae(variance_type="III"), rsq_vae(variance_update="trained")):
         assert config.variance_update == "trained"
@@ -363,13 +363,21 @@ def test_the_floor_under_the_decoders_variance_is_for_images_and_variances_of_re
     assert sq_vae(**fields).min_decoder_variance == rsq_vae().min_decoder_variance == 0.0
 
 
+def test_with_the_floor_codes_pull_as_much_with_a_tenth_of_the_noise() -> None:
+    firm, others = sq_vae(), rsq_vae()
+    for name in ("kl_weight", "variance_share", "variance_factor"):
+        assert getattr(firm, name) == pytest.approx(getattr(others, name) / 10)
+    assert sq_vae(variance_share=0.1, kl_weight=0.05).variance_share == 0.1
+    assert sq_vae(quantizer="vmf").variance_share == sq_vae(modality="sound").variance_share == 0.1
+
+
 def test_codes_are_charged_less_where_pixel_values_are_few() -> None:
     # 48 pixel values of a position and 64 latent ones; 16 and 64; 4 and 64.
-    assert sq_vae("cifar10").kl_weight == 0.05
-    assert sq_vae("mnist").kl_weight == pytest.approx(0.05 / 3**0.5)
-    assert sq_vae("digits").kl_weight == pytest.approx(0.05 / 12**0.5)
+    assert sq_vae("cifar10").kl_weight == 0.005
+    assert sq_vae("mnist").kl_weight == pytest.approx(0.005 / 3**0.5)
+    assert sq_vae("digits").kl_weight == pytest.approx(0.005 / 12**0.5)
     assert sq_vae("cifar10", num_channels=1).kl_weight == sq_vae("mnist").kl_weight
-    assert sq_vae("mnist", codebook_dim=16).kl_weight == sq_vae("imagenet256").kl_weight == 0.05
+    assert sq_vae("mnist", codebook_dim=16).kl_weight == sq_vae("imagenet256").kl_weight == 0.005
     assert sq_vae("mnist", kl_weight=0.2).kl_weight == 0.2
     assert sq_vae("mnist", recipe="paper", variance_update="residual").kl_weight == 1
     assert rsq_vae("mnist").kl_weight == sq_vae("mnist", variance_type="IV").kl_weight == 0.05
