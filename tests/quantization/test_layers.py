@@ -38,7 +38,11 @@ LAYERS = {
 }
 SIZES = {"codebook_dim": DIM}
 MODELS = {
-    "sq": (sq_vae("digits", codebook_size=K, **SIZES), {}),
+    "sq": (sq_vae("digits", codebook_size=K, variance_share=0.1, variance_factor=0.3, **SIZES), {}),
+    "sq as for images": (
+        sq_vae("digits", codebook_size=K, **SIZES),
+        {"variance_share": 0.01, "variance_factor": 0.03, "kl_weight": 0.005},
+    ),
     "rsq": (rsq_vae("digits", num_levels=3, codebook_size=K, **SIZES), {}),
     "vq": (vq_vae("digits", codebook_size=K, **SIZES), {"restart_threshold": 0.0}),
     "rq": (rq_vae("digits", num_levels=3, codebook_size=K, **SIZES), {}),
