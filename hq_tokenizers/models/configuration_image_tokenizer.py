@@ -111,7 +111,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         ema_warmup: With "ema": whether the decay grows towards `ema_decay` from small values, (1 + t) / (10 + t) at
             step t.
         restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this, and below
-            an eighth of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
+            a quarter of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
         warmup_epochs: VQ only: epochs without quantisation, while encoder outputs are collected.
         reestimation_epochs: VQ only: epochs after the warm-up at whose start the codebook is re-estimated by k-means.
         reservoir_size: VQ only: encoder outputs collected for the re-estimation.

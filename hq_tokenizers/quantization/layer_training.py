@@ -40,7 +40,7 @@ class CodebookTraining:
         ema_decay: Decay of the moving averages per training step.
         ema_warmup: Whether the decay grows towards `ema_decay` from small values, (1 + t) / (10 + t) at step t.
         restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this, and below
-            an eighth of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
+            a quarter of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
     """
 
     codebook_update: Literal["ema", "gradient", "linear"] = "ema"

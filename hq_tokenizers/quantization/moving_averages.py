@@ -17,7 +17,7 @@ from hq_tokenizers.quantization.usage import code_counts
 LAPLACE_EPSILON = 1e-5
 FRESH = 2.0
 """A new code counts as this many times the restart threshold: it has time to be found before it is judged."""
-USED_SHARE = 1 / 8
+USED_SHARE = 1 / 4
 """A code that has this part of what every code would have, were all used alike, is never dead."""
 RESTART_NOISE = 0.01
 """Standard deviation, relative to the batch's, of what tells copies of one vector apart."""
@@ -42,7 +42,7 @@ class MovingAverages(nn.Module):
         c_k = #{i : z_i → k},   n_k ← γ n_k + (1 − γ) c_k,   m_k ← γ m_k + (1 − γ) Σ_{i → k} z_i,   b_k = m_k / n̂_k
 
     where n̂ is n after Laplace smoothing. A code is dead when both n_k and this step's c_k are below the threshold, or
-    below Σ_j c_j / 8 K where that is less: with fewer vectors than codes in a batch, few codes have a count of 1.
+    below Σ_j c_j / 4 K where that is less: with fewer vectors than codes in a batch, few codes have a count of 1.
     It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
     m_k = n_k b_k.
 

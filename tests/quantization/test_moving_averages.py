@@ -92,7 +92,7 @@ def test_a_batch_in_parts_moves_once_like_the_whole(parts: int, threshold: float
         moved.append(split.end_of_part())
     assert all(item is None for item in moved[:-1])
     torch.testing.assert_close(split.count, whole.count)
-    alive = whole.count != FRESH * min(threshold, M / (8 * K))
+    alive = whole.count != FRESH * min(threshold, M / (4 * K))
     torch.testing.assert_close(moved[-1][alive], expected[alive])
 
 
@@ -146,7 +146,7 @@ def test_codes_with_their_share_of_few_vectors_are_not_restarted() -> None:
         moved = module.end_of_part()
     torch.testing.assert_close(moved, codes, rtol=1e-2, atol=1e-2)
     assert module.count.max() < 0.2
-    # One that is never found is dead all the same: below 1/64.
+    # One that is never found is dead all the same: below 1/32.
     module.count[3], module.total[3] = 0.01, 0.01 * codes[3]
     module.observe(codes[8:16], torch.arange(8, 16))
     assert torch.cdist(module.end_of_part()[3:4], codes[8:16]).min() < 0.1
