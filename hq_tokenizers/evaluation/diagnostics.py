@@ -22,6 +22,8 @@ COLLAPSED = 0.1
 """A level whose perplexity is below this share of its codebook has collapsed."""
 DEAD = 0.5
 """A level in which more than this share of the codes never occurs has dead codes."""
+ENOUGH = 10
+"""Vectors for a code from which on a split shows whether it is used: 1.3, used alike, leave out a quarter of them."""
 BLURRED = 0.8
 """A level whose entropy of P̂ is above this share of log K tells its codes hardly apart."""
 TOO_WIDE = 5.0
@@ -103,6 +105,8 @@ class _Level:
     index: int
     size: int
     first_of_group: bool
+    codes_to_expect: float
+    """How many codes the split can show to be in use, at most `size`."""
     usage: float
     perplexity: float
     active_codes: float
@@ -142,6 +146,7 @@ def _levels(
     config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figures: Mapping[str, Any]
 ) -> Iterator[_Level]:
     firsts = {levels.start for levels in remedies.levels_by_group(config)}
+    vectors = _vectors(config, figures.get("num_images", math.inf))
     names = ("usage", "perplexity", "active_codes", "dead_rate", "entropy", "variance")
     for index, size in enumerate(codebook_sizes):
         first = index in firsts
@@ -149,11 +154,21 @@ def _levels(
             index,
             size,
             first,
+            min(size, vectors[index] / ENOUGH),
             **{name: figures[name][index] for name in names},
             given=figures["latent_energy"][index] if first else figures["residual_energy"][index - 1],
             residual_energy=figures["residual_energy"][index],
             codebook_energy=figures["codebook_energy"][index],
         )
+
+
+def _vectors(config: ImageTokenizerConfig, num_images: float) -> list[float]:
+    """How many vectors every level quantises of as many images of the configuration's size."""
+    height, width = config.coarsest_grid(config.image_size)
+    strides = [group.stride for group in config.groups] if isinstance(config, HQVAEConfig) else [1]
+    positions = [height * width * (strides[0] // stride) ** 2 for stride in strides]
+    groups = remedies.levels_by_group(config)
+    return [num_images * number for number, levels in zip(positions, groups, strict=True) for _ in levels]
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:
@@ -233,9 +248,9 @@ def _temperature_gap(config: ImageTokenizerConfig, num_levels: int, figures: Map
 
 
 def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level]) -> Iterator[Finding]:
-    if level.usage < COLLAPSED:
+    if level.perplexity < COLLAPSED * level.codes_to_expect:
         symptom = "collapsed"
-    elif level.dead_rate > DEAD:
+    elif level.dead_rate > DEAD and level.codes_to_expect == level.size:
         symptom = "dead codes"
     else:
         return

@@ -106,15 +106,17 @@ class QuantizeLayer(nn.Module):
             (B, …, d), with `channel_last=False` (B, d, …).
 
         Raises:
-            ValueError: If there are more levels than the layer has, or on a CPU a code that its codebook does not have.
-            TypeError: If the codes are no integers.
+            ValueError: If there are no levels, more than the layer has, or on a CPU a code that no codebook has.
+            TypeError: If the codes are no tensor of integers.
         """
+        if not isinstance(codes, torch.Tensor):
+            raise TypeError(f"codes must be a tensor of integers, got {type(codes).__name__}.")
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}.")
         levels = codes.unsqueeze(-1) if self.one_code else codes
-        if levels.shape[-1] > self.num_quantizers:
+        if not 1 <= levels.shape[-1] <= self.num_quantizers:
             raise ValueError(
-                f"The last dimension of codes is that of the levels, at most {self.num_quantizers}, got "
+                f"The last dimension of codes is that of the levels, 1 to {self.num_quantizers}, got "
                 f"{tuple(codes.shape)}."
             )
         if values_are_at_hand(levels):
@@ -154,7 +156,9 @@ class QuantizeLayer(nn.Module):
 
     def _check(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a tensor of floats, got {getattr(x, 'dtype', type(x).__name__)}.")
+            raise TypeError(
+                f"x must be a tensor of floats, got {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}."
+            )
         axis = -1 if self.channel_last else 1
         if not 2 <= x.ndim <= 5 or x.shape[axis] != self.dim:
             shape = f"(batch, …, {self.dim})" if self.channel_last else f"(batch, {self.dim}, …)"

@@ -61,6 +61,19 @@ def test_a_healthy_tokenizer_has_no_findings():
         assert diagnose(HQVAEConfig(code_groups=["stride 4: 512 x 2"], **config), [512, 512], healthy) == []
 
 
+def test_a_split_of_few_vectors_does_not_make_codes_dead():
+    """Twenty images of 64 positions for 1,024 codes: uniform use of all would show 731 of them."""
+    config = SQVAEConfig(**TUNED, codebook_size=1024)
+    seen = figures([254.5], [410], [0.1], [0.01], sizes=(1024,))
+    assert symptoms(diagnose(config, [1024], {**seen, "num_images": 200})) == [((0,), "dead codes")]
+    assert diagnose(config, [1024], {**seen, "num_images": 20}) == []
+    gone = figures([6.0], [9], [0.1], [0.01], sizes=(1024,))
+    assert symptoms(diagnose(config, [1024], {**gone, "num_images": 20})) == [((0,), "collapsed")]
+    fine = HQVAEConfig(**TUNED, code_groups=["stride 8: 1024", "stride 4: 1024"])
+    both = figures([254.5, 254.5], [410, 410], [0.1, 0.1], [0.01, 0.01], sizes=(1024, 1024))
+    assert [f.levels for f in diagnose(fine, [1024] * 2, {**both, "num_images": 160})] == [(1,)]
+
+
 def test_a_vae_has_nothing_to_diagnose():
     assert diagnose(SQVAEConfig(quantizer="none"), [], {"loss": 1.0}) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -283,8 +284,14 @@ def test_mistakes_are_named() -> None:
             layer(*empty)
     with pytest.raises(TypeError, match="integers"):
         layer.from_codes(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="at most 3"):
-        ResidualVectorQuantize(DIM, K, 3).from_codes(torch.zeros(2, 5, 4, dtype=torch.long))
+    for wrong in ([[0, 1]], np.zeros((2, 5), np.int64)):
+        with pytest.raises(TypeError, match=rf"tensor of integers, got {type(wrong).__name__}"):
+            layer.from_codes(wrong)
+    with pytest.raises(TypeError, match="floats, got ndarray"):
+        layer(np.zeros((2, DIM), np.float32))
+    for number in (0, 4):
+        with pytest.raises(ValueError, match="1 to 3"):
+            ResidualVectorQuantize(DIM, K, 3).from_codes(torch.zeros(2, 5, number, dtype=torch.long))
     with pytest.raises(ValueError, match="codebook_size"):
         StochasticQuantize(DIM, 0)
     with pytest.raises(ValueError, match="kl_weight"):
