@@ -19,7 +19,7 @@ from . import remedies
 from .remedies import Settings
 
 COLLAPSED = 0.1
-"""A level whose perplexity is below this share of its codebook has collapsed."""
+"""A level whose perplexity is below this share of the codes that a split can show has collapsed."""
 DEAD = 0.5
 """A level in which more than this share of the codes never occurs has dead codes."""
 ENOUGH = 10
@@ -107,7 +107,6 @@ class _Level:
     first_of_group: bool
     codes_to_expect: float
     """How many codes the split can show to be in use, at most `size`."""
-    usage: float
     perplexity: float
     active_codes: float
     dead_rate: float
@@ -147,7 +146,7 @@ def _levels(
 ) -> Iterator[_Level]:
     firsts = {levels.start for levels in remedies.levels_by_group(config)}
     vectors = _vectors(config, figures.get("num_images", math.inf))
-    names = ("usage", "perplexity", "active_codes", "dead_rate", "entropy", "variance")
+    names = ("perplexity", "active_codes", "dead_rate", "entropy", "variance")
     for index, size in enumerate(codebook_sizes):
         first = index in firsts
         yield _Level(
@@ -247,19 +246,23 @@ def _temperature_gap(config: ImageTokenizerConfig, num_levels: int, figures: Map
     )
 
 
-def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level]) -> Iterator[Finding]:
+def _disuse(level: _Level) -> str | None:
+    """The symptom of a level that does not use its codes."""
     if level.perplexity < COLLAPSED * level.codes_to_expect:
-        symptom = "collapsed"
-    elif level.dead_rate > DEAD and level.codes_to_expect == level.size:
-        symptom = "dead codes"
-    else:
+        return "collapsed"
+    return "dead codes" if level.dead_rate > DEAD and level.codes_to_expect == level.size else None
+
+
+def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level]) -> Iterator[Finding]:
+    symptom = _disuse(level)
+    if symptom is None:
         return
     settings: Settings
     measured = f"perplexity {level.perplexity:.1f} and {level.active_codes:.0f} active of {level.size} codes"
     if config.is_deterministic:
         group = next(group for group in remedies.levels_by_group(config) if level.index in group)
         shared = isinstance(config, HQVAEConfig) and config.shared_codebook
-        if shared and any(levels[i].usage >= COLLAPSED and levels[i].dead_rate <= DEAD for i in group):
+        if shared and any(_disuse(levels[i]) is None for i in group):
             cause = "levels share one codebook, and this one needs few of its codes, which others use"
             settings = {"shared_codebook": False}
         elif config.quantizer == "fsq":
