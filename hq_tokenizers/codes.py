@@ -350,7 +350,7 @@ def check_code_values(values: torch.Tensor, codebook_size: int, level: int, padd
     Args:
         values: Integers of any shape.
         codebook_size: K.
-        level: What the error calls the level.
+        level: Index of the level; the error counts from 1, as pictures and curves do.
         padded: Whether −1 is accepted as well.
 
     Raises:
@@ -362,7 +362,7 @@ def check_code_values(values: torch.Tensor, codebook_size: int, level: int, padd
     if low < -padded or high >= codebook_size:
         padding = ", or be -1 for padding" if padded else ""
         raise ValueError(
-            f"Codes of level {level} must lie in [0, {codebook_size}), the size of its codebook{padding}: found "
+            f"Codes of level {level + 1} must lie in [0, {codebook_size}), the size of its codebook{padding}: found "
             f"{low if low < 0 else high}."
         )
 

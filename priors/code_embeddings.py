@@ -72,9 +72,9 @@ class CodeVectorEmbedding(nn.Module):
         for level, ((group, _), codebook) in enumerate(zip(self.layout.levels(), codebooks, strict=True)):
             expected = tuple(self.vectors(level).shape)
             if tuple(codebook.shape) != expected:
-                raise ValueError(f"The codebook of level {level} must be {expected}, got {tuple(codebook.shape)}.")
+                raise ValueError(f"The codebook of level {level + 1} must be {expected}, got {tuple(codebook.shape)}.")
             if not codebook.isfinite().all():
-                raise ValueError(f"The codebook of level {level} has values that are not finite.")
+                raise ValueError(f"The codebook of level {level + 1} has values that are not finite.")
             squares[group] += codebook.double().square().mean().item()
         for level, ((group, _), codebook) in enumerate(zip(self.layout.levels(), codebooks, strict=True)):
             # A codebook of zeros stays zero.

@@ -268,7 +268,7 @@ class TestValues:
         level, size = num_levels - 1, codes.layout.codebook_sizes[num_levels - 1]
         wrong = -1 - excess if negative else size + excess
         codes.levels()[level][-1, -1, -1] = wrong
-        with pytest.raises(ValueError, match=rf"level {level} must lie in \[0, {size}\).*: found {wrong}\."):
+        with pytest.raises(ValueError, match=rf"level {num_levels} must lie in \[0, {size}\).*: found {wrong}\."):
             codes.validate()
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.complex128])

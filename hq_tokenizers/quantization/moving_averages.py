@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.processes import all_reduce, broadcast
+from hq_tokenizers.quantization.finite_batches import all_finite, follow
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.usage import code_counts
 
@@ -44,7 +45,7 @@ class MovingAverages(nn.Module):
     where n̂ is n after Laplace smoothing. A code is dead when both n_k and this step's c_k are below the threshold, or
     below Σ_j c_j / 4 K where that is less: with fewer vectors than codes in a batch, few codes have a count of 1.
     It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
-    m_k = n_k b_k.
+    m_k = n_k b_k. A step among whose vectors there is an infinite or undefined value moves nothing.
 
     With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when
     the latents went elsewhere, is soon forgotten.
@@ -119,28 +120,29 @@ class MovingAverages(nn.Module):
         self._pending = None
         all_reduce(pending.counts)
         all_reduce(pending.totals)
-        weight = 1 - self._decay()
-        self.count.lerp_(pending.counts, weight)
-        self.total.lerp_(pending.totals, weight)
+        usable = all_finite(pending.totals)
+        weight = 1 - self._decay(usable)
+        follow(self.count, pending.counts, weight, usable)
+        follow(self.total, pending.totals, weight, usable)
         if self.restart_threshold:
             broadcast(pending.candidates)
-            self._restart(pending)
+            self._restart(pending, usable)
         number = self.count.sum()
         smoothed = (self.count + LAPLACE_EPSILON) / (number + len(self.count) * LAPLACE_EPSILON) * number
         return self.total / smoothed.unsqueeze(-1)
 
-    def _decay(self) -> torch.Tensor:
+    def _decay(self, usable: torch.Tensor) -> torch.Tensor:
         """γ of this optimiser step, a scalar."""
         decay = self.count.new_tensor(self.decay)
         if self.step is None:
             return decay
-        self.step += 1
+        self.step += usable
         return torch.minimum(decay, self.step / (9 + self.step))
 
-    def _restart(self, pending: _Pending) -> None:
+    def _restart(self, pending: _Pending, usable: torch.Tensor) -> None:
         used = USED_SHARE * pending.counts.sum() / len(self.count)
         threshold = used.clamp_max(self.restart_threshold)
-        dead = (self.count < threshold) & (pending.counts < threshold)
+        dead = (self.count < threshold) & (pending.counts < threshold) & usable
         fresh = FRESH * threshold
         self.count.copy_(torch.where(dead, fresh, self.count))
         self.total.copy_(torch.where(dead.unsqueeze(-1), fresh * pending.candidates, self.total))

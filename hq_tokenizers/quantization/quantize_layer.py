@@ -14,6 +14,7 @@ from torch import nn
 from hq_tokenizers.checks import check_value
 from hq_tokenizers.codes import check_code_values, values_are_at_hand
 from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.quantization.finite_batches import FiniteBatchNorm1d
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
@@ -40,7 +41,7 @@ class QuantizeLayer(nn.Module):
         self.dim = dim
         self.channel_last = channel_last
         self.one_code = one_code
-        self.norm = nn.BatchNorm1d(dim, affine=False) if normalize else None
+        self.norm = FiniteBatchNorm1d(dim) if normalize else None
         self.quantizer: Any = quantizer
         for module in self.modules():
             if isinstance(module, StochasticCodebook | VectorCodebook):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.processes import broadcast, is_main_process, main_process_says
+from hq_tokenizers.quantization.finite_batches import all_finite
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 KMEANS_ITERATIONS = 20
@@ -85,8 +86,9 @@ class CodebookReestimation(nn.Module):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
 
     def collect(self, latents: torch.Tensor) -> None:
-        """Offers latents (B, h, w, d) to the reservoir, as long as a re-estimation is still to come."""
-        self.reservoir.add(latents.detach().reshape(-1, latents.shape[-1]), self.epoch < self.last_epoch - 1)
+        """Offers latents (B, h, w, d), if all are finite, to the reservoir, as long as a re-estimation is to come."""
+        vectors = latents.detach().reshape(-1, latents.shape[-1])
+        self.reservoir.add(vectors, (self.epoch < self.last_epoch - 1) & all_finite(vectors))
 
     @property
     def warming_up(self) -> torch.Tensor:

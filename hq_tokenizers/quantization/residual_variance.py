@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hq_tokenizers.processes import all_reduce
+from hq_tokenizers.quantization.finite_batches import all_finite, follow
 from hq_tokenizers.quantization.snapshot import snapshot
 
 DECAY = 0.99
@@ -26,7 +27,8 @@ class ResidualVariance(nn.Module):
     share of V_l bounds that, whatever the scale of the latents.
 
     Averages move once per optimiser step, over all processes and parts of the batch, with decay
-    min(0.99, (1 + t) / (10 + t)) at step t, so that the start is soon forgotten.
+    min(0.99, (1 + t) / (10 + t)) at step t, so that the start is soon forgotten. A step with an infinite or undefined
+    value moves nothing.
 
     Args:
         num_levels: Number of levels L.
@@ -66,10 +68,11 @@ class ResidualVariance(nn.Module):
         sums = torch.cat([self._pending.flatten(), self._pending.new_full((1,), self._parts_seen)])
         all_reduce(sums)
         moments = (sums[:-1] / sums[-1]).reshape(moments.shape)
-        decay = ((1 + self.step) / (10 + self.step)).clamp_max(DECAY)
-        self.energy.lerp_(moments[:, 0], 1 - decay)
-        self.spread.lerp_(moments[:, 1] - moments[:, 2:].square().mean(dim=1), 1 - decay)
-        self.step += 1
+        usable = all_finite(moments)
+        weight = 1 - ((1 + self.step) / (10 + self.step)).clamp_max(DECAY)
+        follow(self.energy, moments[:, 0], weight, usable)
+        follow(self.spread, moments[:, 1] - moments[:, 2:].square().mean(dim=1), weight, usable)
+        self.step += usable
         self._pending, self._parts_seen = None, 0
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.images import BatchSource
 from hq_tokenizers.memory import machine_memory
 from hq_tokenizers.options.training import LoopConfig
@@ -40,12 +41,18 @@ def smaller_run(config: Any, values_per_image: int, num_processes: int = 1) -> A
     return dataclasses.replace(config, **changed)
 
 
+def layout_in_words(layout: CodeLayout) -> str:
+    """A row of the table."""
+    return f"{layout} ({layout.bits_per_image:,.0f} bits)"
+
+
 def dry_run(
     config: LoopConfig,
     smaller: LoopConfig,
     accelerator: Accelerator,
     model: nn.Module,
     prepare: Callable[[], tuple[Stage, BatchSource]],
+    described: Mapping[str, str],
     items: str = "images",
 ) -> dict[str, Any]:
     """Measures and prints what a run would take. Writes nothing.
@@ -56,6 +63,7 @@ def dry_run(
         accelerator: Whose device is measured.
         model: The model on the meta device.
         prepare: Builds stage and data of a measured step.
+        described: First rows of the table: what is trained, in words.
         items: What a batch consists of, in words.
 
     Returns:
@@ -90,9 +98,8 @@ def dry_run(
         }
     found |= measured
     if accelerator.is_main_process:
-        print_figures(
-            f"dry run: {type(model).__name__}", *_in_words(found, config, part, needed, accelerator.device, items)
-        )
+        rows, notes = _in_words(found, config, part, needed, accelerator.device, items)
+        print_figures(f"dry run: {type(model).__name__}", {**described, **rows}, notes)
     return found
 
 
@@ -164,6 +171,10 @@ def _in_words(
             f"Activations and seconds are those of a step of {found['images_measured']} made-up {items}, scaled to "
             f"{config.batch_size:,}."
         )
+        if config.compile:
+            notes.append(
+                "Measured without compile, which makes steps shorter and the first one a minute or more longer."
+            )
         if steps is None:
             million = 1e6 / config.batch_size * found["seconds_per_step"]
             rows[f"a million {items}, on this {device.type}"] = _duration(million)

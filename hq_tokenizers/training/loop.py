@@ -117,6 +117,8 @@ class TrainingLoop:
                 )
             if evaluation_missed:
                 self._evaluate(tracker)
+            if self.config.compile and self.step < self.total_steps:
+                tracker.say("Compiling the model with the first step, which may take minutes.")
             self._train(wrapped, tracker)
         return self._final_model()
 

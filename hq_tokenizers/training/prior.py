@@ -40,7 +40,7 @@ from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
-from .dry_run import dry_run, smaller_run
+from .dry_run import dry_run, layout_in_words, smaller_run
 from .loop import TrainingLoop
 from .model_options import PRIOR_CONFIGS, build_model_config
 from .optimization import decay_groups
@@ -130,7 +130,7 @@ def _dry_run(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str,
 
     with torch.device("meta"):
         model = AutoModel.from_config(model_config)
-    return dry_run(config, smaller, accelerator, model, prepare)
+    return dry_run(config, smaller, accelerator, model, prepare, {"codes": layout_in_words(layout)})
 
 
 def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[str] | None]:

@@ -35,10 +35,10 @@ from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
 from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 
-from .dry_run import dry_run, smaller_run
+from .dry_run import dry_run, layout_in_words, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import FROM_AUTOENCODER, sound_config
+from .model_options import DEFAULT_NETWORK, FROM_AUTOENCODER, sound_config
 from .stage import Metrics, Stage
 from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of, synthetic_rows
 
@@ -109,9 +109,17 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
     with torch.device("meta"):
         model = AutoModel.from_config(model_config)
     model.freeze(config.freeze)
-    return dry_run(
-        config, smaller, accelerator, model, prepare, "sounds" if isinstance(made_up, SoundRows) else "images"
-    )
+    items = "sounds" if isinstance(made_up, SoundRows) else "images"
+    return dry_run(config, smaller, accelerator, model, prepare, _what_is_trained(config, model), items)
+
+
+def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) -> dict[str, str]:
+    """System, networks and codes, in words."""
+    named = {}
+    if "preset" in config.model:
+        named = {"preset": config.model["preset"], "network": config.model.get("network", DEFAULT_NETWORK)}
+    layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
+    return {**named, **layout}
 
 
 def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig:
@@ -151,6 +159,8 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         report |= _describe_discriminator(stage, history)
         write_report(Path(config.output_dir), report)
         print(f"The tokenizer, its pictures, curves and report.json are in {config.output_dir}.")
+        if findings and stage.is_early(loop.step):
+            print(f"What a longer training may mend, after {loop.step} steps:", *findings, sep="\n")
     accelerator.wait_for_everyone()
     return report
 
@@ -300,12 +310,15 @@ class TokenizerStage(Stage):
 
     def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         """Warns of levels that are not well, and draws reconstructions.png."""
-        # In its first epoch, or its first steps, every codebook looks inflated or collapsed.
-        if step >= max(self._steps_per_epoch, EARLY_STEPS) and not self.model.warming_up:
+        if not self.is_early(step) and not self.model.warming_up:
             self._warner.warn(tracker, figures)
         grid = pictures(model, self.validation, self.accelerator.device)
         save_png(grid, Path(self.config.output_dir) / "reconstructions.png")
         tracker.image("reconstructions", grid, step)
+
+    def is_early(self, step: int) -> bool:
+        """Whether a level may look broken only because the run is in its first epoch or its first steps."""
+        return step < max(self._steps_per_epoch, EARLY_STEPS)
 
     def evaluate(self, model: PreTrainedModel) -> Record:
         """The figures of `evaluate` on the validation split; none when they were not asked for."""

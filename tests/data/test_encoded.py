@@ -69,7 +69,7 @@ def test_errors(tmp_path):
     encoded = _encoded((7, 9))
     encoded.splits["train"].codes[1, 0] = 7
     encoded.save(tmp_path)
-    with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 7\)"):
+    with pytest.raises(ValueError, match=r"level 1 must lie in \[0, 7\)"):
         EncodedImages.load(tmp_path)
 
 
@@ -123,7 +123,7 @@ def test_broken_soft_codes_are_refused(tmp_path):
     encoded = _with_soft_codes(_encoded((7, 9)))
     encoded.splits["train"].soft.codes[0, 0, 2] = 7
     encoded.save(tmp_path / "range")
-    with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 7\)"):
+    with pytest.raises(ValueError, match=r"level 1 must lie in \[0, 7\)"):
         EncodedImages.load(tmp_path / "range")
 
 

@@ -75,7 +75,7 @@ def test_refusals() -> None:
     codes = random_codes(2)
     with pytest.raises(TypeError, match=r"codes must be hq_tokenizers.codes.Codes.*got Tensor; CodeLayout.unflatten"):
         metric.add_batch(codes=codes.flatten())
-    with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 8\).*found 8"):
+    with pytest.raises(ValueError, match=r"level 1 must lie in \[0, 8\).*found 8"):
         metric.add_batch(codes=Codes((codes.groups[0] * 0 + 8, codes.groups[1]), LAYOUT))
     metric.add_batch(codes=codes)
     with pytest.raises(ValueError, match=r"so far 2×2×1 of 8 \+ .*, now 2×2×1 of 8\. Use a metric for each"):

@@ -622,7 +622,7 @@ def test_what_is_not_codes_is_refused_with_the_way_out() -> None:
     model = SQVAEModel(SQVAEConfig(image_size=16, hidden_size=8, codebook_dim=4, codebook_size=16)).eval()
     with pytest.raises(TypeError, match=r"becomes Codes by model.code_layout\(\).unflatten"):
         model.decode(torch.zeros(1, 16, dtype=torch.long))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"level 0 must lie in \[0, 16\).*found 16"):
+    with pytest.raises(ValueError, match=r"level 1 must lie in \[0, 16\).*found 16"):
         model.decode(model.code_layout().unflatten(torch.full((1, 16), 16)))
     with pytest.raises(ValueError, match="empty batch"):
         model.encode(torch.zeros(0, 3, 16, 16))

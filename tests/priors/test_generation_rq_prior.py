@@ -292,7 +292,7 @@ def test_bad_arguments_are_named(make_prior: Make, random_codes: Draw, mixed_lay
     )
     refuses("Got 2 generators for 1 samples", generator=[torch.Generator(), torch.Generator()])
     beyond = mixed_layout.unflatten(known.flatten() + 50)
-    refuses(r"Codes of level 0 must lie in \[0, 4\)", known_codes=beyond, known_mask=masks)
+    refuses(r"Codes of level 1 must lie in \[0, 4\)", known_codes=beyond, known_mask=masks)
     other = CodeLayout((CodeGroup(2, 2, (5,)),))
     refuses("known_codes have the layout 2×2×1 of 5", known_codes=random_codes(other, 1), known_mask=masks[:1])
     with pytest.raises(ValueError, match=r"guidance_scale=2.0 needs a class-conditional prior.*num_classes=0"):

@@ -194,9 +194,9 @@ def test_code_vectors_have_to_be_set(random_codes: Draw, make_prior: Make, mixed
     with pytest.raises(ValueError, match="The layout has 6 levels, got 1 codebooks"):
         model.set_code_vectors([torch.zeros(4, 6)])
     sizes = mixed_layout.codebook_sizes
-    with pytest.raises(ValueError, match=r"The codebook of level 1 must be \(3, 6\), got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"The codebook of level 2 must be \(3, 6\), got \(3, 5\)"):
         model.set_code_vectors([torch.zeros(size, 6 if level != 1 else 5) for level, size in enumerate(sizes)])
-    with pytest.raises(ValueError, match="The codebook of level 0 has values that are not finite"):
+    with pytest.raises(ValueError, match="The codebook of level 1 has values that are not finite"):
         model.set_code_vectors([torch.full((size, 6), torch.inf) for size in sizes])
     with pytest.raises(ValueError, match="This prior learns its input embeddings; build it with input_embeddings="):
         make_prior(mixed_layout).set_code_vectors([])
@@ -259,5 +259,5 @@ def test_inputs_that_do_not_fit(make_prior: Make, random_codes: Draw, mixed_layo
     with pytest.raises(ValueError, match=r"class_labels must have shape \(2,\), one per image, got \(3,\)"):
         model(codes, torch.tensor([0, 1, 2]))
     beyond = mixed_layout.unflatten(codes.flatten() + 10)
-    with pytest.raises(ValueError, match=r"Codes of level 0 must lie in \[0, 4\)"):
+    with pytest.raises(ValueError, match=r"Codes of level 1 must lie in \[0, 4\)"):
         model(beyond)

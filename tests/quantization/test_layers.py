@@ -312,7 +312,7 @@ def test_mistakes_are_named() -> None:
 def test_codes_out_of_range_are_named(code: int) -> None:
     codes = torch.zeros(2, 5, 3, dtype=torch.long)
     codes[1, 4, 2] = code
-    with pytest.raises(ValueError, match=rf"level 2 must lie in \[0, {K}\).*be -1 for padding: found {code}\."):
+    with pytest.raises(ValueError, match=rf"level 3 must lie in \[0, {K}\).*be -1 for padding: found {code}\."):
         ResidualVectorQuantize(DIM, K, 3).from_codes(codes)
 
 

@@ -115,8 +115,10 @@ def test_sizes_and_sums(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     # The activations of the last convolutions alone: eight images of 64×64 pixels and 16 channels.
     assert found["activations"] > 8 * 64 * 64 * 16 * 4 * 5
     printed = capsys.readouterr().out
-    for text in (f"{parameters:,}", "moving average", "activations of 8 images", "steps", "2 made-up images"):
+    named = ["sq_vae_2", "debug", str(model.code_layout())]
+    for text in (*named, f"{parameters:,}", "moving average", "activations of 8 images", "steps", "2 made-up images"):
         assert text in printed
+    assert "without compile" not in printed
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,6 +153,14 @@ def test_a_model_that_does_not_fit_is_not_built(
     printed = capsys.readouterr().out
     assert "do not fit into this machine's 1 MiB" in printed
     assert "a million" not in printed
+
+
+def test_a_compiled_run_is_told_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
+    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", "--compile", "true"))
+    assert "Measured without compile" in capsys.readouterr().out
 
 
 def test_label_maps_and_the_embedded_digits() -> None:

@@ -259,7 +259,7 @@ def test_scaled_steps_are_those_of_the_loss(tmp_path, monkeypatch, options):
         torch.testing.assert_close(scaled[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_the_training_step_is_compiled(tmp_path, monkeypatch):
+def test_the_training_step_is_compiled(tmp_path, monkeypatch, capsys):
     """And trains as it does otherwise, but for rounding; what is validated and saved is the model itself."""
     compiled = []
 
@@ -271,9 +271,11 @@ def test_the_training_step_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile_eagerly)
     plain = _loop(tmp_path / "plain", max_steps=4).run().state_dict()
     assert compiled == []
+    assert "Compiling" not in capsys.readouterr().out
     loop = _loop(tmp_path / "compiled", max_steps=4, compile=True)
     found = loop.run().state_dict()
     assert compiled == [loop.model]
+    assert "Compiling the model with the first step, which may take minutes." in capsys.readouterr().out
     assert found.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)

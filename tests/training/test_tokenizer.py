@@ -247,7 +247,11 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(
     finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
     train_tokenizer(_config(tmp_path, validation_steps=validation_steps, max_steps=max(8, validation_steps)))
-    assert ("warning: Level 1: collapsed" in capsys.readouterr().out) == warned
+    printed = capsys.readouterr().out
+    assert ("warning: Level 1: collapsed" in printed) == warned
+    # A run that ends before is told what there is so far.
+    assert ("What a longer training may mend, after" in printed) != warned
+    assert "Level 1: collapsed (perplexity 1.0)" in printed
 
 
 def _write_images(folder, seed):
