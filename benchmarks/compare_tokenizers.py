@@ -188,6 +188,7 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
     }
     if config.prior and run["codebook_sizes"]:
         run |= two_stage_figures(folder, config.data, config.prior, seed, compare)
+        run["prior_precision"] = prior_config(config.prior).mixed_precision
     write_record(record_path(config, name, seed), run)
 
 
@@ -257,7 +258,8 @@ def _description(config: Comparison, name: str) -> dict[str, Any]:
     """What makes two runs comparable."""
     described = {"model": config.systems[name], "budget": _budget(config), "data": data_description(config.data)}
     if config.prior:
-        described["prior"] = config.prior
+        # What a prior computes in is a question of the machine: it is recorded, and may differ.
+        described["prior"] = {name: value for name, value in config.prior.items() if name != "mixed_precision"}
     judges = {key: value for key, value in asdict(config.metrics).items() if value and not key.endswith("_weights")}
     if judges:
         described["metrics"] = judges

@@ -193,10 +193,14 @@ def converted(hint: Any, value: Any, texts: bool = False) -> Any:
         value: NumPy's numbers and arrays become Python's, and whole floats integers where an integer is wanted. A value
             that is accepted as it is, is not changed otherwise.
         texts: Whether a text that reads as a number is one where a number is wanted, and a number a text where a text
-            is: YAML reads 1e-3 as a text and 7 as a number.
+            is: YAML reads 1e-3 as a text and 7 as a number. Likewise False is "no" where that is one of the choices.
     """
     value = _plain(value)
     return value if accepts(hint, value) else _reading(hint, value, texts)
+
+
+_YAML_WORDS = {False: ("no", "off"), True: ("yes", "on")}
+"""What YAML reads as truth values, besides false and true."""
 
 
 def _reading(hint: Any, value: Any, texts: bool) -> Any:
@@ -211,7 +215,8 @@ def _reading(hint: Any, value: Any, texts: bool) -> Any:
         # What is saved as JSON reads back as a list.
         return origin(converted(arguments[0], item, texts) for item in value)
     if isinstance(value, bool):
-        return value
+        words = _YAML_WORDS[value] if origin is Literal and texts else ()
+        return next((word for word in words if word in arguments), value)
     if hint is str and texts and isinstance(value, int | float):
         return str(value)
     if hint in (int, float) and texts and isinstance(value, str):

@@ -120,6 +120,10 @@ class TestValues:
             (int | None, "x", "x"),
             (int, "1.5", 1.5),
             (bool, "1", "1"),
+            (Literal["no", "bf16"], False, "no"),
+            (Literal["off", "on"], True, "on"),
+            (Literal["bf16", "fp16"], False, False),
+            (Literal["no", "bf16"] | bool, False, False),
             (Any, "1e-1", "1e-1"),
         ],
     )

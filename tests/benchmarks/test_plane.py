@@ -81,7 +81,8 @@ def test_the_published_comparisons_are_valid(script, path):
 def test_bits_under_the_prior_are_those_of_the_saved_prior(compare, tmp_path, monkeypatch):
     network = FeatureNetwork.from_module(FourPixels(), name="four pixels", resize_filter="none")
     monkeypatch.setattr("hq_tokenizers.evaluation.networks.squeezenet_network", lambda weights: network)
-    compare("--metrics.features", "squeezenet", "--num_samples", "20", "--metrics.allow_few_images", "true")
+    words = ("--metrics.features", "squeezenet", "--num_samples", "20", "--metrics.allow_few_images", "true")
+    compare(*words)
     for name, num_levels in (("fsq", 1), ("rq_vae_l_2", 2)):
         found, folder = record(tmp_path, name), tmp_path / "runs" / name / "seed0"
         prior = AutoModel.from_pretrained(folder / "prior").eval()
@@ -98,6 +99,11 @@ def test_bits_under_the_prior_are_those_of_the_saved_prior(compare, tmp_path, mo
         assert found["under_prior"]["histogram_bits_per_image"] == pytest.approx(16 * sum(entropies), rel=1e-6)
         assert found["samples"]["frechet_distance"] > 0
         assert found["samples"]["provenance"]["num_images"] == 20
+        assert found["prior_precision"] == "no"
+    # What it computes in is the machine's affair: nothing is trained again.
+    before = record(tmp_path, "fsq")
+    compare(*words, "--prior.mixed_precision", "bf16")
+    assert record(tmp_path, "fsq") == before
     assert "under_prior" not in record(tmp_path, "vae")
     page = (tmp_path / "report" / "small.md").read_text()
     assert "| RQ-VAE L=2 | 96 | " in page

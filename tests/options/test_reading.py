@@ -1,13 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import pytest
 
+from hq_tokenizers.cli.commands import COMMANDS
 from hq_tokenizers.options.generation import GenerateConfig
-from hq_tokenizers.options.reading import describe_options, load_options, options_from_dict, options_to_dict
+from hq_tokenizers.options.reading import (
+    convert_option,
+    describe_options,
+    load_options,
+    options_from_dict,
+    options_to_dict,
+    read_values,
+)
 from hq_tokenizers.options.training import LoopConfig, PriorTrainingConfig, TokenizerTrainingConfig
 
 
@@ -133,6 +143,39 @@ def test_texts_are_taken_as_written(word):
 )
 def test_class_labels_are_names_unless_they_are_numbers(word, labels):
     assert load_options(GenerateConfig, None, ["--class_labels", word]).class_labels == labels
+
+
+def choices(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every option that is one of several words, with each of them."""
+    for name, hint in typing.get_type_hints(cls).items():
+        if is_dataclass(hint):
+            yield from choices(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is Literal:
+            yield from ((f"{prefix}{name}", word) for word in typing.get_args(hint) if isinstance(word, str))
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "word"),
+    [(command.options, *choice) for command in COMMANDS.values() for choice in choices(command.options)],
+)
+def test_every_choice_can_be_written_as_its_word(tmp_path, cls, name, word):
+    """Also those that YAML takes for truth values."""
+    *sections, field_name = name.split(".")
+    text = f"{field_name}: {word}"
+    for section in reversed(sections):
+        text = f"{section}: {{{text}}}"
+    (tmp_path / "options.yaml").write_text(text)
+    from_words, from_file = read_values(cls, None, [f"--{name}", word]), read_values(cls, tmp_path / "options.yaml")
+    for values in (from_words, from_file):
+        for section in sections:
+            values = values[section]
+        assert convert_option(type_hint(cls, name), values[field_name], name) == word
+
+
+def type_hint(cls: type, name: str) -> Any:
+    for part in name.split("."):
+        cls = typing.get_type_hints(cls)[part]
+    return cls
 
 
 def test_what_a_free_section_holds_is_yaml(tmp_path):
