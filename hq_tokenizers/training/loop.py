@@ -31,7 +31,7 @@ from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_ch
 from .continuation import check_inputs, check_options, count_steps
 from .interruption import Interruption
 from .log_window import LogWindow
-from .optimization import MovingAverage, Precision, Schedule, build_optimizer
+from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning
 from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
@@ -103,6 +103,8 @@ class TrainingLoop:
             wrapped = torch.compile(wrapped)
         set_seed(self.config.seed, device_specific=True)
         warnings = self._resume()
+        if slow := precision_warning(self.config.mixed_precision, self.accelerator.device):
+            warnings.append(slow)
         evaluation_missed = self._evaluation_missed()
         with self._tracker() as tracker, self._interruption:
             for warning in warnings:

@@ -73,6 +73,27 @@ class Schedule:
         self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state})
 
 
+_INSTRUCTIONS = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
+"""What an x86 processor that computes in a type has one of."""
+
+
+def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
+    """What to say where a processor has no instructions for a type of 16 bits; None where there is nothing to say.
+
+    Without them products of matrices take ten times as long as in float32, and more.
+    """
+    if device.type != "cpu" or mixed_precision not in _INSTRUCTIONS:
+        return None
+    # Not in the oldest torch that will do.
+    found = getattr(torch.cpu, "get_capabilities", dict)()
+    if found.get("architecture") != "x86_64" or any(found.get(name) for name in _INSTRUCTIONS[mixed_precision]):
+        return None
+    return (
+        f"this processor has no instructions for mixed_precision {mixed_precision}, and takes many times as long as "
+        "in float32: stop, and start in another output_dir with --mixed_precision no."
+    )
+
+
 class Precision:
     """The type that the networks compute in, and the scale of the loss that keeps the gradients of fp16 from vanishing.
 

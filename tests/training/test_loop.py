@@ -216,7 +216,8 @@ def test_other_options_are_not_mixed_into_a_run(tmp_path):
     _loop(tmp_path, max_steps=4, log_steps=1).run()
 
 
-def test_bfloat16_autocast_reaches_the_model(tmp_path):
+def test_bfloat16_autocast_reaches_the_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
     loop = _loop(tmp_path, max_steps=1, mixed_precision="bf16")
     dtypes = []
     loop.model.layers[0].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
@@ -224,6 +225,7 @@ def test_bfloat16_autocast_reaches_the_model(tmp_path):
     assert dtypes[0] == torch.bfloat16
     # Validation is always in float32.
     assert dtypes[-1] == torch.float32
+    assert "warning: this processor has no instructions for mixed_precision bf16" in capsys.readouterr().out
 
 
 def test_an_overflow_in_fp16_costs_one_step_and_halves_the_scale(tmp_path):

@@ -9,7 +9,13 @@ from torch import nn
 
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.quantization.reestimation import Reservoir
-from hq_tokenizers.training.optimization import MovingAverage, Schedule, build_optimizer, decay_groups
+from hq_tokenizers.training.optimization import (
+    MovingAverage,
+    Schedule,
+    build_optimizer,
+    decay_groups,
+    precision_warning,
+)
 
 
 def _optimizer(config: LoopConfig):
@@ -120,3 +126,27 @@ def test_weight_decay_spares_vectors_and_embeddings():
     assert plain["weight_decay"] == 0
     optimizer = build_optimizer(LoopConfig(optimizer="adamw", weight_decay=0.3), [decayed, plain])
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+
+
+AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "device", "found", "warned"),
+    [
+        ("bf16", "cpu", AVX2, True),
+        ("fp16", "cpu", AVX2, True),
+        ("no", "cpu", AVX2, False),
+        ("bf16", "cuda", AVX2, False),
+        ("bf16", "cpu", {**AVX2, "avx512_bf16": True}, False),
+        ("fp16", "cpu", {**AVX2, "avx512_bf16": True}, True),
+        ("bf16", "cpu", {**AVX2, "amx_bf16": True}, False),
+        ("bf16", "cpu", {"architecture": "arm64", "bf16": True}, False),
+        ("bf16", "cpu", {}, False),
+    ],
+)
+def test_a_processor_without_instructions_for_16_bits_is_named(monkeypatch, mixed_precision, device, found, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    warning = precision_warning(mixed_precision, torch.device(device))
+    assert (warning is not None) == warned
+    assert warning is None or f"instructions for mixed_precision {mixed_precision}" in warning
