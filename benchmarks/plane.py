@@ -19,7 +19,7 @@ SMALL: dict[str, Any] = {"fillstyle": "none", "markersize": 4, "linewidth": 1}
 CAPTION = (
     "Bits per image: K^L as they are stored, under the histogram of each level, and under the same prior, trained for "
     "the same number of steps on the codes of every tokenizer. **Bold**: the best mean over the seeds among systems "
-    "that store as many bits."
+    "that store as many bits. Images/s are those of each run's machine, and of what else it did."
 )
 
 Runs = list[Record]
