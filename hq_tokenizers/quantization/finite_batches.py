@@ -41,6 +41,7 @@ class FiniteBatchNorm1d(nn.BatchNorm1d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         moved = self.running_mean.clone(), self.running_var.clone()
         normalized = F.batch_norm(input, *moved, training=True, momentum=self.momentum, eps=self.eps)
         usable = all_finite(*moved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
     if device.type != "cpu" or mixed_precision not in _INSTRUCTIONS:
         return None
     # Not in the oldest torch that will do.
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if found.get("architecture") != "x86_64" or any(found.get(name) for name in _INSTRUCTIONS[mixed_precision]):
         return None
     return (
