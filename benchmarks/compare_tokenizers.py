@@ -259,7 +259,7 @@ def _description(config: Comparison, name: str) -> dict[str, Any]:
     described = {"model": config.systems[name], "budget": _budget(config), "data": data_description(config.data)}
     if config.prior:
         # What a prior computes in is a question of the machine: it is recorded, and may differ.
-        described["prior"] = {name: value for name, value in config.prior.items() if name != "mixed_precision"}
+        described["prior"] = {key: value for key, value in config.prior.items() if key != "mixed_precision"}
     judges = {key: value for key, value in asdict(config.metrics).items() if value and not key.endswith("_weights")}
     if judges:
         described["metrics"] = judges

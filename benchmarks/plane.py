@@ -15,11 +15,13 @@ from records import Record, is_deterministic, level_means, level_usage
 
 MOST_CURVES = 8
 """Curves in one panel of the plot."""
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALL: dict[str, Any] = {"fillstyle": "none", "markersize": 4, "linewidth": 1}
 CAPTION = (
     "Bits per image: K^L as they are stored, under the histogram of each level, and under the same prior, trained for "
     "the same number of steps on the codes of every tokenizer. **Bold**: the best mean over the seeds among systems "
-    "that store as many bits. Images/s are those of each run's machine, and of what else it did."
+    'that store as many bits. "prior in" is what the prior computed in while it learned; images/s are those of each '
+    "run's machine, and of what else it did."
 )
 
 Runs = list[Record]
@@ -114,6 +116,11 @@ _COLUMNS = [
         "usage per level",
         lambda runs: " / ".join(f"{value:.0%}" for value in level_means([level_usage(run) for run in runs])),
         lambda run: -min(level_usage(run)),
+    ),
+    _Column(
+        "prior in",
+        lambda runs: " / ".join(sorted({_PRECISIONS[run["prior_precision"]] for run in runs})),
+        present=lambda run: "prior_precision" in run,
     ),
     _Column("images/s", lambda runs: f"{mean(run['images_per_second'] for run in runs):.0f}"),
 ]

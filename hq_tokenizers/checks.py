@@ -193,7 +193,8 @@ def converted(hint: Any, value: Any, texts: bool = False) -> Any:
         value: NumPy's numbers and arrays become Python's, and whole floats integers where an integer is wanted. A value
             that is accepted as it is, is not changed otherwise.
         texts: Whether a text that reads as a number is one where a number is wanted, and a number a text where a text
-            is: YAML reads 1e-3 as a text and 7 as a number. Likewise False is "no" where that is one of the choices.
+            is: YAML reads 1e-3 as a text and 7 as a number. Likewise a truth value is the word (no, off, yes, on)
+            that is one of the choices.
     """
     value = _plain(value)
     return value if accepts(hint, value) else _reading(hint, value, texts)

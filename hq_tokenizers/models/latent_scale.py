@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hq_tokenizers.quantization.finite_batches import all_finite, follow
 from hq_tokenizers.quantization.snapshot import snapshot
 
 
@@ -34,7 +33,7 @@ class LatentScale:
 class LatentNorm(nn.BatchNorm2d):
     """A batch norm without learned scale whose running statistics are right from the first batch on, for any scale.
 
-    Batch number n moves them by 1 / n, and by 0.1 from the tenth on; one with an infinite or undefined value does not.
+    Batch number n moves them by 1 / n, and by 0.1 from the tenth on.
 
     Args:
         num_channels: d.
@@ -73,8 +72,7 @@ class LatentNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        usable = all_finite(mean, variance)
-        self.num_batches_tracked += usable
-        weight = self.num_batches_tracked.clamp_min(1).reciprocal().clamp_min(self.momentum)
-        follow(self.running_mean, mean, weight, usable)
-        follow(self.running_var, variance, weight, usable)
+        self.num_batches_tracked += 1
+        weight = self.num_batches_tracked.reciprocal().clamp_min(self.momentum)
+        self.running_mean += weight * (mean - self.running_mean)
+        self.running_var += weight * (variance - self.running_var)

@@ -1,4 +1,7 @@
-"""Averages that a batch with an undefined value does not spoil for good."""
+"""Averages that a batch with an infinite or undefined value does not spoil for good.
+
+Those of the quantisers, and of the batch norm before one that is a layer. Batch norms of networks are PyTorch's own.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ def follow(average: torch.Tensor, value: torch.Tensor, weight: torch.Tensor, usa
         weight: A scalar in [0, 1].
         usable: A boolean scalar; where it is False the average stays exactly what it is, whatever `value` holds.
     """
-    average.lerp_(value.nan_to_num(0.0, 0.0, 0.0), weight * usable)
+    average.copy_(torch.where(usable, average.lerp(value, weight), average))
 
 
 class FiniteBatchNorm1d(nn.BatchNorm1d):
-    """A batch norm without learned scale, whose running statistics do not follow a batch with an undefined value.
+    """A batch norm without learned scale, whose running statistics do not follow a batch with an infinite or
+    undefined value.
 
     Args:
         num_channels: d.

@@ -56,7 +56,7 @@ def straight_through(latents: torch.Tensor, quantized: torch.Tensor) -> torch.Te
 def entropy_of(logits: torch.Tensor) -> torch.Tensor:
     """H(softmax(logits)) in nats: (M, K) → (M,)."""
     # Not the exponential of the logarithms: of the very negative ones of sharp logits it takes many times as long.
-    return -torch.linalg.vecdot(torch.softmax(logits, dim=-1), F.log_softmax(logits, dim=-1))
+    return -(torch.softmax(logits, dim=-1) * F.log_softmax(logits, dim=-1)).sum(dim=-1)
 
 
 def in_chunks(function, latents: torch.Tensor, *per_vector: torch.Tensor, num_codes: int, max_elements: int):  # type: ignore[no-untyped-def]

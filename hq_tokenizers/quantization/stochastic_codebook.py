@@ -188,7 +188,7 @@ class StochasticCodebook(nn.Module):
         ) -> tuple[torch.Tensor]:
             probabilities = torch.softmax(self._logits(z, codes, w), dim=-1)
             prior_log_probabilities = F.log_softmax(self._logits(prior, codes, prior_w), dim=-1)
-            return (-torch.linalg.vecdot(probabilities, prior_log_probabilities),)
+            return (-(probabilities * prior_log_probabilities).sum(dim=-1),)
 
         (result,) = in_chunks(
             compute,

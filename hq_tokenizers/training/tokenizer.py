@@ -115,9 +115,9 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
 
 def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) -> dict[str, str]:
     """System, networks and codes, in words."""
-    named = {}
-    if "preset" in config.model:
-        named = {"preset": config.model["preset"], "network": config.model.get("network", DEFAULT_NETWORK)}
+    section = {"network": DEFAULT_NETWORK, **config.model} if "preset" in config.model else config.model
+    names = ("preset", "network", "model_type", FROM_AUTOENCODER)
+    named = {name: str(section[name]) for name in names if name in section}
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     return {**named, **layout}
 
@@ -310,15 +310,15 @@ class TokenizerStage(Stage):
 
     def after_validation(self, model: PreTrainedModel, tracker: Tracker, step: int, figures: Record) -> None:
         """Warns of levels that are not well, and draws reconstructions.png."""
-        if not self.is_early(step) and not self.model.warming_up:
+        if not self.is_early(step):
             self._warner.warn(tracker, figures)
         grid = pictures(model, self.validation, self.accelerator.device)
         save_png(grid, Path(self.config.output_dir) / "reconstructions.png")
         tracker.image("reconstructions", grid, step)
 
     def is_early(self, step: int) -> bool:
-        """Whether a level may look broken only because the run is in its first epoch or its first steps."""
-        return step < max(self._steps_per_epoch, EARLY_STEPS)
+        """Whether a level may look broken only because of a first epoch, first steps or a warm-up."""
+        return self.model.warming_up or step < max(self._steps_per_epoch, EARLY_STEPS)
 
     def evaluate(self, model: PreTrainedModel) -> Record:
         """The figures of `evaluate` on the validation split; none when they were not asked for."""

@@ -54,6 +54,14 @@ class TestEntropy:
         assert float(entropy_of(torch.zeros(1, 7, dtype=torch.float64))) == pytest.approx(stats.entropy([1] * 7))
         assert float(entropy_of(torch.tensor([[0.0, 1e9, 0.0]]))) == 0.0
 
+    def test_in_float32_under_autocast(self) -> None:
+        logits = torch.randn(3, 5)
+        expected = entropy_of(logits)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = entropy_of(logits)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)
+
 
 class _LargestTensor(TorchDispatchMode):
     """Records the largest number of elements of any tensor that an operation returns."""

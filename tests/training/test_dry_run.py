@@ -184,7 +184,9 @@ def test_sounds_and_their_speakers(capsys: pytest.CaptureFixture[str], tmp_path:
     words = [*SOUND, "--data.sound.segment_frames", "32", "--batch_size", "6"]
     found = train_tokenizer(options("train-tokenizer", None, *words))
     assert found["images_measured"] == 2
-    assert "activations of 6 sounds" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "activations of 6 sounds" in printed
+    assert "speech" in printed
     spoken = [*words, "--data.sound.speaker_column", "who"]
     one = train_tokenizer(options("train-tokenizer", None, *spoken))["num_parameters"]
     three = train_tokenizer(options("train-tokenizer", None, *spoken, "--model.num_speakers", "3"))["num_parameters"]
@@ -211,7 +213,9 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     layout = "{groups: [{height: 2, width: 2, codebook_sizes: [8, 8]}]}"
     words = [*SMALL_PRIOR, "--model.code_layout", layout, "--model.num_classes", "3", "--max_steps", "10"]
     main(["train-prior", "--dry_run", "true", *words])
-    assert "dry run: RQPriorModel" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "dry run: RQPriorModel" in printed
+    assert "2×2×2 of 8 (24 bits)" in printed
     assert list(tmp_path.iterdir()) == []
 
 

@@ -128,7 +128,7 @@ def test_weight_decay_spares_vectors_and_embeddings():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
 
 
-AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
+AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_fp16": False}
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16"
         ("fp16", "cpu", AVX2, True),
         ("no", "cpu", AVX2, False),
         ("bf16", "cuda", AVX2, False),
-        ("bf16", "cpu", {**AVX2, "avx512_bf16": True}, False),
-        ("fp16", "cpu", {**AVX2, "avx512_bf16": True}, True),
-        ("bf16", "cpu", {**AVX2, "amx_bf16": True}, False),
+        ("bf16", "cpu", {**AVX2, "avx512_f": True}, False),
+        ("fp16", "cpu", {**AVX2, "avx512_f": True}, True),
+        ("fp16", "cpu", {**AVX2, "avx512_fp16": True}, False),
         ("bf16", "cpu", {"architecture": "arm64", "bf16": True}, False),
         ("bf16", "cpu", {}, False),
     ],

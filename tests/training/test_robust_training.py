@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.evaluation.diagnostics import Finding
 from hq_tokenizers.models.presets import robust_vq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
@@ -138,8 +139,6 @@ def test_a_collapse_is_reported_again_after_it_was_mended(tmp_path, monkeypatch,
     findings = iter([["collapsed"], ["collapsed"], [], ["collapsed"], []])
 
     def diagnose(config, sizes, figures):
-        from hq_tokenizers.evaluation.diagnostics import Finding
-
         return [Finding((0,), symptom, "", "", {}) for symptom in next(findings)]
 
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", diagnose)
