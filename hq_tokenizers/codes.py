@@ -363,7 +363,7 @@ def check_code_values(values: torch.Tensor, codebook_size: int, level: int, padd
         padding = ", or be -1 for padding" if padded else ""
         raise ValueError(
             f"Codes of level {level + 1} must lie in [0, {codebook_size}), the size of its codebook{padding}: found "
-            f"{low if low < 0 else high}."
+            f"{low if low < -padded else high}."
         )
 
 

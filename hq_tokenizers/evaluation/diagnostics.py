@@ -79,14 +79,15 @@ class Finding:
             remedies.as_options(self.settings) or "longer training (--epochs), or fewer codes (--model.codebook_size)"
         )
 
-    def __str__(self) -> str:
+    @property
+    def observation(self) -> str:
+        """What was seen, without a cause or a remedy."""
         # Pictures and curves count from 1.
         numbers = ", ".join(str(level + 1) for level in self.levels)
-        where = f"Level{'s' * (len(self.levels) > 1)} {numbers}"
-        return (
-            f"{where}: {self.symptom} ({self.measured}). Likely cause: {self.cause}.\n"
-            f"  Try: {self.remedy} ({self.page})."
-        )
+        return f"Level{'s' * (len(self.levels) > 1)} {numbers}: {self.symptom} ({self.measured})"
+
+    def __str__(self) -> str:
+        return f"{self.observation}. Likely cause: {self.cause}.\n  Try: {self.remedy} ({self.page})."
 
     @property
     def page(self) -> str:

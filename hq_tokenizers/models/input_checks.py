@@ -98,8 +98,10 @@ def check_layout(codes: Codes, layout: CodeLayout) -> None:
     """
     # Number by number: torch.compile does not compare dataclasses whose sizes have become symbolic.
     if _sizes(codes.layout) != _sizes(layout):
+        coarsest = layout.groups[0]
         raise ValueError(
-            f"These codes have the layout {codes.layout}, but this tokenizer's is {layout} for their size."
+            f"These codes have the layout {codes.layout}, but this tokenizer's, on a coarsest grid of "
+            f"{coarsest.height}×{coarsest.width}, is {layout}."
         )
 
 

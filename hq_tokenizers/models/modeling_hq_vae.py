@@ -174,6 +174,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: If the layout is not this tokenizer's, or `num_levels` is out of range.
         """
+        check_codes(codes, self.code_layout().num_codes)
         if num_levels is not None:
             codes = codes.truncate(num_levels)
         padding = self._decoding_padding(codes, attention_mask)

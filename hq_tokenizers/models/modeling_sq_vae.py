@@ -175,6 +175,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: If the layout is not this tokenizer's.
         """
+        check_codes(codes, self.code_layout().num_codes)
         if num_levels is not None:
             codes = codes.truncate(num_levels)
         (vectors,) = self.embed(codes)

@@ -45,8 +45,8 @@ class MovingAverages(nn.Module):
     where n̂ is n after Laplace smoothing. A code is dead when both n_k and this step's c_k are below the threshold, or
     below Σ_j c_j / 4 K where that is less: with fewer vectors than codes in a batch, few codes have a count of 1.
     It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
-    m_k = n_k b_k. A step among whose vectors there is an infinite or undefined value moves no
-    average and restarts no code.
+    m_k = n_k b_k. A step among whose vectors there is an infinite or undefined value, or one
+    whose square is, moves no average and restarts no code.
 
     With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when
     the latents went elsewhere, is soon forgotten.
@@ -121,7 +121,8 @@ class MovingAverages(nn.Module):
         self._pending = None
         all_reduce(pending.counts)
         all_reduce(pending.totals)
-        usable = all_finite(pending.totals)
+        # Of what overflows when it is squared, no distance to a code is known.
+        usable = all_finite(pending.totals.square())
         weight = 1 - self._decay(usable)
         follow(self.count, pending.counts, weight, usable)
         follow(self.total, pending.totals, weight, usable)

@@ -20,6 +20,7 @@ from hq_tokenizers.reporting.tables import print_figures
 from hq_tokenizers.reporting.tracking import counting_bar
 
 from .loop import TrainingLoop
+from .optimization import precision_warning
 from .peak_memory import PeakMemory
 from .stage import Stage
 
@@ -171,6 +172,8 @@ def _in_words(
             f"Activations and seconds are those of a step of {found['images_measured']} made-up {items}, scaled to "
             f"{config.batch_size:,}."
         )
+        if slow := precision_warning(config.mixed_precision, device):
+            notes.append(f"Warning: {slow}")
         if config.compile:
             notes.append(
                 "Measured without compile, which makes steps shorter and the first one a minute or more longer."

@@ -55,6 +55,9 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     network = _known("network", fields.pop("network", DEFAULT_NETWORK), list(NETWORKS))
     config_class = type(construct(network))
     accepted = config_fields(config_class) | _own_arguments(construct)
+    if "recipe" in fields and "recipe" not in accepted:
+        having = ", ".join(name for name, other in PRESETS.items() if "recipe" in _own_arguments(other))
+        raise ValueError(f"model.recipe is for the presets {having}; {section['preset']} has one way of training only.")
     hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
     return construct(network, **_checked(accepted, hints, fields, from_data))
 

@@ -93,7 +93,7 @@ def precision_warning(mixed_precision: str, device: torch.device) -> str | None:
         return None
     return (
         f"this processor has no instructions for mixed_precision {mixed_precision}, and takes many times as long as "
-        "in float32: stop, and start in another output_dir with --mixed_precision no."
+        "in float32: --mixed_precision no (of a run that has begun, in another output_dir)."
     )
 
 

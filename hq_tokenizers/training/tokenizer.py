@@ -160,7 +160,8 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         write_report(Path(config.output_dir), report)
         print(f"The tokenizer, its pictures, curves and report.json are in {config.output_dir}.")
         if findings and stage.is_early(loop.step):
-            print(f"What a longer training may mend, after {loop.step} steps:", *findings, sep="\n")
+            print(f"After {loop.step} steps it is too early to judge the codes. So far:")
+            print(*(finding.observation for finding in findings), sep="\n")
     accelerator.wait_for_everyone()
     return report
 

@@ -471,10 +471,18 @@ class TestErrors:
 
     def test_codes_of_another_layout(self) -> None:
         model, other = build("sq-vae-2"), build("hybrid")
-        with pytest.raises(ValueError, match=r"have the layout 2×2×2 of 16 .*this tokenizer's is 2×2×1 of 16"):
+        with pytest.raises(
+            ValueError, match=r"have the layout 2×2×2 of 16 .*on a coarsest grid of 2×2, is 2×2×1 of 16"
+        ):
             model.decode(other.encode(data(1)))
         with pytest.raises(ValueError, match="have the layout 4×4×3 of 16"):
             model.decode(build("rsq-vae").encode(data(1)))
+
+    @pytest.mark.parametrize("num_levels", [None, 1])
+    def test_what_is_no_codes_is_told_how_to_become_some(self, num_levels: int | None) -> None:
+        model = build("sq-vae-2")
+        with pytest.raises(TypeError, match=r"becomes Codes by model.code_layout\(\).unflatten"):
+            model.decode(model.encode(data(1)).flatten(), num_levels)
 
     @pytest.mark.parametrize("num_levels", [0, 3])
     def test_number_of_levels(self, num_levels: int) -> None:

@@ -23,6 +23,8 @@ LAYERS = {
     "rq": lambda **fields: ResidualVectorQuantize(DIM, K, 2, **fields),
 }
 UNDEFINED = [math.nan, math.inf, -math.inf]
+OVERFLOWING = 1e25
+"""Its square is infinite."""
 
 
 def vectors(seed: int) -> torch.Tensor:
@@ -79,6 +81,14 @@ def test_a_first_batch_with_an_undefined_value_is_as_none(name: str) -> None:
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
         torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_value_whose_square_is_infinite_changes_nothing_either(name: str) -> None:
+    layer = LAYERS[name](normalize=False, ema_warmup=True, restart_threshold=2.0).train()
+    before = train(layer, vectors(0), vectors(1))
+    after = train(layer, spoilt(2, OVERFLOWING))
+    assert {key for key in before if not torch.equal(before[key], after[key])} == set()
 
 
 @pytest.mark.parametrize("name", LAYERS)

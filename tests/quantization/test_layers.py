@@ -314,6 +314,10 @@ def test_codes_out_of_range_are_named(code: int) -> None:
     codes[1, 4, 2] = code
     with pytest.raises(ValueError, match=rf"level 3 must lie in \[0, {K}\).*be -1 for padding: found {code}\."):
         ResidualVectorQuantize(DIM, K, 3).from_codes(codes)
+    # Padding beside it is not what is wrong.
+    codes[0, 0, 2] = -1
+    with pytest.raises(ValueError, match=rf"found {code}\."):
+        ResidualVectorQuantize(DIM, K, 3).from_codes(codes)
 
 
 def test_from_codes_is_compiled_whole() -> None:

@@ -160,7 +160,18 @@ def test_a_compiled_run_is_told_what_was_measured(
 ) -> None:
     monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
     train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", "--compile", "true"))
-    assert "Measured without compile" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Measured without compile" in printed
+    assert "no instructions" not in printed
+
+
+def test_16_bits_that_a_processor_has_no_instructions_for_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
+    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", "--mixed_precision", "bf16"))
+    assert "Warning: this processor has no instructions for mixed_precision bf16" in capsys.readouterr().out
 
 
 def test_label_maps_and_the_embedded_digits() -> None:

@@ -227,6 +227,11 @@ def test_plain_model_types_and_numbers_in_text(tmp_path):
         build_tokenizer_config({"model_type": "sq_vae", "hidden_size": "wide"}, {})
 
 
+def test_a_recipe_for_a_preset_without_recipes_is_refused():
+    with pytest.raises(ValueError, match=r"recipe is for the presets sq_vae, .*rsq_vae.*; vq_vae has one way"):
+        build_tokenizer_config({"preset": "vq_vae", "network": "digits", "recipe": "paper"}, {})
+
+
 def test_splits_of_different_sizes_are_refused(tmp_path):
     for split, size in (("train", 8), ("test", 12)):
         for index in range(2):
@@ -250,7 +255,7 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(
     printed = capsys.readouterr().out
     assert ("warning: Level 1: collapsed" in printed) == warned
     # A run that ends before is told what there is so far.
-    assert ("What a longer training may mend, after" in printed) != warned
+    assert ("it is too early to judge the codes" in printed) != warned
     assert "Level 1: collapsed (perplexity 1.0)" in printed
 
 
