@@ -471,9 +471,7 @@ class TestErrors:
 
     def test_codes_of_another_layout(self) -> None:
         model, other = build("sq-vae-2"), build("hybrid")
-        with pytest.raises(
-            ValueError, match=r"have the layout 2×2×2 of 16 .*on a coarsest grid of 2×2, is 2×2×1 of 16"
-        ):
+        with pytest.raises(ValueError, match=r"layout 2×2×2 of 16 .*on a coarsest grid of 2×2, is 2×2×1 of 16"):
             model.decode(other.encode(data(1)))
         with pytest.raises(ValueError, match="have the layout 4×4×3 of 16"):
             model.decode(build("rsq-vae").encode(data(1)))

@@ -370,7 +370,7 @@ class TestErrors:
     def test_codes_of_another_layout(self) -> None:
         model = build("gaussian I")
         other = CodeLayout((CodeGroup(4, 4, (17,)),))
-        with pytest.raises(ValueError, match="layout 4×4×1 of 17, but this tokenizer's, on .* of 4×4, is 4×4×1 of 16"):
+        with pytest.raises(ValueError, match=r"layout 4×4×1 of 17, but this tokenizer's, on .* of 4×4, is 4×4×1 of 16"):
             model.decode(Codes((torch.zeros(1, 4, 4, 1, dtype=torch.long),), other))
 
     def test_number_of_generators(self) -> None:

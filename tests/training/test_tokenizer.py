@@ -22,6 +22,7 @@ from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.checkpoints import list_checkpoints
 from hq_tokenizers.training.loop import TrainingLoop
+from hq_tokenizers.training.model_options import build_tokenizer_config
 from hq_tokenizers.training.tokenizer import EARLY_STEPS, TokenizerStage, _panels, train_tokenizer
 
 MODEL = {"preset": "sq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
@@ -212,8 +213,6 @@ def test_options_that_contradict_each_other_are_named_before_data_are_read(tmp_p
 
 
 def test_plain_model_types_and_numbers_in_text(tmp_path):
-    from hq_tokenizers.training.model_options import build_tokenizer_config
-
     section = {"model_type": "sq_vae", "gumbel_decay": "1e-4", "num_downsampling": 1}
     config = build_tokenizer_config(section, {"image_size": 8, "num_channels": 1})
     assert (config.model_type, config.gumbel_decay, config.image_size, config.num_channels) == ("sq_vae", 1e-4, 8, 1)
