@@ -155,23 +155,22 @@ def test_a_model_that_does_not_fit_is_not_built(
     assert "a million" not in printed
 
 
-def test_a_compiled_run_is_told_what_was_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
-    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", "--compile", "true"))
-    printed = capsys.readouterr().out
-    assert "Measured without compile" in printed
-    assert "no instructions" not in printed
-
-
-def test_16_bits_that_a_processor_has_no_instructions_for_are_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--compile", "true"], "Measured without compile"),
+        (["--mixed_precision", "bf16"], "Warning: this processor has no instructions for mixed_precision bf16"),
+    ],
+)
+def test_what_the_figures_leave_out_is_said(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "_measure", lambda *_: (1000.0, 0.036))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"}, raising=False)
-    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", "--mixed_precision", "bf16"))
-    assert "Warning: this processor has no instructions for mixed_precision bf16" in capsys.readouterr().out
+    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere"))
+    assert said not in capsys.readouterr().out
+    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere", *words))
+    assert said in capsys.readouterr().out
 
 
 def test_label_maps_and_the_embedded_digits() -> None:
