@@ -75,19 +75,28 @@ def check_label_map(config: Any, label_map: torch.Tensor) -> None:
 
 
 def check_codes(codes: Codes, num_codes: int) -> None:
-    """Checks that these are codes, of `num_codes` an image as a rule, and values within their codebooks.
+    """Checks that these are codes, see `check_is_codes`, and values within their codebooks.
 
     Raises:
         TypeError: If they are something else, such as a flat tensor.
         ValueError: If a value is out of range.
+    """
+    check_is_codes(codes, num_codes)
+    if values_are_at_hand(codes.groups[0]):
+        codes.validate()
+
+
+def check_is_codes(codes: Codes, num_codes: int) -> None:
+    """Checks that these are codes, of `num_codes` an image as a rule; reads no values.
+
+    Raises:
+        TypeError: If they are something else, such as a flat tensor.
     """
     if not isinstance(codes, Codes):
         raise TypeError(
             f"Expected Codes, got {type(codes).__name__}: a flat tensor (batch, {num_codes}) "
             "becomes Codes by model.code_layout().unflatten(tensor)."
         )
-    if values_are_at_hand(codes.groups[0]):
-        codes.validate()
 
 
 def check_layout(codes: Codes, layout: CodeLayout) -> None:

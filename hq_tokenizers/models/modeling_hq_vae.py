@@ -39,7 +39,7 @@ from .builders import (
     build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
-from .input_checks import check_codes, check_layout, check_pixel_values
+from .input_checks import check_codes, check_is_codes, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
@@ -174,7 +174,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: If the layout is not this tokenizer's, or `num_levels` is out of range.
         """
-        check_codes(codes, self.code_layout().num_codes)
+        check_is_codes(codes, self.code_layout().num_codes)
         if num_levels is not None:
             codes = codes.truncate(num_levels)
         padding = self._decoding_padding(codes, attention_mask)

@@ -39,7 +39,7 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
-from .input_checks import check_codes, check_label_map, check_layout, check_pixel_values
+from .input_checks import check_codes, check_is_codes, check_label_map, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
@@ -175,7 +175,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         Raises:
             ValueError: If the layout is not this tokenizer's.
         """
-        check_codes(codes, self.code_layout().num_codes)
+        check_is_codes(codes, self.code_layout().num_codes)
         if num_levels is not None:
             codes = codes.truncate(num_levels)
         (vectors,) = self.embed(codes)
