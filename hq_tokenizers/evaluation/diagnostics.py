@@ -177,11 +177,17 @@ def _merged(findings: list[Finding]) -> list[Finding]:
     for finding in findings:
         key = finding.symptom, finding.cause, finding.remedy
         earlier = merged.get(key)
-        if earlier is not None:
-            levels, measured = earlier.levels + finding.levels, f"{earlier.measured}; {finding.measured}"
-            finding = replace(earlier, levels=levels, measured=measured)
-        merged[key] = finding
+        merged[key] = finding if earlier is None else _joined(earlier, finding)
     return list(merged.values())
+
+
+def _joined(earlier: Finding, later: Finding) -> Finding:
+    """One finding for the levels of both, which says whose every figure is, counting from 1 as `observation` does."""
+    measured = earlier.measured
+    if len(earlier.levels) == 1:
+        measured = f"{earlier.levels[0] + 1}: {measured}"
+    (level,) = later.levels
+    return replace(earlier, levels=(*earlier.levels, level), measured=f"{measured}; {level + 1}: {later.measured}")
 
 
 def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterator[Finding]:

@@ -165,12 +165,12 @@ def _in_words(
             f"No step was measured: the {_size(needed)} do not fit into this machine's {_size(machine_memory())}."
         )
     else:
-        rows[f"activations of {part:,} {items}"] = _size(found["activations"])
+        rows[f"activations of {_number_of(part, items)}"] = _size(found["activations"])
         rows["memory of a step"] = _size(needed + found["activations"])
         rows[f"seconds a step, on this {device.type}"] = f"{found['seconds_per_step']:.3g}"
         notes.append(
-            f"Activations and seconds are those of a step of {found['images_measured']} made-up {items}, scaled to "
-            f"{config.batch_size:,}."
+            "Activations and seconds are computed from those of a step of "
+            f"{_number_of(found['images_measured'], f'made-up {items}')}, in proportion to the batch size."
         )
         if slow := precision_warning(config.mixed_precision, device):
             notes.append(f"Warning: {slow}")
@@ -186,6 +186,11 @@ def _in_words(
     if found["seconds"] is not None:
         rows[f"the run, on this {device.type}"] = _duration(found["seconds"])
     return rows, notes
+
+
+def _number_of(number: int, items: str) -> str:
+    """As "2 images" or "1 image"."""
+    return f"{number:,} {items if number != 1 else items.removesuffix('s')}"
 
 
 def _size(num_bytes: float) -> str:

@@ -109,7 +109,7 @@ def _train_prior(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[
 
 
 def _dry_run(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """See `dry_run`; the layout of the codes is that of the options, or else of the codes where they are."""
+    """See `dry_run`; the layout is that of the codes, or of the options where there are none yet."""
     layout, num_classes, names = _shape_of_codes(config)
     smaller = smaller_run(config, layout.num_codes, accelerator.num_processes)
     encoded = synthetic_codes(layout, num_classes, smaller.batch_size, config.soft_targets, names)
@@ -134,13 +134,13 @@ def _dry_run(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str,
 
 
 def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[str] | None]:
-    """Layout, number and names of classes of the codes to train on, by the options or by the codes themselves."""
-    given = config.model.get("code_layout")
-    if given is not None:
-        return CodeLayout.from_dict(given), config.model.get("num_classes", 0), None
+    """Layout, number and names of classes of the codes to train on, or of the options where there are no codes yet."""
     try:
         description = EncodedImages.load_description(config.codes)
     except FileNotFoundError as error:
+        given = config.model.get("code_layout")
+        if given is not None:
+            return CodeLayout.from_dict(given), config.model.get("num_classes", 0), None
         raise ValueError(
             f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout (and "
             "model.num_classes), or encode the images first."

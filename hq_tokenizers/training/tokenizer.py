@@ -119,7 +119,9 @@ def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) ->
     names = ("preset", "network", "model_type", FROM_AUTOENCODER)
     named = {name: str(section[name]) for name in names if name in section}
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
-    return {**named, **layout}
+    epochs = model.config.warmup_epochs
+    warmup = {"epochs before quantisation": f"{epochs}; the run must be longer"} if epochs else {}
+    return {**named, **layout, **warmup}
 
 
 def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig:

@@ -13,6 +13,8 @@ from transformers import AutoModel
 
 from hq_tokenizers.cli import main
 from hq_tokenizers.cli.commands import COMMANDS
+from hq_tokenizers.codes import CodeGroup, CodeLayout
+from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.training import dry_run as module
@@ -217,6 +219,22 @@ def test_the_layout_of_codes_has_to_come_from_somewhere() -> None:
     words = ["--model.code_layout", layout, "--model.input_embeddings", "code_vectors"]
     with pytest.raises(ValueError, match=r"reads no tokenizer: give model\.code_vector_dim"):
         train_prior_and_save_generator(options("train-prior", None, *words))
+
+
+def test_codes_that_exist_decide_their_layout(tmp_path: Path) -> None:
+    """What training on them would refuse, a dry run refuses, too."""
+    layout = CodeLayout((CodeGroup(2, 2, (8,)),))
+    rows = CodeRows(torch.zeros(4, 4, dtype=torch.int32))
+    EncodedImages(layout, {"train": rows, "validation": rows}, "nowhere", "-").save(tmp_path / "codes")
+    words = ["--codes", "codes", "--model.code_layout", "{groups: [{height: 4, width: 4, codebook_sizes: [8]}]}"]
+    with pytest.raises(ValueError, match="code_layout"):
+        train_prior_and_save_generator(options("train-prior", None, *SMALL_PRIOR, *words))
+
+
+def test_epochs_without_quantisation_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "{preset: robust_vq_vae, network: debug}", "--data.name", "parquet", "--data.path", "/nowhere"]
+    train_tokenizer(options("train-tokenizer", None, *words))
+    assert "epochs before quantisation" in capsys.readouterr().out
 
 
 def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
