@@ -279,7 +279,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         return [module for module in self.modules() if isinstance(module, ResidualVectorQuantizer)]
 
     def codebooks(self) -> tuple[torch.Tensor, ...]:
-        """The code vectors of every level, coarse to fine: float32 tensors (K_l, d), without gradient.
+        """Copies of the code vectors of every level, coarse to fine: float32 tensors (K_l, d), without gradient.
 
         Raises:
             ValueError: For a VAE, which has none.
@@ -288,7 +288,9 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             raise ValueError("A VAE (quantizer='none') has continuous latents and no codebook.")
         quantizers: Any = self.quantizer if isinstance(self.quantizer, nn.ModuleList) else [self.quantizer]
         return tuple(
-            book.codes.detach().to(self.device) for quantizer in quantizers for book in quantizer.level_codebooks()
+            book.codes.detach().to(self.device, copy=True)
+            for quantizer in quantizers
+            for book in quantizer.level_codebooks()
         )
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:

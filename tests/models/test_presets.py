@@ -334,6 +334,9 @@ def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
     assert [len(book) for book in books] == list(model.code_layout().codebook_sizes)
     for book, indices, vectors in zip(books, codes.levels(), model.embed(codes), strict=True):
         assert torch.equal(book[indices], vectors)
+    for book in books:
+        book.zero_()  # a copy of the user's
+    assert any(vectors.any() for vectors in model.embed(codes))
 
 
 def test_one_grid_has_sharper_variances_than_several() -> None:
