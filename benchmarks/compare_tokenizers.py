@@ -30,6 +30,7 @@ from statistics import mean
 from typing import Annotated, Any, Literal
 
 import torch
+from pairs import section, unknown_names
 from plane import CAPTION, plane_table, plot_plane
 from plots import colors, log_scale, new_figure
 from records import (
@@ -99,6 +100,10 @@ class Comparison:
     num_samples: Annotated[int, "samples to compare with held-out images, with metrics.features"] = 5000
     output_dir: Annotated[str, "where the runs go"] = "runs/compare"
     report_dir: Annotated[str, "where the table and the plots go"] = "docs/results"
+    pairs: Annotated[
+        dict[str, list[str]],
+        "name of a system: those that the page puts it beside, as {SQ-VAE: [VQ-VAE, robust VQ-VAE]}",
+    ] = field(default_factory=dict)
     name: Annotated[str, "name of the table and the plots"] = "comparison"
     only: Annotated[str | None, "names of systems to train, separated by commas; null trains all"] = None
     report_only: Annotated[bool, "train nothing, report what is finished"] = False
@@ -109,6 +114,8 @@ def main() -> None:
     if not config.systems:
         raise SystemExit("error: there are no systems to compare; benchmarks/cifar10.yaml is an example of a list.")
     check_names(config.systems)
+    if unpaired := unknown_names(config.pairs, config.systems):
+        raise SystemExit(f"error: pairs has {unpaired}; the systems are {', '.join(config.systems)}.")
     if config.data.label_map_classes is not None:
         raise SystemExit("error: the comparison is of images; data.label_map_classes has to be null.")
     chosen = list(config.systems) if config.only is None else [name.strip() for name in config.only.split(",")]
@@ -331,6 +338,8 @@ def write_results(config: Comparison) -> None:
         plot = f"{config.name}_plane.png"
         plot_plane(on_plane, folder / plot)
         table = f"{CAPTION}\n\n{plane_table(on_plane)}\n\n![Error over bits under the prior]({plot})\n\n{table}"
+    if beside := section(config.pairs, finished, config.seeds[0]):
+        table = f"{table}\n\n{beside}"
     print(table)
     for title, name, plot in (
         ("Error over bits", "rate_distortion", plot_rate_distortion),

@@ -209,6 +209,7 @@ def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
         ),
         ([], {"data": {"name": "parquet", "path": "/nowhere", "files": {"train": "a"}}}, "system 'RSQ-VAE L=3': "),
         ([], {"systems": {"VAE, small": SYSTEMS["VAE"]}}, "the name 'VAE, small' has a comma"),
+        ([], {"pairs": {"VAE": ["VQ"]}}, r"pairs has \['VQ'\]; the systems are RSQ-VAE L=3, VAE"),
     ],
 )
 def test_what_is_refused(compare, no_training, words, changes, message):
