@@ -15,9 +15,9 @@ CAPTION = (
     "usage is that of the least used codebook of the first and of the second."
 )
 COURSE_CAPTION = (
-    "Held-out error after every epoch (until its codebooks are estimated, a robustly trained tokenizer decodes codes that "
-    "mean nothing), and what the levels of a grid, one after the other, leave over of the energy of its latents at the end: "
-    "0 % where they are at their codes. Seed {seed}."
+    "Held-out error after every epoch (until its codebooks are estimated, a robustly trained tokenizer decodes codes "
+    "that mean nothing), and what the levels of a grid, one after the other, leave over of the energy of its latents "
+    "at the end: 0 % where these are at their codes. Seed {seed}."
 )
 
 
