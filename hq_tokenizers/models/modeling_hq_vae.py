@@ -26,7 +26,7 @@ from transformers import initialization as init
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.padding import Padding
-from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.randomness import GeneratorLike
 
@@ -149,7 +149,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         generators = self._sampling_generators(sample, generator, pixel_values)
         padding = self._padding(pixel_values, attention_mask)
         encoded = self._encoded(pixel_values, padding)
-        return self._codes(self._top_down(encoded, generators=generators, padding=padding)[0])
+        return self._codes(self._top_down(encoded, generators=generators, padding=padding, codes_only=True)[0])
 
     @inference
     def decode(
@@ -220,7 +220,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         padding = self._padding(pixel_values, attention_mask)
         for index, features in enumerate(self._encoded(pixel_values, padding)):
             latents, upsampled, scale = self._latents(index, features, state, padding)
-            quantized = self.quantizer[index](latents, None)
+            quantized = for_codes(self.quantizer[index])(latents, None)
             vectors = self.quantizer[index].embed(quantized.indices)
             result += self.quantizer[index].log_probabilities(latents, vectors)
             state = self.blocks[index].next_state(upsampled, self._to_decoder(quantized.quantized, scale))
@@ -296,6 +296,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         generators: Sequence[torch.Generator] | None = None,
         partial: bool = False,
         padding: Padding | None = None,
+        codes_only: bool = False,
     ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
         """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
         quantized: list[QuantizerOutput] = []
@@ -304,9 +305,10 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         for index, features in enumerate(encoded):
             latents, upsampled, scale = self._latents(index, features, state, padding)
             prior = []
-            if self.config.learned_prior and index > 0:
+            if self.config.learned_prior and index > 0 and not codes_only:
                 prior.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
-            group = self._run_quantizer(self.quantizer[index], padding, latents, temperature, generators, *prior)
+            quantizer = for_codes(self.quantizer[index]) if codes_only else self.quantizer[index]
+            group = self._run_quantizer(quantizer, padding, latents, temperature, generators, *prior)
             quantized.append(group)
             for total in group.partial_sums if partial else group.partial_sums[-1:]:
                 state = self.blocks[index].next_state(upsampled, self._to_decoder(total, scale))

@@ -356,7 +356,12 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         return vectors.permute(0, 3, 1, 2).to(self.dtype).contiguous()
 
     def _run_quantizer(
-        self, quantizer: nn.Module, padding: Padding | None, latents: torch.Tensor, temperature: Any, *others: Any
+        self,
+        quantizer: Callable[..., QuantizerOutput],
+        padding: Padding | None,
+        latents: torch.Tensor,
+        temperature: Any,
+        *others: Any,
     ) -> QuantizerOutput:
         """The quantiser's output, to which padding adds nothing; `others` as the quantiser takes them."""
         if padding is None:

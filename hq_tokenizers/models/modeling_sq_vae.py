@@ -26,7 +26,7 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
 from hq_tokenizers.padding import Padding, item_means
 from hq_tokenizers.quantization.gaussian import GaussianVariance
-from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from hq_tokenizers.randomness import GeneratorLike
 
@@ -151,7 +151,8 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         """
         generators = self._sampling_generators(sample, generator, pixel_values)
         padding = self._padding(pixel_values, attention_mask)
-        return self._codes(self._quantize(self._encoded(pixel_values, padding), generators=generators, padding=padding))
+        encoded = self._encoded(pixel_values, padding)
+        return self._codes(self._quantize(encoded, generators=generators, padding=padding, codes_only=True))
 
     @inference
     def decode(
@@ -242,9 +243,11 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         temperature: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
         padding: Padding | None = None,
+        codes_only: bool = False,
     ) -> QuantizerOutput:
         latents, log_variance, _ = encoded
-        return self._run_quantizer(self.quantizer, padding, latents, temperature, log_variance, generators)
+        quantizer = for_codes(self.quantizer) if codes_only else self.quantizer
+        return self._run_quantizer(quantizer, padding, latents, temperature, log_variance, generators)
 
     def _decoded(
         self,

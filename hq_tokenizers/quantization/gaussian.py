@@ -114,6 +114,7 @@ class GaussianQuantizer(nn.Module):
         temperature: torch.Tensor | None,
         log_variance_map: torch.Tensor | None = None,
         generators: Sequence[torch.Generator] | None = None,
+        codes_only: bool = False,
     ) -> QuantizerOutput:
         """Quantises latents (B, h, w, d), see `QuantizerOutput`; which code vectors, see `quantize_grid`."""
         with torch.autocast(latents.device.type, enabled=False):
@@ -125,11 +126,13 @@ class GaussianQuantizer(nn.Module):
             if learning and self.dequantization_noise:
                 latents = latents + torch.randn_like(latents) * variance.sqrt()
                 noise_energy = 0.5 * latents[0].numel()
-            quantized, indices, entropy = quantize_grid(self.codebook, latents, precision, temperature, generators)
-            terms = {
-                "continuous": mahalanobis(latents - quantized, precision) - noise_energy,
-                "discrete": categorical_kl(entropy, len(self.codebook.weight)),
-            }
+            quantized, indices, entropy = quantize_grid(
+                self.codebook, latents, precision, temperature, generators, codes_only
+            )
+            terms = {}
+            if not codes_only:
+                terms["continuous"] = mahalanobis(latents - quantized, precision) - noise_energy
+                terms["discrete"] = categorical_kl(entropy, len(self.codebook.weight))
             if learning:
                 self._learn(latents, quantized)
                 quantized = straight_through(latents, quantized) if self.straight_through else quantized

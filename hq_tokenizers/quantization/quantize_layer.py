@@ -16,7 +16,7 @@ from hq_tokenizers.codes import check_code_values, values_are_at_hand
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.quantization.finite_batches import FiniteBatchNorm1d
 from hq_tokenizers.quantization.full_precision import without_rounding
-from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
@@ -76,25 +76,20 @@ class QuantizeLayer(nn.Module):
                 one of a single vector.
             TypeError: If `x` is no tensor of floats or the mask none of bools.
         """
-        grid = self._grid(x, mask)
+        latents = self._latents(x, mask)
         with torch.autocast(x.device.type, enabled=False):
-            latents = grid.float()
-            if self.norm is not None:
-                latents = self.norm(latents.flatten(0, 2)).reshape(latents.shape)
             output = self.quantizer(latents, self._temperature() if self.training else None)
             terms = self._terms(output.terms, num_positions=latents.shape[1])
             loss = self._loss(output, terms)
-        leading = (x.shape[0], *(x.shape[1:-1] if self.channel_last else x.shape[2:]))
-        quantized = self._in_layout(_placed(output.quantized, leading, mask, 0.0).to(x.dtype))
-        codes = _placed(output.indices, leading, mask, MASKED_CODE)
-        results = (quantized, codes[..., 0] if self.one_code else codes, loss)
+        quantized = self._in_layout(_placed(output.quantized, self._leading(x), mask, 0.0).to(x.dtype))
+        results = (quantized, self._codes(output, x, mask), loss)
         return (*results, terms) if return_terms else results
 
     @torch.no_grad()
     def get_codes(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """The codes that `forward` gives in evaluation mode, also while the layer trains; nothing is learned."""
         with evaluation_mode(self):
-            return self(x, mask)[1]
+            return self._codes(for_codes(self.quantizer)(self._latents(x, mask), None), x, mask)
 
     def from_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """The code vectors that `forward` gives in evaluation mode for these codes, in float32.
@@ -137,6 +132,20 @@ class QuantizeLayer(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizeLayer:
         """Moves or converts the layer with the model around it; it is never rounded to 16 bits."""
         return super()._apply(without_rounding(fn, self), recurse)
+
+    def _latents(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """What is quantised, in float32, as `_grid` has it."""
+        latents = self._grid(x, mask).float()
+        with torch.autocast(x.device.type, enabled=False):
+            return latents if self.norm is None else self.norm(latents.flatten(0, 2)).reshape(latents.shape)
+
+    def _codes(self, output: QuantizerOutput, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        codes = _placed(output.indices, self._leading(x), mask, MASKED_CODE)
+        return codes[..., 0] if self.one_code else codes
+
+    def _leading(self, x: torch.Tensor) -> tuple[int, ...]:
+        """The shape of the vectors, without their width."""
+        return (x.shape[0], *(x.shape[1:-1] if self.channel_last else x.shape[2:]))
 
     def _grid(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The vectors as a grid (B, N, 1, d), those that a mask leaves as one of (1, M, 1, d)."""

@@ -103,6 +103,7 @@ class ResidualGaussianQuantizer(nn.Module):
         temperature: torch.Tensor | None,
         generators: Sequence[torch.Generator] | None = None,
         prior_mean: torch.Tensor | None = None,
+        codes_only: bool = False,
     ) -> QuantizerOutput:
         """Quantises latents (B, h, w, d); see `QuantizerOutput`.
 
@@ -111,6 +112,7 @@ class ResidualGaussianQuantizer(nn.Module):
             temperature: Gumbel temperature for relaxed samples, None for hard codes.
             generators: One per image, for sampled hard codes, or for relaxed samples from which nothing is learned.
             prior_mean: (B, h, w, d), replaces the uniform prior by P̂(· | prior_mean) with variances of its own.
+            codes_only: See `for_codes`.
         """
         with torch.autocast(latents.device.type, enabled=False):
             residual = latents.float()
@@ -120,8 +122,11 @@ class ResidualGaussianQuantizer(nn.Module):
             sums, indices, entropies, discrete, moments = [], [], [], [], []
             for level, codebook in enumerate(self.level_codebooks()):
                 precision = variances[level].reciprocal().reshape(1, 1, 1, 1)
-                quantized, index, entropy = quantize_grid(codebook, residual, precision, temperature, generators)
-                discrete.append(self._discrete(level, codebook, residual, precision, prior_residual, entropy))
+                quantized, index, entropy = quantize_grid(
+                    codebook, residual, precision, temperature, generators, codes_only
+                )
+                if not codes_only:
+                    discrete.append(self._discrete(level, codebook, residual, precision, prior_residual, entropy))
                 latents_of_level, residual = residual, residual - quantized
                 total = total + quantized
                 if prior_residual is not None:
@@ -130,10 +135,10 @@ class ResidualGaussianQuantizer(nn.Module):
                 indices.append(index)
                 moments.append(level_moments(latents_of_level, residual))
                 entropies.append(entropy.mean())
-            terms = {
-                "continuous": mahalanobis(residual, variances.sum().reciprocal()),
-                "discrete": torch.stack(discrete).sum(),
-            }
+            terms = {}
+            if not codes_only:
+                terms["continuous"] = mahalanobis(residual, variances.sum().reciprocal())
+                terms["discrete"] = torch.stack(discrete).sum()
             level_stats = torch.stack(moments)
             if temperature is not None and generators is None:
                 self._learn(level_stats)

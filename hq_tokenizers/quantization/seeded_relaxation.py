@@ -22,6 +22,7 @@ def quantize_grid(
     precision: torch.Tensor,
     temperature: torch.Tensor | None,
     generators: Sequence[torch.Generator] | None,
+    codes_only: bool = False,
 ) -> Quantized:
     """Quantises a grid, see `StochasticCodebook.forward`.
 
@@ -33,7 +34,7 @@ def quantize_grid(
     | None | None | of the most probable codes |
     """
     if temperature is None or generators is None:
-        return codebook(latents, precision, temperature, generators)
+        return codebook(latents, precision, temperature, generators, codes_only)
     num_vectors = latents.shape[1] * latents.shape[2]
     num_images = max(1, codebook.max_elements // (num_vectors * len(codebook.weight)))
     parts = []

@@ -75,6 +75,7 @@ class StochasticCodebook(nn.Module):
         precision: torch.Tensor,
         temperature: torch.Tensor | None,
         generators: Sequence[torch.Generator] | None = None,
+        codes_only: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Quantises a grid.
 
@@ -87,14 +88,15 @@ class StochasticCodebook(nn.Module):
                 of the latents unless every one is 1.
             temperature: Gumbel temperature τ of relaxed samples, a scalar tensor; None outside of training.
             generators: One per image, for sampled hard codes.
+            codes_only: Leaves out the entropies of hard codes, which take longer than the codes.
 
         Returns:
-            Code vectors (B, h, w, d), hard codes (B, h, w) and the entropy of P̂ (B, h, w) in nats.
+            Code vectors (B, h, w, d), hard codes (B, h, w) and the entropy of P̂ (B, h, w) in nats, or zeros.
         """
         batch, height, width, dim = latents.shape
         codes = self.codes
         if temperature is None:
-            quantized, indices, entropy = self._hard(latents, precision, codes, generators)
+            quantized, indices, entropy = self._hard(latents, precision, codes, generators, codes_only)
         else:
             flat = latents.reshape(-1, dim)
             query, key = self.factors(flat, codes, _flat_precision(precision, latents))
@@ -114,12 +116,13 @@ class StochasticCodebook(nn.Module):
         precision: torch.Tensor,
         codes: torch.Tensor,
         generators: Sequence[torch.Generator] | None,
+        codes_only: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The vectors (M, d), indices (M,) and entropies (M,) of the most probable or of sampled codes."""
         batch, height, width, dim = latents.shape
         num_images = max(1, self.max_elements // (height * width * len(codes)))
         if generators is not None and num_images < batch:
-            return self._sample_in_parts(latents, precision, codes, generators, num_images)
+            return self._sample_in_parts(latents, precision, codes, generators, codes_only, num_images)
         noise = None
         if generators is not None:
             noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
@@ -127,7 +130,8 @@ class StochasticCodebook(nn.Module):
         def quantize(z: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             logits = self._logits(z, codes, w)
             indices = (logits if noise is None else logits - noise.log()).argmax(dim=-1)
-            return F.embedding(indices, codes), indices, entropy_of(logits)
+            entropy = logits.new_zeros(len(logits)) if codes_only else entropy_of(logits)
+            return F.embedding(indices, codes), indices, entropy
 
         return in_chunks(
             quantize,
@@ -154,6 +158,7 @@ class StochasticCodebook(nn.Module):
         precision: torch.Tensor,
         codes: torch.Tensor,
         generators: Sequence[torch.Generator],
+        codes_only: bool,
         num_images: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`_hard` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
@@ -161,7 +166,7 @@ class StochasticCodebook(nn.Module):
         for start in range(0, len(latents), num_images):
             part = slice(start, start + num_images)
             own_precision = precision[part] if len(precision) > 1 else precision
-            parts.append(self._hard(latents[part], own_precision, codes, generators[part]))
+            parts.append(self._hard(latents[part], own_precision, codes, generators[part], codes_only))
         quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return quantized, indices, entropy
 

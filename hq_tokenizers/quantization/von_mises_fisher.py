@@ -69,16 +69,19 @@ class VonMisesFisherQuantizer(nn.Module):
         temperature: torch.Tensor | None,
         log_variance_map: None = None,
         generators: Sequence[torch.Generator] | None = None,
+        codes_only: bool = False,
     ) -> QuantizerOutput:
         """Quantises latents (B, h, w, d), normalising them first; otherwise as `GaussianQuantizer`."""
         with torch.autocast(latents.device.type, enabled=False):
             latents = F.normalize(latents.float(), dim=-1)
             concentration = self.concentration()
-            quantized, indices, entropy = quantize_grid(self.codebook, latents, concentration, temperature, generators)
-            terms = {
-                "continuous": vmf_distance(latents, quantized, concentration),
-                "discrete": categorical_kl(entropy, len(self.codebook.weight)),
-            }
+            quantized, indices, entropy = quantize_grid(
+                self.codebook, latents, concentration, temperature, generators, codes_only
+            )
+            terms = {}
+            if not codes_only:
+                terms["continuous"] = vmf_distance(latents, quantized, concentration)
+                terms["discrete"] = categorical_kl(entropy, len(self.codebook.weight))
             if temperature is not None and generators is None:
                 self._learn(latents, quantized)
                 quantized = straight_through(latents, quantized) if self.straight_through else quantized

@@ -26,6 +26,7 @@ from hq_tokenizers.models.presets import (
     sq_vae_2,
     vq_vae,
 )
+from hq_tokenizers.quantization import stochastic_codebook
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "codebook_dim": 6}
 IMAGE_NETWORKS = [
@@ -337,6 +338,35 @@ def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
     for book in books:
         book.fill_(7.0)  # a copy of the user's
     assert not any((vectors == 7).any() for vectors in model.embed(codes))
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields"),
+    [
+        ("sq_vae", {}),
+        ("sq_vae", {"quantizer": "vmf"}),
+        ("rsq_vae", {}),
+        ("sq_vae_2", {"learned_prior": True}),
+        ("hybrid_vae", {"recipe": "paper"}),
+    ],
+)
+def test_entropies_of_images_are_not_computed_for_their_codes(
+    preset: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PRESETS[preset]("digits", **fields)
+    model = (SQVAEModel if config.model_type == "sq_vae" else HQVAEModel)(config).eval()
+    images = torch.rand(2, 1, 8, 8)
+    expected = model(images).codes
+
+    def refuse(logits: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(stochastic_codebook, "entropy_of", refuse)
+    with pytest.raises(AssertionError, match="computed"):
+        model(images)
+    for codes, same in zip(model.encode(images).groups, expected.groups, strict=True):
+        assert torch.equal(codes, same)
+    model.encode(images, sample=True, generator=0)
 
 
 def test_one_grid_has_sharper_variances_than_several() -> None:

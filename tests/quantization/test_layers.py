@@ -26,6 +26,7 @@ from hq_tokenizers import (
     sq_vae,
     vq_vae,
 )
+from hq_tokenizers.quantization import stochastic_codebook
 from hq_tokenizers.quantization.layer_training import StochasticTraining
 from hq_tokenizers.quantization.layers import PAPER
 from hq_tokenizers.quantization.usage import code_counts, usage_figures
@@ -240,6 +241,16 @@ def test_codes_and_back(name: str) -> None:
     assert first.flatten().equal(nearest)
     if codes.ndim == 4:
         torch.testing.assert_close(layer.from_codes(codes[..., :1]).movedim(1, -1), books[0][first])
+
+
+@pytest.mark.parametrize("name", ["sq", "rsq"])
+def test_codes_alone_need_no_entropies(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = LAYERS[name](), vectors(4, 30, DIM)
+    expected = layer.eval()(x)[1]
+    monkeypatch.setattr(stochastic_codebook, "entropy_of", None)
+    with pytest.raises(TypeError, match="not callable"):
+        layer(x)
+    assert layer.get_codes(x).equal(expected)
 
 
 @pytest.mark.parametrize("name", LAYERS)
