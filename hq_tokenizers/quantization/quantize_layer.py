@@ -140,6 +140,7 @@ class QuantizeLayer(nn.Module):
             return latents if self.norm is None else self.norm(latents.flatten(0, 2)).reshape(latents.shape)
 
     def _codes(self, output: QuantizerOutput, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        assert output.indices is not None  # no layer is continuous
         codes = _placed(output.indices, self._leading(x), mask, MASKED_CODE)
         return codes[..., 0] if self.one_code else codes
 
