@@ -30,7 +30,10 @@ from statistics import mean
 from typing import Annotated, Any, Literal
 
 import torch
-from pairs import section, unknown_names
+from courses import CAPTION as COURSE_CAPTION
+from courses import course_table
+from pairs import CAPTION as PAIRS_CAPTION
+from pairs import pairs_table, unknown_names
 from plane import CAPTION, plane_table, plot_plane
 from plots import colors, log_scale, new_figure
 from records import (
@@ -338,8 +341,11 @@ def write_results(config: Comparison) -> None:
         plot = f"{config.name}_plane.png"
         plot_plane(on_plane, folder / plot)
         table = f"{CAPTION}\n\n{plane_table(on_plane)}\n\n![Error over bits under the prior]({plot})\n\n{table}"
-    if beside := section(config.pairs, finished, config.seeds[0]):
-        table = f"{table}\n\n{beside}"
+    if beside := pairs_table(config.pairs, finished):
+        table = f"{table}\n\n{PAIRS_CAPTION}\n\n{beside}"
+    seed = min(run["seed"] for runs in finished.values() for run in runs)
+    if courses := course_table(finished, seed):
+        table = f"{table}\n\n{COURSE_CAPTION.format(seed=seed)}\n\n{courses}"
     print(table)
     for title, name, plot in (
         ("Error over bits", "rate_distortion", plot_rate_distortion),

@@ -185,9 +185,11 @@ def _joined(earlier: Finding, later: Finding) -> Finding:
     """One finding for the levels of both, which says whose every figure is, counting from 1 as `observation` does."""
     measured = earlier.measured
     if len(earlier.levels) == 1:
-        measured = f"{earlier.levels[0] + 1}: {measured}"
+        measured = f"level {earlier.levels[0] + 1}: {measured}"
     (level,) = later.levels
-    return replace(earlier, levels=(*earlier.levels, level), measured=f"{measured}; {level + 1}: {later.measured}")
+    return replace(
+        earlier, levels=(*earlier.levels, level), measured=f"{measured}; level {level + 1}: {later.measured}"
+    )
 
 
 def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterator[Finding]:

@@ -26,7 +26,8 @@ from transformers import initialization as init
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import GaussianImages
 from hq_tokenizers.padding import Padding
-from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
+from hq_tokenizers.quantization.hard_codes import for_codes
+from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.randomness import GeneratorLike
 
@@ -39,7 +40,7 @@ from .builders import (
     build_top_down,
 )
 from .configuration_hq_vae import HQVAEConfig
-from .input_checks import check_codes, check_is_codes, check_layout, check_pixel_values
+from .input_checks import check_beam, check_codes, check_is_codes, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .masked_layers import run
 from .modeling_image_tokenizer import ImageTokenizerPreTrainedModel, drops_labels, inference, level_diagnostics
@@ -131,6 +132,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         sample: bool = False,
         generator: GeneratorLike = None,
         attention_mask: torch.Tensor | None = None,
+        beam_width: int = 1,
     ) -> Codes:
         """Codes of images.
 
@@ -140,16 +142,21 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
             generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
                 depend on the rest of the batch.
             attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, whose codes are 0.
+            beam_width: Above 1 the levels of a position are searched together, with so many sums of codes kept from
+                level to level, for the sum that is closest to the latents: less error from as many codes, in more time.
+                With 1 they are chosen level after level, as `forward` does.
 
         Raises:
             TypeError: If the images are no tensor of floats.
             ValueError: For a wrong shape, for values outside of [0, 1] or NaN (looked for on a CPU only), a number of
-                generators that is not the number of images, or `sample` with a deterministic quantiser.
+                generators that is not the number of images, `sample` with a deterministic quantiser or a beam, or a
+                beam where no position has several codes.
         """
+        check_beam(self.config, beam_width, sample)
         generators = self._sampling_generators(sample, generator, pixel_values)
         padding = self._padding(pixel_values, attention_mask)
         encoded = self._encoded(pixel_values, padding)
-        return self._codes(self._top_down(encoded, generators=generators, padding=padding, codes_only=True)[0])
+        return self._codes(self._top_down(encoded, generators=generators, padding=padding, beam_width=beam_width)[0])
 
     @inference
     def decode(
@@ -296,18 +303,21 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         generators: Sequence[torch.Generator] | None = None,
         partial: bool = False,
         padding: Padding | None = None,
-        codes_only: bool = False,
+        beam_width: int | None = None,
     ) -> tuple[list[QuantizerOutput], list[torch.Tensor]]:
-        """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them."""
+        """Quantises all groups; also the finest state of the decode from all levels, or from every prefix of them.
+
+        With a beam width, for encoding, without terms and entropies: see `for_codes`.
+        """
         quantized: list[QuantizerOutput] = []
         states: list[torch.Tensor] = []
         state = None
         for index, features in enumerate(encoded):
             latents, upsampled, scale = self._latents(index, features, state, padding)
             prior = []
-            if self.config.learned_prior and index > 0 and not codes_only:
+            if self.config.learned_prior and index > 0 and beam_width is None:
                 prior.append(self.blocks[index].fill(upsampled, padding).permute(0, 2, 3, 1))
-            quantizer = for_codes(self.quantizer[index]) if codes_only else self.quantizer[index]
+            quantizer = self.quantizer[index] if beam_width is None else for_codes(self.quantizer[index], beam_width)
             group = self._run_quantizer(quantizer, padding, latents, temperature, generators, *prior)
             quantized.append(group)
             for total in group.partial_sums if partial else group.partial_sums[-1:]:

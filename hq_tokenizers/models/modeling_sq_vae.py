@@ -26,7 +26,8 @@ from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.losses.likelihoods import CategoricalLabels, GaussianImages, VonMisesFisherLabels, label_channels
 from hq_tokenizers.padding import Padding, item_means
 from hq_tokenizers.quantization.gaussian import GaussianVariance
-from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
+from hq_tokenizers.quantization.hard_codes import for_codes
+from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
 from hq_tokenizers.randomness import GeneratorLike
 

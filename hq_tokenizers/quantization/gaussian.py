@@ -84,6 +84,8 @@ class GaussianQuantizer(nn.Module):
             instead of through a relaxed sample; the two terms keep their own gradients.
     """
 
+    supports_codes_only = True
+
     def __init__(
         self,
         num_codes: int,

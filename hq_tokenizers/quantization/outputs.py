@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import nn
 
 
 @dataclass
@@ -18,7 +15,7 @@ class QuantizerOutput:
         partial_sums: Code vectors summed over the first 1, …, D levels: D tensors (B, h, w, d). Relaxed while a
             stochastic quantiser trains, with a straight-through gradient from the deterministic ones.
         indices: Hard codes, LongTensor (B, h, w, D); None for a continuous bottleneck.
-        terms: The quantiser's contributions to the loss, scalars.
+        terms: The quantiser's contributions to the loss, scalars; none `for_codes`.
         entropy: Mean entropy of P̂ per position in nats, (D,); zeros for deterministic quantisers, and `for_codes`.
         variance: Mean quantisation variance (1/κ_φ for von Mises–Fisher), (D,); zeros for deterministic quantisers.
         latent_energy: ‖ẑ‖² / d, mean over positions, a scalar; of no meaning for a continuous bottleneck.
@@ -68,11 +65,3 @@ class QuantizerOutput:
     def quantized(self) -> torch.Tensor:
         """The code vectors for the decoder, summed over all levels: (B, h, w, d)."""
         return self.partial_sums[-1]
-
-
-def for_codes(quantizer: nn.Module) -> Callable[..., QuantizerOutput]:
-    """The quantiser without its terms and the entropies, over half of what stochastic codes of images take.
-
-    Others, which have no probabilities, are given as they are.
-    """
-    return partial(quantizer, codes_only=True) if hasattr(quantizer, "log_probabilities") else quantizer

@@ -16,7 +16,8 @@ from hq_tokenizers.codes import check_code_values, values_are_at_hand
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.quantization.finite_batches import FiniteBatchNorm1d
 from hq_tokenizers.quantization.full_precision import without_rounding
-from hq_tokenizers.quantization.outputs import QuantizerOutput, for_codes
+from hq_tokenizers.quantization.hard_codes import for_codes
+from hq_tokenizers.quantization.outputs import QuantizerOutput
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
@@ -180,11 +181,11 @@ class QuantizeLayer(nn.Module):
             )
         if mask is None:
             return
-        leading = x.shape[:-1] if self.channel_last else (x.shape[0], *x.shape[2:])
+        leading = self._leading(x)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be a tensor of bools, True for what is no padding, got {mask.dtype}.")
-        if tuple(mask.shape) != tuple(leading):
-            raise ValueError(f"mask must have the shape of the codes, {tuple(leading)}, got {tuple(mask.shape)}.")
+        if tuple(mask.shape) != leading:
+            raise ValueError(f"mask must have the shape of the codes, {leading}, got {tuple(mask.shape)}.")
 
     def _in_layout(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors if self.channel_last else vectors.movedim(-1, 1)

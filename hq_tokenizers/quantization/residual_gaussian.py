@@ -44,6 +44,8 @@ class ResidualGaussianQuantizer(nn.Module):
             instead of through relaxed samples; the terms keep their own gradients.
     """
 
+    supports_codes_only = True
+
     def __init__(
         self,
         codebook_sizes: Sequence[int],
@@ -112,7 +114,7 @@ class ResidualGaussianQuantizer(nn.Module):
             temperature: Gumbel temperature for relaxed samples, None for hard codes.
             generators: One per image, for sampled hard codes, or for relaxed samples from which nothing is learned.
             prior_mean: (B, h, w, d), replaces the uniform prior by P̂(· | prior_mean) with variances of its own.
-            codes_only: See `for_codes`.
+            codes_only: Without a temperature: leaves out terms and entropies, see `for_codes`.
         """
         with torch.autocast(latents.device.type, enabled=False):
             residual = latents.float()

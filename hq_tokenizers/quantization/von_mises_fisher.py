@@ -37,6 +37,8 @@ class VonMisesFisherQuantizer(nn.Module):
         straight_through: See `GaussianQuantizer`.
     """
 
+    supports_codes_only = True
+
     def __init__(
         self,
         num_codes: int,

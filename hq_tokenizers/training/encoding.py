@@ -26,6 +26,7 @@ from hq_tokenizers.data.sound_loading import check_speakers, load_front_end, loa
 from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import ImageStream
 from hq_tokenizers.hashing import tensors_sha256, weights_sha256
+from hq_tokenizers.models.input_checks import check_beam
 from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.padding import padding_of_codes
@@ -55,8 +56,8 @@ def encode_images(config: EncodeConfig) -> None:
         BlockingIOError: If another command is writing to `config.output_dir`.
         FileExistsError: If `config.output_dir` holds things that the codes would replace and that are no codes.
         ValueError: If there is no such tokenizer, the images do not fit it, a split has classes that the training
-            split lacks, soft targets are asked of a deterministic tokenizer, or an interrupted call with other data or
-            options has left its parts; before anything is encoded.
+            split lacks, soft targets are asked of a deterministic tokenizer, a beam of one with one code per position,
+            or an interrupted call with other data or options has left its parts; before anything is encoded.
     """
     accelerator = create_accelerator()
     with lock_folder("output_dir", config.output_dir):
@@ -67,6 +68,7 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     model = load_tokenizer(config.tokenizer)
     model = model.to(accelerator.device)
     _check_posterior(model, config)
+    check_beam(model.config, config.beam_width)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])
     EncodedImages.check_folder(config.output_dir, names)
     train, others = _load_splits(config, model, *names)
@@ -80,7 +82,7 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     finished = main_process_does(lambda: parts.open(_call(config, splits, tokenizer_sha256, image_size)))
     if finished and accelerator.is_main_process:
         print(f"{config.output_dir} has {finished:,} rows of an interrupted `encode`, which goes on after them.")
-    encoder = _Encoder(model, layout, image_size[1], accelerator, parts)
+    encoder = _Encoder(model, layout, image_size[1], accelerator, parts, config.beam_width)
     for name, rows in splits.items():
         # Only training has a use for soft targets and views.
         views, num_soft = (config.views, config.soft_targets) if name == "train" else (1, 0)
@@ -105,6 +107,8 @@ def _call(
         call[f"{name}_{'stream' if isinstance(rows, ImageStream) else 'rows'}_sha256"] = rows.sha256()
         call[f"{name}_classes"] = _classes_identity(rows)
     call |= {name: getattr(config, name) for name in ("batch_size", "soft_targets", "views")}
+    if config.beam_width > 1:
+        call["beam_width"] = config.beam_width
     if config.views > 1:
         call["seed"] = config.seed
         call |= {f"data.{name}": getattr(config.data, name) for name in config.data.random_changes}
@@ -195,16 +199,25 @@ class _Encoder:
         num_frames: Frames of each sound.
         accelerator: Whose processes share the work.
         parts: Where the codes go.
+        beam_width: See `HQVAEModel.encode`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, layout: CodeLayout, num_frames: int, accelerator: Accelerator, parts: CodeParts
+        self,
+        model: PreTrainedModel,
+        layout: CodeLayout,
+        num_frames: int,
+        accelerator: Accelerator,
+        parts: CodeParts,
+        beam_width: int,
     ) -> None:
         self.model = model
         self.layout = layout
         self.num_frames = num_frames
         self.accelerator = accelerator
         self.parts = parts
+        # Of tokenizers with one code per position, `encode` has no such argument.
+        self.search = {"beam_width": beam_width} if beam_width > 1 else {}
 
     def encode(self, split: str, passes: RowPasses | StreamPasses, views: int, num_soft: int) -> None:
         """Encodes what is not finished yet of a split, with the posterior's `num_soft` likeliest codes if not 0."""
@@ -250,7 +263,7 @@ class _Encoder:
             inputs = first_frames(inputs, self.num_frames)
             # A column is real when one of its frames is.
             columns["lengths"] = -(-inputs["attention_mask"].sum(1) // self.model.config.stride)
-        codes = self.model.encode(**inputs)
+        codes = self.model.encode(**inputs, **self.search)
         columns["codes"] = codes.flatten().int()
         if num_soft:
             soft = soft_codes(codes.layout, self.model.posterior(**inputs), num_soft)

@@ -134,20 +134,23 @@ def _dry_run(config: PriorTrainingConfig, accelerator: Accelerator) -> dict[str,
 
 
 def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[str] | None]:
-    """Layout, number and names of classes of the codes to train on, or of the options where there are no codes yet."""
+    """Layout, number and names of classes of the codes to train on, or of the options where there are no codes yet.
+
+    Of codes, classes without names are counted only when they are read: what the options say is believed.
+    """
+    given, num_classes = config.model.get("code_layout"), config.model.get("num_classes", 0)
     try:
         description = EncodedImages.load_description(config.codes)
     except FileNotFoundError as error:
-        given = config.model.get("code_layout")
-        if given is not None:
-            return CodeLayout.from_dict(given), config.model.get("num_classes", 0), None
-        raise ValueError(
-            f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout (and "
-            "model.num_classes), or encode the images first."
-        ) from error
+        if given is None:
+            raise ValueError(
+                f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout "
+                "(and model.num_classes), or encode the images first."
+            ) from error
+        return CodeLayout.from_dict(given), num_classes, None
     names = description["id2label"]
-    names = None if names is None else list(names.values())
-    return CodeLayout.from_dict(description["code_layout"]), len(names or ()), names
+    layout = CodeLayout.from_dict(description["code_layout"])
+    return (layout, num_classes, None) if names is None else (layout, len(names), list(names.values()))
 
 
 def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:

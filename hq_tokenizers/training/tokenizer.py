@@ -40,7 +40,16 @@ from .image_losses import ImageLosses
 from .loop import TrainingLoop
 from .model_options import DEFAULT_NETWORK, FROM_AUTOENCODER, sound_config
 from .stage import Metrics, Stage
-from .tokenizer_setup import Rows, TrainingRows, build_model, check_warmup, load_splits, model_config_of, synthetic_rows
+from .tokenizer_setup import (
+    Rows,
+    TrainingRows,
+    build_model,
+    check_warmup,
+    check_warmup_epochs,
+    load_splits,
+    model_config_of,
+    synthetic_rows,
+)
 
 NUM_PICTURES = 32
 EARLY_STEPS = 300
@@ -106,6 +115,7 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
         return TokenizerStage(smaller, accelerator, build_model(config, made_up), made_up, made_up), made_up
 
     model_config = model_config_of(config, made_up)
+    check_warmup_epochs(config, model_config)
     with torch.device("meta"):
         model = AutoModel.from_config(model_config)
     model.freeze(config.freeze)
@@ -120,8 +130,7 @@ def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) ->
     named = {name: str(section[name]) for name in names if name in section}
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     epochs = model.config.warmup_epochs
-    warmup = {"epochs before quantisation": f"{epochs}; the run must be longer"} if epochs else {}
-    return {**named, **layout, **warmup}
+    return {**named, **layout, **({"epochs before quantisation": str(epochs)} if epochs else {})}
 
 
 def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig:

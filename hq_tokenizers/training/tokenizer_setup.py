@@ -141,19 +141,31 @@ def build_model(config: TokenizerTrainingConfig, train: TrainingRows) -> PreTrai
     return model
 
 
+def check_warmup_epochs(config: TokenizerTrainingConfig, model_config: PreTrainedConfig) -> None:
+    """As `check_warmup`, as far as it does not depend on the data."""
+    if not model_config.reestimation_epochs:
+        return
+    if config.data.streaming:
+        raise ValueError(
+            "Codebooks are re-estimated in epochs (model.reestimation_epochs, model.warmup_epochs), which a stream "
+            "does not have: set both to 0, or data.streaming false."
+        )
+    if config.max_steps is None and config.epochs <= model_config.warmup_epochs:
+        raise ValueError(
+            f"epochs is {config.epochs:g}, but the model quantises nothing in its first {model_config.warmup_epochs} "
+            "epochs, and its codebooks are estimated after them: train for longer, or set model.warmup_epochs lower."
+        )
+
+
 def check_warmup(
     config: TokenizerTrainingConfig, model: PreTrainedModel, train: TrainingRows, num_processes: int
 ) -> None:
     """Refuses a run in which codebooks would never be estimated."""
-    if isinstance(train, ImageStream):
-        if model.config.reestimation_epochs:
-            raise ValueError(
-                "Codebooks are re-estimated in epochs (model.reestimation_epochs, model.warmup_epochs), which a stream "
-                "does not have: set both to 0, or data.streaming false."
-            )
+    check_warmup_epochs(config, model.config)
+    if isinstance(train, ImageStream) or not model.config.reestimation_epochs:
         return
     steps_per_epoch = len(train) // config.batch_size
-    if not model.config.reestimation_epochs or not steps_per_epoch:
+    if not steps_per_epoch:
         return
     warmup = model.config.warmup_epochs * steps_per_epoch
     total = count_steps(options_to_dict(config), steps_per_epoch)

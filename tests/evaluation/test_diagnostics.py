@@ -202,7 +202,11 @@ def test_deep_levels_that_take_nothing_away_are_starved(config, remedy):
     assert symptoms([finding]) == [((1, 2), "starved")]
     assert finding.remedy == remedy
     # Whose figure is which, counting from 1.
-    assert finding.measured == "2: 0.5 of 0.51 per value left over; 3: 0.51 of 0.5 per value left over"
+    assert finding.measured == "level 2: 0.5 of 0.51 per value left over; level 3: 0.51 of 0.5 per value left over"
+    measured["residual_energy"] = [0.51, 0.5, 0.51, 0.5]
+    (finding,) = diagnose(HQVAEConfig(code_groups=["stride 4: 512 x 4"], **{**TUNED, **config}), [512] * 4, measured)
+    assert finding.measured.endswith("; level 4: 0.5 of 0.51 per value left over")
+    assert finding.measured.count("level") == 3
 
 
 def test_the_first_level_of_every_group_is_given_the_groups_own_latents():

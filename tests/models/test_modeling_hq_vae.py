@@ -366,6 +366,35 @@ class TestCodes:
         assert torch.equal(output.reconstruction, model.decode(codes))
         assert all(len(level.unique()) > 1 for level in codes.levels()), "a test with one code shows nothing"
 
+    @pytest.mark.parametrize("system", ["rsq-vae", "hybrid", "learned prior", "rq-vae"])
+    def test_a_beam_leaves_over_less(self, system: str) -> None:
+        model = build(system)
+        images = data(32)
+        greedy, searched = model.encode(images), model.encode(images, beam_width=4)
+        assert searched.layout == greedy.layout
+        assert model.encode(images, beam_width=1) == greedy
+        # The first grid's latents are those of the image, whatever the codes.
+        latents, _, _ = model._latents(0, model._encoded(images)[0], None)
+        depth = greedy.groups[0].shape[-1]
+
+        def left_over(codes: Codes) -> float:
+            total = sum(model.embed(codes)[:depth])
+            return (latents.double() - total.double()).square().mean().item()
+
+        assert left_over(searched) <= left_over(greedy)
+        if depth > 1:
+            assert left_over(searched) < left_over(greedy)
+
+    def test_what_a_beam_is_not_for(self) -> None:
+        images = data(2)
+        with pytest.raises(ValueError, match="beam_width 3 searches for codes, and sample draws them"):
+            build("rsq-vae").encode(images, sample=True, generator=0, beam_width=3)
+        with pytest.raises(ValueError, match="beam_width is 3, but this tokenizer has one code per position"):
+            build("sq-vae-2").encode(images, beam_width=3)
+        for width in (0, 1.5, True):
+            with pytest.raises((ValueError, TypeError), match="beam_width"):
+                build("rsq-vae").encode(images, beam_width=width)
+
     @pytest.mark.parametrize("system", SYSTEMS)
     def test_partial_decodes(self, system: str) -> None:
         model = build(system)

@@ -202,6 +202,17 @@ def test_sampled_codes_do_not_depend_on_padding(name: str) -> None:
         assert torch.equal(first, second[:, :, : first.shape[2]])
 
 
+def test_searched_codes_do_not_depend_on_padding() -> None:
+    config = SYSTEMS["hybrid"]
+    model = build(config).eval()
+    batch, wider = inputs(config, 24), inputs(config, 40, filler=2.0)
+    together = model.encode(batch["pixel_values"], attention_mask=batch["attention_mask"], beam_width=3)
+    again = model.encode(wider["pixel_values"], attention_mask=wider["attention_mask"], beam_width=3)
+    for first, second in zip(together.groups, again.groups, strict=True):
+        assert torch.equal(first, second[:, :, : first.shape[2]])
+        assert not second[:, :, first.shape[2] :].any()
+
+
 def test_usage_counts_no_padding() -> None:
     config = SYSTEMS["sequence IV"]
     model = build(config).eval()

@@ -222,19 +222,41 @@ def test_the_layout_of_codes_has_to_come_from_somewhere() -> None:
 
 
 def test_codes_that_exist_decide_their_layout(tmp_path: Path) -> None:
-    """What training on them would refuse, a dry run refuses, too."""
+    """What training on them would refuse, a dry run refuses, too; classes without names are those of the options."""
     layout = CodeLayout((CodeGroup(2, 2, (8,)),))
-    rows = CodeRows(torch.zeros(4, 4, dtype=torch.int32))
+    rows = CodeRows(torch.zeros(4, 4, dtype=torch.int32), torch.tensor([0, 1, 2, 0]))
     EncodedImages(layout, {"train": rows, "validation": rows}, "nowhere", "-").save(tmp_path / "codes")
-    words = ["--codes", "codes", "--model.code_layout", "{groups: [{height: 4, width: 4, codebook_sizes: [8]}]}"]
+    words = [*SMALL_PRIOR, "--codes", "codes", "--model.num_classes", "3", "--model.code_layout"]
     with pytest.raises(ValueError, match="code_layout"):
-        train_prior_and_save_generator(options("train-prior", None, *SMALL_PRIOR, *words))
+        train_prior_and_save_generator(
+            options("train-prior", None, *words, "{groups: [{height: 4, width: 4, codebook_sizes: [8]}]}")
+        )
+    found = train_prior_and_save_generator(
+        options("train-prior", None, *words, "{groups: [{height: 2, width: 2, codebook_sizes: [8]}]}")
+    )
+    assert found["seconds_per_step"] > 0
+
+
+ROBUST = ["--model", "{preset: robust_vq_vae, network: debug}", "--data.name", "parquet", "--data.path", "/nowhere"]
 
 
 def test_epochs_without_quantisation_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--model", "{preset: robust_vq_vae, network: debug}", "--data.name", "parquet", "--data.path", "/nowhere"]
-    train_tokenizer(options("train-tokenizer", None, *words))
-    assert "epochs before quantisation" in capsys.readouterr().out
+    train_tokenizer(options("train-tokenizer", None, *ROBUST, "--model.warmup_epochs", "3"))
+    assert re.search(r"epochs before quantisation[│\s]+3\b", capsys.readouterr().out)
+    train_tokenizer(options("train-tokenizer", None, *DEBUG, "--data.path", "/nowhere"))
+    assert "before quantisation" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "2"], "epochs is 2, but the model quantises nothing in its first 2 epochs"),
+        (["--data.streaming", "true", "--max_steps", "100"], "which a stream does not have: set both to 0"),
+    ],
+)
+def test_runs_in_which_codebooks_are_never_estimated(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(options("train-tokenizer", None, *ROBUST, *words))
 
 
 def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -109,6 +109,32 @@ def _tiny_hierarchy(folder):
     return str(folder)
 
 
+def test_codes_of_a_beam(tmp_path):
+    tokenizer = _tiny_hierarchy(tmp_path / "tokenizer")
+    model = AutoModel.from_pretrained(tokenizer).eval()
+    with torch.no_grad():
+        for book in model.quantizer[1].level_codebooks():
+            book.weight.mul_(0.05)  # as small as the latents of fresh weights
+    model.save_pretrained(tokenizer)
+    config = EncodeConfig(tokenizer=tokenizer, output_dir=str(tmp_path / "codes"), beam_width=3)
+    encode_images(config)
+    codes = EncodedImages.load(tmp_path / "codes").splits["validation"].codes
+    (rows,) = load_image_splits(config.data, "validation_split")
+    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+    assert torch.equal(codes, model.encode(batch["pixel_values"], beam_width=3).flatten().int())
+    assert not torch.equal(codes, model.encode(batch["pixel_values"]).flatten().int())
+
+
+def test_beams_that_cannot_be(tmp_path, never_encoding):
+    with pytest.raises(ValueError, match="beam_width 2 chooses others: leave beam_width at 1, or soft_targets at 0"):
+        EncodeConfig(beam_width=2, soft_targets=4)
+    config = EncodeConfig(
+        tokenizer=_tokenizer(tmp_path / "tokenizer"), output_dir=str(tmp_path / "codes"), beam_width=2
+    )
+    with pytest.raises(ValueError, match="beam_width is 2, but this tokenizer has one code per position"):
+        encode_images(config)
+
+
 def test_soft_targets_are_the_likeliest_codes_of_the_posterior(tmp_path):
     tokenizer = _tiny_hierarchy(tmp_path / "tokenizer")
     config = EncodeConfig(tokenizer=tokenizer, output_dir=str(tmp_path / "codes"), soft_targets=4)

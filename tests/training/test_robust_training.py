@@ -100,7 +100,8 @@ def test_validations_before_anything_is_quantised_decide_nothing(tmp_path, monke
 @pytest.mark.parametrize(
     ("options", "model", "message"),
     [
-        ({"epochs": 2}, {}, r"has 20 steps, but the model quantises nothing in its first 2 epochs \(20 steps\)"),
+        ({"epochs": 2}, {}, "epochs is 2, but the model quantises nothing in its first 2 epochs"),
+        ({"max_steps": 20}, {}, r"has 20 steps, but the model quantises nothing in its first 2 epochs \(20 steps\)"),
         ({"max_steps": 15}, {}, "has 15 steps"),
         ({}, {"reservoir_size": 10}, "16 codes cannot be estimated from the 10 vectors"),
     ],
