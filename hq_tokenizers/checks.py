@@ -73,6 +73,7 @@ class Length:
 Number = float | int
 Count = Annotated[int, Range(1, 2**31 - 1)]
 Width = Annotated[int, Range(1, 65_536)]
+BeamWidth = Annotated[int, Range(1, 4096)]
 CodebookSize = Annotated[int, Range(1, 2**24)]
 Seed = Annotated[int, Range(0, 2**31 - 1)]
 Positive = Annotated[Number, Range(0, 1e9, above=True)]

@@ -107,6 +107,7 @@ class EncodedImages:
         speaker_names: Names of the speakers, or None.
         views: How many times the training split is there, every time with other random changes of the images; 1: as it
             is.
+        beam_width: How the levels of a position were chosen, see `HQVAEModel.encode`.
     """
 
     layout: CodeLayout
@@ -116,6 +117,7 @@ class EncodedImages:
     label_names: list[str] | None = None
     speaker_names: list[str] | None = None
     views: int = 1
+    beam_width: int = 1
 
     def save(self, folder: str | Path) -> None:
         """Writes the folder; codes that are there already are replaced when the new ones are complete.
@@ -130,8 +132,9 @@ class EncodedImages:
             name: data_set(rows, self.layout, self.label_names, self.speaker_names)
             for name, rows in self.splits.items()
         }
+        names = (self.label_names, self.speaker_names)
         description = describe_codes(
-            self.layout, self.tokenizer, self.tokenizer_sha256, self.label_names, self.speaker_names, self.views
+            self.layout, self.tokenizer, self.tokenizer_sha256, *names, self.views, self.beam_width
         )
         write_codes(folder, splits, description)
 
@@ -212,6 +215,7 @@ class EncodedImages:
             None if names is None else list(names.values()),
             description.get("speaker_names"),
             description.get("views", 1),
+            description.get("beam_width", 1),
         )
 
 
@@ -222,6 +226,7 @@ def describe_codes(
     label_names: Sequence[str] | None = None,
     speaker_names: Sequence[str] | None = None,
     views: int = 1,
+    beam_width: int = 1,
 ) -> dict[str, Any]:
     """The description beside codes, but for their hashes; see `EncodedImages` for what it has."""
     return {
@@ -231,6 +236,7 @@ def describe_codes(
         "id2label": None if label_names is None else dict(enumerate(label_names)),
         "speaker_names": speaker_names,
         "views": views,
+        "beam_width": beam_width,
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from hq_tokenizers.checks import CodebookSize, Length, check_value
+from hq_tokenizers.checks import BeamWidth, CodebookSize, Length, check_value
 
 from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
@@ -55,6 +55,8 @@ class HQVAEConfig(ImageTokenizerConfig):
             missing groups are then filled by a network instead of zeros.
         state_width: With `backbone="diffusers"` and several groups: width of the decoder's state where a finer group
             joins it, that of its "resolution", or that of the "coarser" one it comes from, as in diffusers' decoder.
+        beam_width: How `encode` chooses the codes of several levels when nothing else is said: level after level with
+            1, else together, with so many sums of codes kept from level to level. Training and `forward` know only 1.
     """
 
     model_type = "hq_vae"
@@ -68,6 +70,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     learned_prior: bool = False
     progressive: bool = False
     state_width: Literal["resolution", "coarser"] = "resolution"
+    beam_width: BeamWidth = 1
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.code_groups, list | tuple):
@@ -114,12 +117,21 @@ class HQVAEConfig(ImageTokenizerConfig):
 
     def _purposes(self) -> dict[str, tuple[bool, str]]:
         several = self.backbone == "diffusers" and len(self.groups) > 1
-        return {**super()._purposes(), "state_width": (several, "backbone='diffusers' with several groups")}
+        return {
+            **super()._purposes(),
+            "state_width": (several, "backbone='diffusers' with several groups"),
+            "beam_width": (self.has_residual_levels, "a group with several levels"),
+        }
 
     @property
     def groups(self) -> tuple[GroupSpec, ...]:
         """`code_groups`, parsed."""
         return tuple(parse_code_group(code_group_line(item)) for item in self.code_groups)
+
+    @property
+    def has_residual_levels(self) -> bool:
+        """Whether a grid has several codes per position."""
+        return any(len(group.codebook_sizes) > 1 for group in self.groups)
 
     @property
     def stride(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hq_tokenizers.checks import Count, check_image_size, check_value
+from hq_tokenizers.checks import BeamWidth, check_image_size, check_value
 from hq_tokenizers.codes import CodeLayout, Codes, values_are_at_hand
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
@@ -131,19 +131,21 @@ def _sizes(layout: CodeLayout) -> list[tuple[int, ...]]:
     return [(group.height, group.width, *group.codebook_sizes) for group in layout.groups]
 
 
-def check_beam(config: ImageTokenizerConfig, beam_width: int, sample: bool = False) -> None:
+def check_beam(config: ImageTokenizerConfig, beam_width: int, sample: bool = False) -> int:
     """Checks a beam width for encoding.
 
+    Returns:
+        The width as an integer.
+
     Raises:
-        ValueError: If it is no number from 1 on, or more than 1 with `sample` or where no position has several codes.
+        ValueError: If it is out of range, or more than 1 with `sample` or where no grid has several codes per position.
     """
-    check_value("beam_width", beam_width, Count)
-    if beam_width == 1:
-        return
-    if sample:
-        raise ValueError(f"beam_width {beam_width} searches for codes, and sample draws them: give one of them.")
-    if not any(len(group.codebook_sizes) > 1 for group in getattr(config, "groups", ())):
+    width: int = check_value("beam_width", beam_width, BeamWidth)
+    if width > 1 and sample:
+        raise ValueError(f"beam_width {width} searches for codes, and sample draws them: give one of them.")
+    if width > 1 and not getattr(config, "has_residual_levels", False):
         raise ValueError(
-            f"beam_width is {beam_width}, but this tokenizer has one code per position, so that no levels could be "
-            "searched together: leave it at 1, or take one with several (rsq_vae, rq_vae, hybrid_vae)."
+            f"beam_width is {width}, but no grid of this tokenizer has several codes per position, so that no levels "
+            "could be searched together: leave it at 1, or take one that has (rsq_vae, rq_vae, hybrid_vae)."
         )
+    return width

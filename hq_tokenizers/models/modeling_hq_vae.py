@@ -132,7 +132,7 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         sample: bool = False,
         generator: GeneratorLike = None,
         attention_mask: torch.Tensor | None = None,
-        beam_width: int = 1,
+        beam_width: int | None = None,
     ) -> Codes:
         """Codes of images.
 
@@ -143,8 +143,9 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 depend on the rest of the batch.
             attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, whose codes are 0.
             beam_width: Above 1 the levels of a position are searched together, with so many sums of codes kept from
-                level to level, for the sum that is closest to the latents: less error from as many codes, in more time.
-                With 1 they are chosen level after level, as `forward` does.
+                level to level, for the sum that is closest to the latents: less error from as many codes, in more time;
+                the first levels alone then decode to more. With 1 they are chosen level after level, as `forward` does.
+                By default `config.beam_width`, or 1 with `sample`.
 
         Raises:
             TypeError: If the images are no tensor of floats.
@@ -152,7 +153,9 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
                 generators that is not the number of images, `sample` with a deterministic quantiser or a beam, or a
                 beam where no position has several codes.
         """
-        check_beam(self.config, beam_width, sample)
+        if beam_width is None:
+            beam_width = 1 if sample else self.config.beam_width
+        beam_width = check_beam(self.config, beam_width, sample)
         generators = self._sampling_generators(sample, generator, pixel_values)
         padding = self._padding(pixel_values, attention_mask)
         encoded = self._encoded(pixel_values, padding)

@@ -40,7 +40,7 @@ from .builders import (
     build_single_quantizer,
 )
 from .configuration_sq_vae import SQVAEConfig
-from .input_checks import check_codes, check_is_codes, check_label_map, check_layout, check_pixel_values
+from .input_checks import check_beam, check_codes, check_is_codes, check_label_map, check_layout, check_pixel_values
 from .latent_scale import LatentScale
 from .modeling_image_tokenizer import (
     ImageTokenizerPreTrainedModel,
@@ -135,6 +135,7 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
         sample: bool = False,
         generator: GeneratorLike = None,
         attention_mask: torch.Tensor | None = None,
+        beam_width: int | None = None,
     ) -> Codes:
         """Codes of images.
 
@@ -144,12 +145,14 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
             generator: For `sample`: a `torch.Generator`, one per image, or an integer seed. An image's codes do not
                 depend on the rest of the batch.
             attention_mask: Of sounds: (B, W), 1 for frames and 0 for the padding after them, whose codes are 0.
+            beam_width: Accepted for the interface shared with the hierarchical tokenizers: there is nothing to search.
 
         Raises:
             TypeError: If the images are no tensor of floats.
             ValueError: For a wrong shape, for values outside of [0, 1] or NaN (looked for on a CPU only), a number of
-                generators that is not the number of images, or `sample` with a deterministic quantiser.
+                generators that is not the number of images, `sample` with a deterministic quantiser, or a beam.
         """
+        check_beam(self.config, 1 if beam_width is None else beam_width, sample)
         generators = self._sampling_generators(sample, generator, pixel_values)
         padding = self._padding(pixel_values, attention_mask)
         encoded = self._encoded(pixel_values, padding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from hq_tokenizers.checks import Count, Length, Name, Range, Seed, Width, check_fields
+from hq_tokenizers.checks import BeamWidth, Count, Length, Name, Range, Seed, Width, check_fields
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import FeatureConfig, MetricConfig
 
@@ -317,20 +317,15 @@ class EncodeConfig:
     ] = 1
     seed: Annotated[Seed, "seed of the random changes: view k has those of epoch k of a training with this seed"] = 0
     beam_width: Annotated[
-        int,
-        Range(1, 4096),
-        "sums of codes to keep while the levels of a position are searched together (rsq_vae, rq_vae, hybrid_vae); "
-        "1 chooses level after level, 8 takes some per cent off the error and several times as long",
-    ] = 1
+        BeamWidth | None,
+        "sums of codes to keep while the levels of a position are searched together (rsq_vae, rq_vae, hybrid_vae): 1 "
+        "chooses level after level, 4 takes some per cent off the error, and more time, and the first levels alone "
+        "decode to more error; null is what the tokenizer's configuration says, 1 unless it was set",
+    ] = None
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.beam_width > 1 and self.soft_targets:
-            raise ValueError(
-                "soft_targets are probabilities along the codes that are most probable level after level, and "
-                f"beam_width {self.beam_width} chooses others: leave beam_width at 1, or soft_targets at 0."
-            )
         if self.views > 1 and not self.data.random_changes:
             raise ValueError(
                 f"views is {self.views}, but nothing changes the training images, so that all views would be the same: "

@@ -37,7 +37,10 @@ def _beam_output(quantizer: Any, beam_width: int, latents: torch.Tensor, *_unuse
     books = quantizer.level_codebooks()
     with torch.autocast(latents.device.type, enabled=False):
         codebooks = [book.codes for book in books]
-        found = beam_search(latents.float().flatten(0, 2), codebooks, beam_width, books[0].max_elements)
+        vectors = latents.float().flatten(0, 2)
+        found = beam_search(vectors, codebooks, beam_width, books[0].max_elements)
+        if books[0] is books[1]:
+            found = _closest_first(vectors, found, codebooks[0])
     indices = found.unflatten(0, latents.shape[:3])
     sums = tuple(accumulate(quantizer.embed(indices)))
     zeros = latents.new_zeros(len(books))
@@ -76,6 +79,23 @@ def beam_search(
 
     largest = beam_width * max(map(len, codebooks))
     return in_chunks(search, latents, num_codes=largest, max_elements=max_elements)[0]
+
+
+def _closest_first(latents: torch.Tensor, codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """The codes (M, D) of one codebook in the order in which every next one leaves the least over; the sum stays.
+
+    A beam finds the same sum in any order, and first levels of another order alone would decode to more error.
+    """
+    residuals, left = latents, codes
+    chosen = []
+    for _ in range(codes.shape[1]):
+        distances = (residuals.unsqueeze(1) - codebook[left]).square().sum(-1)
+        nearest = distances.argmin(dim=1, keepdim=True)
+        chosen.append(left.gather(1, nearest))
+        residuals = residuals - codebook[chosen[-1][:, 0]]
+        others = torch.arange(left.shape[1], device=left.device) != nearest
+        left = left[others].reshape(len(left), left.shape[1] - 1)
+    return torch.cat(chosen, dim=1)
 
 
 def _rows(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,8 @@ class QuantizeLayer(nn.Module):
             raise TypeError(f"codes must be a tensor of integers, got {type(codes).__name__}.")
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise TypeError(f"codes must be integers, got {codes.dtype}.")
+        if not codes.ndim:
+            raise ValueError(f"codes must have a batch dimension, got the single number {codes}.")
         levels = codes.unsqueeze(-1) if self.one_code else codes
         if not 1 <= levels.shape[-1] <= self.num_quantizers:
             raise ValueError(
@@ -182,8 +184,9 @@ class QuantizeLayer(nn.Module):
         if mask is None:
             return
         leading = self._leading(x)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a tensor of bools, True for what is no padding, got {mask.dtype}.")
+        if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
+            raise TypeError(f"mask must be a tensor of bools, True for what is no padding, got {got}.")
         if tuple(mask.shape) != leading:
             raise ValueError(f"mask must have the shape of the codes, {leading}, got {tuple(mask.shape)}.")
 

@@ -181,7 +181,7 @@ def _in_words(
         if steps is None:
             million = 1e6 / config.batch_size * found["seconds_per_step"]
             rows[f"a million {items}, on this {device.type}"] = _duration(million)
-            notes.append("The run takes the time of a million times the epochs and the millions that there are.")
+            notes.append(f"The run takes that time × epochs × {items} / 1,000,000.")
     rows["steps"] = "unknown" if steps is None else f"{steps:,}"
     if found["seconds"] is not None:
         rows[f"the run, on this {device.type}"] = _duration(found["seconds"])

@@ -68,7 +68,7 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     model = load_tokenizer(config.tokenizer)
     model = model.to(accelerator.device)
     _check_posterior(model, config)
-    check_beam(model.config, config.beam_width)
+    beam_width = _beam_width(model, config)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])
     EncodedImages.check_folder(config.output_dir, names)
     train, others = _load_splits(config, model, *names)
@@ -79,17 +79,18 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     layout = model.code_layout(image_size)
     parts = CodeParts(config.output_dir, layout)
     tokenizer_sha256 = weights_sha256(model)
-    finished = main_process_does(lambda: parts.open(_call(config, splits, tokenizer_sha256, image_size)))
+    call = _call(config, splits, tokenizer_sha256, image_size) | {"beam_width": beam_width}
+    finished = main_process_does(lambda: parts.open(call))
     if finished and accelerator.is_main_process:
         print(f"{config.output_dir} has {finished:,} rows of an interrupted `encode`, which goes on after them.")
-    encoder = _Encoder(model, layout, image_size[1], accelerator, parts, config.beam_width)
+    encoder = _Encoder(model, layout, image_size[1], accelerator, parts, beam_width)
     for name, rows in splits.items():
         # Only training has a use for soft targets and views.
         views, num_soft = (config.views, config.soft_targets) if name == "train" else (1, 0)
         passes = build_passes(rows, config.batch_size, views, config.seed)
         encoder.encode(name, passes, views, num_soft)
     if accelerator.is_main_process:
-        sizes = _save(config, parts, splits, layout, tokenizer_sha256)
+        sizes = _save(config, parts, splits, layout, tokenizer_sha256, beam_width)
         kind = "sounds" if model.config.modality == "sound" else "images"
         counts = ", ".join(f"{size:,} of {name}" for name, size in sizes.items())
         print(f"The codes of the {kind}, {counts}, {layout.num_codes} each, are in {config.output_dir}.")
@@ -107,8 +108,7 @@ def _call(
         call[f"{name}_{'stream' if isinstance(rows, ImageStream) else 'rows'}_sha256"] = rows.sha256()
         call[f"{name}_classes"] = _classes_identity(rows)
     call |= {name: getattr(config, name) for name in ("batch_size", "soft_targets", "views")}
-    if config.beam_width > 1:
-        call["beam_width"] = config.beam_width
+
     if config.views > 1:
         call["seed"] = config.seed
         call |= {f"data.{name}": getattr(config.data, name) for name in config.data.random_changes}
@@ -131,6 +131,7 @@ def _save(
     splits: Mapping[str, TrainingRows],
     layout: CodeLayout,
     tokenizer_sha256: str,
+    beam_width: int,
 ) -> dict[str, int]:
     """Makes the folder of codes from the parts, without reading them into memory; gives the size of every split."""
     train = splits["train"]
@@ -143,7 +144,9 @@ def _save(
         name: parts.data_set(name, config.views if name == "train" else 1, label_names, speaker_names)
         for name in splits
     }
-    description = describe_codes(layout, config.tokenizer, tokenizer_sha256, label_names, speaker_names, config.views)
+    description = describe_codes(
+        layout, config.tokenizer, tokenizer_sha256, label_names, speaker_names, config.views, beam_width
+    )
     write_codes(config.output_dir, data_sets, description)
     return {name: len(rows) for name, rows in data_sets.items()}
 
@@ -216,8 +219,7 @@ class _Encoder:
         self.num_frames = num_frames
         self.accelerator = accelerator
         self.parts = parts
-        # Of tokenizers with one code per position, `encode` has no such argument.
-        self.search = {"beam_width": beam_width} if beam_width > 1 else {}
+        self.beam_width = beam_width
 
     def encode(self, split: str, passes: RowPasses | StreamPasses, views: int, num_soft: int) -> None:
         """Encodes what is not finished yet of a split, with the posterior's `num_soft` likeliest codes if not 0."""
@@ -263,7 +265,7 @@ class _Encoder:
             inputs = first_frames(inputs, self.num_frames)
             # A column is real when one of its frames is.
             columns["lengths"] = -(-inputs["attention_mask"].sum(1) // self.model.config.stride)
-        codes = self.model.encode(**inputs, **self.search)
+        codes = self.model.encode(**inputs, beam_width=self.beam_width)
         columns["codes"] = codes.flatten().int()
         if num_soft:
             soft = soft_codes(codes.layout, self.model.posterior(**inputs), num_soft)
@@ -299,3 +301,15 @@ def _check_posterior(model: PreTrainedModel, config: EncodeConfig) -> None:
             f"{model.config.quantizer!r}, which has no posterior over codes: leave soft_targets at 0, or take a "
             "tokenizer with quantizer gaussian or vmf."
         )
+
+
+def _beam_width(model: PreTrainedModel, config: EncodeConfig) -> int:
+    """That of the options, or the tokenizer's own."""
+    own = getattr(model.config, "beam_width", 1)
+    width = check_beam(model.config, own if config.beam_width is None else config.beam_width)
+    if width > 1 and config.soft_targets:
+        raise ValueError(
+            "soft_targets are probabilities along the codes that are most probable level after level, and beam_width "
+            f"{width} chooses others: set beam_width to 1, or soft_targets to 0."
+        )
+    return width

@@ -160,11 +160,13 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
         return _dry_run(config, accelerator)
     with lock_folder("output_dir", config.output_dir):
         report = _train_prior(config, accelerator)
-        made_the_codes = EncodedImages.load_description(config.codes)["tokenizer"]
+        description = EncodedImages.load_description(config.codes)
+        made_the_codes = description["tokenizer"]
         tokenizer = _tokenizer_path(config, made_the_codes)
         if accelerator.is_main_process and tokenizer is not None:
-            save_generator(tokenizer, config.output_dir, Path(config.output_dir) / "generator")
-            print(f"The generator, tokenizer and prior in one, is in {Path(config.output_dir) / 'generator'}.")
+            folder = Path(config.output_dir) / "generator"
+            save_generator(tokenizer, config.output_dir, folder, description.get("beam_width", 1))
+            print(f"The generator, tokenizer and prior in one, is in {folder}.")
         elif accelerator.is_main_process:
             print(
                 f"No generator was written: the tokenizer {made_the_codes!r} is not there. Say where with --tokenizer."
@@ -172,12 +174,16 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
     return report
 
 
-def save_generator(tokenizer: str, prior: str, output_dir: Path) -> HQGeneratorModel:
+def save_generator(tokenizer: str, prior: str, output_dir: Path, beam_width: int = 1) -> HQGeneratorModel:
     """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor or
     front end.
+
+    The generator chooses the codes of given images as those were that the prior knows, by `beam_width`.
     """
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     config = generator.image_tokenizer.config
+    if hasattr(config, "beam_width"):
+        config.beam_width = beam_width
     front_end = load_front_end(tokenizer, config) if is_of_sound(config) else None
     with replacing_files(output_dir) as new:
         generator.save_pretrained(new)

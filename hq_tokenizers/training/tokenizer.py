@@ -130,7 +130,10 @@ def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) ->
     named = {name: str(section[name]) for name in names if name in section}
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     epochs = model.config.warmup_epochs
-    return {**named, **layout, **({"epochs before quantisation": str(epochs)} if epochs else {})}
+    if not epochs:
+        return {**named, **layout}
+    needed = f"{epochs}; max_steps has to be more than these" if config.max_steps is not None else str(epochs)
+    return {**named, **layout, "epochs before quantisation": needed}
 
 
 def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig:

@@ -389,9 +389,11 @@ class TestCodes:
         images = data(2)
         with pytest.raises(ValueError, match="beam_width 3 searches for codes, and sample draws them"):
             build("rsq-vae").encode(images, sample=True, generator=0, beam_width=3)
-        with pytest.raises(ValueError, match="beam_width is 3, but this tokenizer has one code per position"):
+        with pytest.raises(ValueError, match="beam_width is 3, but no grid of this tokenizer has several"):
             build("sq-vae-2").encode(images, beam_width=3)
-        for width in (0, 1.5, True):
+        model = build("sq-vae-2")
+        assert model.encode(images, beam_width=1) == model.encode(images)
+        for width in (0, 1.5, True, 5000):
             with pytest.raises((ValueError, TypeError), match="beam_width"):
                 build("rsq-vae").encode(images, beam_width=width)
 

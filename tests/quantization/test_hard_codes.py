@@ -73,6 +73,22 @@ def test_a_quantiser_of_several_levels(preset: Any) -> None:
     assert (latents - output.quantized).square().sum() < (latents - greedy.quantized).square().sum()
 
 
+def test_codes_of_a_shared_codebook_are_in_the_order_in_which_they_leave_least() -> None:
+    """The first code alone is then never further away than any other of the position."""
+    (quantizer,) = HQVAEModel(rq_vae("digits", num_levels=3, codebook_size=8)).quantizer
+    codebook = quantizer.level_codebooks()[0].codes.detach()
+    latents = torch.randn(4, 5, 6, codebook.shape[1])
+    codes = for_codes(quantizer, 8)(latents, None).indices
+    unordered = beam_search(latents.flatten(0, 2), [codebook] * 3, 8, 10**6)
+    assert torch.equal(codes.flatten(0, 2).sort(-1).values, unordered.sort(-1).values)
+    residual = latents
+    for level in range(3):
+        left_over = (residual.unsqueeze(-2) - codebook[codes[..., level:]]).square().sum(-1)
+        assert torch.all(left_over[..., :1] <= left_over)
+        residual = residual - codebook[codes[..., level]]
+    assert not torch.equal(codes.flatten(0, 2), unordered), "nothing was to be put in order"
+
+
 def test_of_one_level_there_is_nothing_to_search() -> None:
     quantizer = HQVAEModel(sq_vae_2("digits")).quantizer[0]
     latents = torch.randn(2, 3, 4, quantizer.level_codebooks()[0].weight.shape[1])

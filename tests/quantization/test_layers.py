@@ -298,6 +298,11 @@ def test_mistakes_are_named() -> None:
     for wrong in ([[0, 1]], np.zeros((2, 5), np.int64)):
         with pytest.raises(TypeError, match=rf"tensor of integers, got {type(wrong).__name__}"):
             layer.from_codes(wrong)
+    for unmasked in ([[True] * 5] * 2, np.ones((2, 5), bool)):
+        with pytest.raises(TypeError, match=rf"tensor of bools, .*, got {type(unmasked).__name__}"):
+            layer.get_codes(vectors(2, 5, DIM), unmasked)
+    with pytest.raises(ValueError, match="batch dimension, got the single number 3"):
+        layer.from_codes(torch.tensor(3))
     with pytest.raises(TypeError, match="floats, got ndarray"):
         layer(np.zeros((2, DIM), np.float32))
     for number in (0, 4):

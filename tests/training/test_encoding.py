@@ -20,9 +20,10 @@ from hq_tokenizers.data.feeds import RowFeed
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.models.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.options.training import EncodeConfig
+from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig
 from hq_tokenizers.priors import RQPriorConfig
 from hq_tokenizers.training.encoding import _Encoder, encode_images
+from hq_tokenizers.training.prior import train_prior_and_save_generator
 
 
 def _tokenizer(folder, **fields):
@@ -116,23 +117,37 @@ def test_codes_of_a_beam(tmp_path):
         for book in model.quantizer[1].level_codebooks():
             book.weight.mul_(0.05)  # as small as the latents of fresh weights
     model.save_pretrained(tokenizer)
+    (rows,) = load_image_splits(DataConfig(), "validation_split")
+    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+    searched, greedy = (model.encode(batch["pixel_values"], beam_width=width).flatten().int() for width in (3, 1))
+    assert not torch.equal(searched, greedy)
     config = EncodeConfig(tokenizer=tokenizer, output_dir=str(tmp_path / "codes"), beam_width=3)
     encode_images(config)
-    codes = EncodedImages.load(tmp_path / "codes").splits["validation"].codes
-    (rows,) = load_image_splits(config.data, "validation_split")
-    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
-    assert torch.equal(codes, model.encode(batch["pixel_values"], beam_width=3).flatten().int())
-    assert not torch.equal(codes, model.encode(batch["pixel_values"]).flatten().int())
+    encoded = EncodedImages.load(tmp_path / "codes")
+    assert encoded.beam_width == 3
+    assert torch.equal(encoded.splits["validation"].codes, searched)
+    # A generator of a prior on these codes reads images as they were read.
+    prior = {"model_type": "rq_prior", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    options = PriorTrainingConfig(codes=config.output_dir, output_dir=str(tmp_path / "prior"), model=prior, max_steps=1)
+    train_prior_and_save_generator(options)
+    generator = AutoModel.from_pretrained(tmp_path / "prior" / "generator").image_tokenizer
+    assert torch.equal(generator.encode(batch["pixel_values"]).flatten().int(), searched)
+    # A tokenizer that searches by itself.
+    model.config.beam_width = 3
+    model.save_pretrained(tmp_path / "searching")
+    encode_images(replace(config, tokenizer=str(tmp_path / "searching"), beam_width=None))
+    assert EncodedImages.load(tmp_path / "codes").beam_width == 3
+    encode_images(replace(config, tokenizer=str(tmp_path / "searching"), beam_width=1))
+    assert torch.equal(EncodedImages.load(tmp_path / "codes").splits["validation"].codes, greedy)
 
 
 def test_beams_that_cannot_be(tmp_path, never_encoding):
-    with pytest.raises(ValueError, match="beam_width 2 chooses others: leave beam_width at 1, or soft_targets at 0"):
-        EncodeConfig(beam_width=2, soft_targets=4)
-    config = EncodeConfig(
-        tokenizer=_tokenizer(tmp_path / "tokenizer"), output_dir=str(tmp_path / "codes"), beam_width=2
-    )
-    with pytest.raises(ValueError, match="beam_width is 2, but this tokenizer has one code per position"):
-        encode_images(config)
+    several = _tiny_hierarchy(tmp_path / "several")
+    with pytest.raises(ValueError, match="beam_width 2 chooses others: set beam_width to 1, or soft_targets to 0"):
+        encode_images(EncodeConfig(tokenizer=several, output_dir=str(tmp_path / "soft"), beam_width=2, soft_targets=4))
+    tokenizer, output_dir = _tokenizer(tmp_path / "tokenizer"), str(tmp_path / "codes")
+    with pytest.raises(ValueError, match="beam_width is 2, but no grid of this tokenizer has several codes"):
+        encode_images(EncodeConfig(tokenizer=tokenizer, output_dir=output_dir, beam_width=2))
 
 
 def test_soft_targets_are_the_likeliest_codes_of_the_posterior(tmp_path):
