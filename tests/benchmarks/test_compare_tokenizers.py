@@ -60,7 +60,14 @@ def test_records_table_and_plots(compare, tmp_path):
     assert sorted(path.name for path in (tmp_path / "report" / "small").iterdir()) == names
     lines = (tmp_path / "report" / "small.md").read_text().splitlines()
     _, _, *rows = (line for line in lines if line.startswith("|"))
-    assert [row.split(" | ")[0] for row in rows] == ["| RSQ-VAE L=3", "| VAE"]
+    # Of the table, and of the errors after every epoch, in which the VAE has no codes.
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| RSQ-VAE L=3",
+        "| VAE",
+        "| system",
+        "|---|---|---|",
+        "| RSQ-VAE L=3",
+    ]
     errors = [1e3 * records[f"vae-seed{seed}.json"]["test"]["mse"] for seed in (0, 1)]
     assert f"| {sum(errors) / 2:.2f} ({errors[0]:.2f}, {errors[1]:.2f}) |" in rows[1]
     assert errors[0] != errors[1]
@@ -205,7 +212,7 @@ def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
         (
             [],
             {"systems": SYSTEMS | {"long": {"preset": "robust_vq_vae", "network": "digits"}}},
-            "system 'long': The run",
+            "system 'long': epochs is 1, but the model quantises nothing in its first 2 epochs",
         ),
         ([], {"data": {"name": "parquet", "path": "/nowhere", "files": {"train": "a"}}}, "system 'RSQ-VAE L=3': "),
         ([], {"systems": {"VAE, small": SYSTEMS["VAE"]}}, "the name 'VAE, small' has a comma"),
