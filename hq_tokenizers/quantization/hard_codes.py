@@ -37,10 +37,13 @@ def _beam_output(quantizer: Any, beam_width: int, latents: torch.Tensor, *_unuse
     books = quantizer.level_codebooks()
     with torch.autocast(latents.device.type, enabled=False):
         codebooks = [book.codes for book in books]
-        vectors = latents.float().flatten(0, 2)
-        found = beam_search(vectors, codebooks, beam_width, books[0].max_elements)
+        vectors, bound = latents.float().flatten(0, 2), books[0].max_elements
+        found = beam_search(vectors, codebooks, beam_width, bound)
         if books[0] is books[1]:
-            found = _closest_first(vectors, found, codebooks[0])
+            order = partial(_closest_first, codebooks[0])
+            (found,) = in_chunks(
+                order, vectors, found, num_codes=codebooks[0].shape[1] * len(books), max_elements=bound
+            )
     indices = found.unflatten(0, latents.shape[:3])
     sums = tuple(accumulate(quantizer.embed(indices)))
     zeros = latents.new_zeros(len(books))
@@ -81,7 +84,7 @@ def beam_search(
     return in_chunks(search, latents, num_codes=largest, max_elements=max_elements)[0]
 
 
-def _closest_first(latents: torch.Tensor, codes: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+def _closest_first(codebook: torch.Tensor, latents: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor]:
     """The codes (M, D) of one codebook in the order in which every next one leaves the least over; the sum stays.
 
     A beam finds the same sum in any order, and first levels of another order alone would decode to more error.
@@ -95,7 +98,7 @@ def _closest_first(latents: torch.Tensor, codes: torch.Tensor, codebook: torch.T
         residuals = residuals - codebook[chosen[-1][:, 0]]
         others = torch.arange(left.shape[1], device=left.device) != nearest
         left = left[others].reshape(len(left), left.shape[1] - 1)
-    return torch.cat(chosen, dim=1)
+    return (torch.cat(chosen, dim=1),)
 
 
 def _rows(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

@@ -87,6 +87,8 @@ def test_codes_of_a_shared_codebook_are_in_the_order_in_which_they_leave_least()
         assert torch.all(left_over[..., :1] <= left_over)
         residual = residual - codebook[codes[..., level]]
     assert not torch.equal(codes.flatten(0, 2), unordered), "nothing was to be put in order"
+    quantizer.level_codebooks()[0].max_elements = 1
+    assert torch.equal(for_codes(quantizer, 8)(latents, None).indices, codes)
 
 
 def test_of_one_level_there_is_nothing_to_search() -> None:
