@@ -56,6 +56,16 @@ def _no_leaking_threads_setting() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def memory_full_of_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What was never written is NaN, not what happens to be in memory: a test that reads it fails in every run."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data: `HQ_TEST_DATA`, or `../shared/data` beside the checkout. Skips where there is none."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -116,15 +115,6 @@ def test_every_parameter_receives_a_gradient(preset: str, network: str) -> None:
         assert name.endswith("bias") or parameter.grad.any(), name
 
 
-@pytest.fixture
-def _memory_full_of_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "sq_vae": {"decoder_variance": "learned", "variance_type": "IV"},
     "sq_vae_2": {"progressive": True, "learned_prior": True, "decoder_variance": "learned"},
@@ -132,7 +122,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("_memory_full_of_nan")
+@pytest.mark.usefixtures("memory_full_of_nan")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_is_left_uninitialised(preset: str) -> None:
     assert torch.empty(3).isnan().all(), "the fixture has no effect"
@@ -148,7 +138,7 @@ def test_nothing_is_left_uninitialised(preset: str) -> None:
             assert torch.equal(value, states[1][name]), name
 
 
-@pytest.mark.usefixtures("_memory_full_of_nan")
+@pytest.mark.usefixtures("memory_full_of_nan")
 def test_weights_a_checkpoint_lacks_are_initialised_when_that_is_asked_for(tmp_path: Any) -> None:
     config = sq_vae_2("digits", **SMALL)
     HQVAEModel(config).save_pretrained(tmp_path)
