@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.quantization.usage import code_counts
 
+from .decoding import encode_and_decode
 
-@torch.no_grad()
+
 def named_reconstructions(
     model: PreTrainedModel, pixel_values: torch.Tensor, **others: torch.Tensor
 ) -> dict[str, torch.Tensor]:
@@ -24,14 +25,9 @@ def named_reconstructions(
         "original"; of a tokenizer of several levels what the first ones hold, "level 1", "levels 1 to 2", …; and
         "reconstruction", from all.
     """
-    versions = {"original": pixel_values}
-    if model.config.has_codes and model.code_layout().num_levels > 1:
-        codes = model.encode(pixel_values, **{name: value for name, value in others.items() if name != "speaker_ids"})
-        for count in range(1, codes.num_levels):
-            versions["level 1" if count == 1 else f"levels 1 to {count}"] = model.decode(
-                codes, num_levels=count, **others
-            )
-    return versions | {"reconstruction": model(pixel_values, return_loss=False, **others).reconstruction}
+    *partial, whole = encode_and_decode(model, pixel_values, **others)[1]
+    names = ("level 1" if count == 1 else f"levels 1 to {count}" for count in range(1, len(partial) + 1))
+    return {"original": pixel_values, **dict(zip(names, partial, strict=True)), "reconstruction": whole}
 
 
 @torch.no_grad()

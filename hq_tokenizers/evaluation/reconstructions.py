@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
-from hq_tokenizers.codes import Codes
 from hq_tokenizers.data.batches import validation_batches
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.metrics.codebook_usage import CodebookUsage
@@ -21,6 +20,7 @@ from hq_tokenizers.metrics.streaming_metric import StreamingMetric
 from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.reporting.tracking import Record, progress_bar
 
+from .decoding import encode_and_decode
 from .networks import Notes, as_rgb, build_fid, build_lpips, finish, unless_impossible
 
 Results = dict[str, dict[str, Any]]
@@ -118,8 +118,9 @@ class ReconstructionMetrics:
         )
 
     def _add(self, model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Adds a batch to every metric and returns each image's error."""
-        codes, reconstructions = self._reconstruct(model, pixel_values)
+        """Adds a batch to every metric and returns each image's error; reconstructions are clamped to [0, 1]."""
+        codes, decoded = encode_and_decode(model, pixel_values)
+        reconstructions = [images.float().clamp(0, 1) if images.is_floating_point() else images for images in decoded]
         if self._usage is not None:
             self._usage.add_batch(codes=codes)
         for metrics, reconstruction in zip(self._levels, reconstructions, strict=True):
@@ -134,18 +135,6 @@ class ReconstructionMetrics:
         if self._fid is not None:
             self._fid.add_batch(predictions=as_rgb(whole), references=as_rgb(pixel_values))
         return (whole - pixel_values).square().flatten(1).mean(1)
-
-    @torch.no_grad()
-    def _reconstruct(
-        self, model: PreTrainedModel, pixel_values: torch.Tensor
-    ) -> tuple[Codes | None, list[torch.Tensor]]:
-        """The codes, and the reconstructions from the first 1, …, L levels of them; images are clamped to [0, 1]."""
-        if self._usage is None:
-            codes, decoded = None, [model(pixel_values, return_loss=False).reconstruction]
-        else:
-            codes = model.encode(pixel_values)
-            decoded = [model.decode(codes, num_levels=level + 1) for level in range(self._num_levels)]
-        return codes, [images.float().clamp(0, 1) if images.is_floating_point() else images for images in decoded]
 
     def _results(self) -> Results:
         levels = [{name: finish(metric) for name, metric in metrics.items()} for metrics in self._levels]

@@ -22,6 +22,7 @@ from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 from hq_tokenizers.reporting.players import save_players
 from hq_tokenizers.reporting.tracking import progress_bar
 
+from .decoding import encode_and_decode
 from .pictures import named_reconstructions
 from .references import evaluated_split
 from .sound import bits_per_second, decibel_figures, sound_provenance, spectrogram_pictures, squared_error
@@ -100,17 +101,12 @@ def _save_players(picture: Path, versions: dict[str, torch.Tensor], batch: Batch
 @torch.no_grad()
 def _add(sums: RunningSums, model: PreTrainedModel, batch: Batch, rows: SoundRows) -> torch.Tensor:
     """Adds a batch, and returns its reconstruction."""
-    inputs = model_inputs(batch)
-    output = model(**inputs, return_loss=False)
-    reconstructions = [output.reconstruction]
-    if output.codes is not None:
-        others = {name: value for name, value in inputs.items() if name != "pixel_values"}
-        first = range(1, output.codes.num_levels)
-        reconstructions = [*(model.decode(output.codes, num_levels=n, **others) for n in first), *reconstructions]
-        levels = model.code_levels(output.codes, batch["attention_mask"])
-        for level, (codes, size) in enumerate(zip(levels, output.codes.layout.codebook_sizes, strict=True)):
-            sums.add(f"counts_{level}", code_counts(codes, size))
-        _add_labels(sums, model, output.codes, batch, rows)
+    codes, reconstructions = encode_and_decode(model, **model_inputs(batch))
+    if codes is not None:
+        levels = model.code_levels(codes, batch["attention_mask"])
+        for level, (indices, size) in enumerate(zip(levels, codes.layout.codebook_sizes, strict=True)):
+            sums.add(f"counts_{level}", code_counts(indices, size))
+        _add_labels(sums, model, codes, batch, rows)
     errors, numbers = zip(*(squared_error(one, batch) for one in reconstructions), strict=True)
     sums.add("squared_error", torch.stack(errors))
     sums.add("num_values", numbers[0])

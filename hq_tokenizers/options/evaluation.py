@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from hq_tokenizers.checks import Count, Name, Range, Seed, check_fields
+from hq_tokenizers.checks import BeamWidth, Count, Name, Range, Seed, check_fields
 from hq_tokenizers.options.data import DataConfig
 
 
@@ -104,6 +104,11 @@ class EvaluateConfig:
     images_dir: Annotated[
         Name | None, "generator: folder to keep the samples in, from which an interrupted run goes on; null keeps none"
     ] = None
+    beam_width: Annotated[
+        BeamWidth | None,
+        "tokenizer: sums of codes to keep while the levels of a position are searched together, as for encode; null is "
+        "what its configuration says, 1 unless it was set",
+    ] = None
     batch_size: Annotated[Count, "images at a time and process"] = 64
 
     def __post_init__(self) -> None:
@@ -124,6 +129,7 @@ class EvaluateConfig:
             "pairs": ("images",),
             "generation": ("generator",),
             "images_dir": ("generator",),
+            "beam_width": ("tokenizer",),
         }
         for name, accepted in owners.items():
             if getattr(self, name) and subject not in accepted:

@@ -25,6 +25,7 @@ from hq_tokenizers.evaluation.validation import evaluate_prior, prior_conditions
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
+from hq_tokenizers.models.input_checks import set_beam_width
 from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.models.trained_models import load_tokenizer
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
@@ -182,8 +183,7 @@ def save_generator(tokenizer: str, prior: str, output_dir: Path, beam_width: int
     """
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     config = generator.image_tokenizer.config
-    if hasattr(config, "beam_width"):
-        config.beam_width = beam_width
+    set_beam_width(config, beam_width)
     front_end = load_front_end(tokenizer, config) if is_of_sound(config) else None
     with replacing_files(output_dir) as new:
         generator.save_pretrained(new)

@@ -56,6 +56,21 @@ def test_distance_and_usage(report, tokenizer, held_out, distance_of):
     assert max(report["codebook_usage"]["active_codes"]) > 1
 
 
+def test_codes_of_a_beam(report, six_pixels, tokenizer_dir, tokenizer, held_out, tmp_path):
+    searched = _evaluate(tokenizer_dir, tmp_path / "searched", beam_width=6)["results"]
+    codes = tokenizer.encode(held_out, beam_width=6)
+    error = float((tokenizer.decode(codes).clamp(0, 1) - held_out).square().mean())
+    assert searched["reconstruction"]["mse"] == pytest.approx(error, rel=1e-5)
+    assert searched["reconstruction"]["mse"] != pytest.approx(report["reconstruction"]["mse"], rel=1e-4)
+    for level, (found, size) in enumerate(zip(codes.levels(), codes.layout.codebook_sizes, strict=True)):
+        used = torch.bincount(found.flatten(), minlength=size).count_nonzero()
+        assert searched["codebook_usage"]["active_codes"][level] == used
+    one_level = tmp_path / "one_level"
+    SQVAEModel(SQVAEConfig(num_downsampling=1, image_size=8, num_channels=1, hidden_size=8)).save_pretrained(one_level)
+    with pytest.raises(ValueError, match="beam_width is 2, but no grid of this tokenizer has several codes"):
+        _evaluate(one_level, tmp_path / "impossible", beam_width=2)
+
+
 def test_figures_do_not_depend_on_the_batch_size(report, six_pixels, tokenizer_dir, tmp_path):
     other = _evaluate(tokenizer_dir, tmp_path, batch_size=7)["results"]
     for metric, figures in report.items():

@@ -17,6 +17,7 @@ LABEL_MAPS = {"tokenizer": "a", "data": DataConfig(label_map_classes=12)}
         ({"tokenizer": "a", "kid": True}, "kid is an option of generator and images, not of tokenizer"),
         ({"tokenizer": "a", "reference": "b"}, "reference is an option of generator and images"),
         ({"images": "a", "images_dir": "b"}, "images_dir is an option of generator, not of images"),
+        ({"images": "a", "beam_width": 2}, "beam_width is an option of tokenizer, not of images"),
         ({"generator": "a", "pairs": True}, "pairs is an option of images"),
         ({"tokenizer": "a", "num_images": 9}, "num_images is an option of generator, not of tokenizer: leave it out"),
         ({"images": "a", "seed": 1}, "seed is an option of generator, not of images"),
