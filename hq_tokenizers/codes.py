@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +189,7 @@ class CodeLayout:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CodeLayout:
+    def from_dict(cls, data: Mapping[str, Any]) -> CodeLayout:
         """Builds a layout from the output of `to_dict`.
 
         Raises:
@@ -203,12 +204,47 @@ class CodeLayout:
             ) from error
         return cls(tuple(groups))
 
+    @classmethod
+    def parse(cls, description: Mapping[str, Any] | str) -> CodeLayout:
+        """Builds a layout from what a user wrote: as `to_dict` describes it, or as it is printed.
+
+        Args:
+            description: {"groups": …}, or text such as "8x8 of 512", "8×8×4 of 512" (four codes at every position) or
+                "4x4 of 512 + 8x8x2 of 256/128", coarse to fine.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        if not isinstance(description, str):
+            return cls.from_dict(description)
+        return cls(tuple(_parse_group(part, description) for part in description.split("+")))
+
     def _check_num_levels(self, num_levels: int) -> None:
         if not 1 <= num_levels <= self.num_levels:
             raise ValueError(f"num_levels must be between 1 and {self.num_levels} for the layout {self}: {num_levels}.")
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.groups))
+
+
+_GROUP = re.compile(r"(\d+)[x×](\d+)(?:[x×](\d+))? of (\d+(?:/\d+)*)")
+
+
+def _parse_group(text: str, whole: str) -> CodeGroup:
+    found = _GROUP.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            "A code layout is written as '8x8 of 512', '8x8x4 of 512' or '4x4 of 512 + 8x8x2 of 256/128', "
+            f"got {whole!r}."
+        )
+    height, width, depth, sizes = found.groups()
+    codebook_sizes = tuple(map(int, sizes.split("/")))
+    depth = len(codebook_sizes) if depth is None else int(depth)
+    if len(codebook_sizes) == 1:
+        codebook_sizes *= depth
+    if len(codebook_sizes) != depth:
+        raise ValueError(f"{text.strip()!r} has {depth} codes at a position and {len(codebook_sizes)} codebook sizes.")
+    return CodeGroup(int(height), int(width), codebook_sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,13 @@ def _seeds() -> None:
 def _no_leaking_threads_setting() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_leaking_compiled_code() -> None:
+    # What one test compiled counts towards the compiler's limit of variants of a function in the next.
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture

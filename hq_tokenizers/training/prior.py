@@ -145,10 +145,10 @@ def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[
     except FileNotFoundError as error:
         if given is None:
             raise ValueError(
-                f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout "
-                "(and model.num_classes), or encode the images first."
+                f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout, "
+                "such as '8x8x4 of 512' (and model.num_classes), or encode the images first."
             ) from error
-        return CodeLayout.from_dict(given), num_classes, None
+        return CodeLayout.parse(given), num_classes, None
     names = description["id2label"]
     layout = CodeLayout.from_dict(description["code_layout"])
     return (layout, num_classes, None) if names is None else (layout, len(names), list(names.values()))
@@ -305,7 +305,10 @@ def _model_config(config: PriorTrainingConfig, encoded: EncodedImages, code_vect
         from_data |= {"num_speakers": len(encoded.speaker_names or ()), "speaker_names": encoded.speaker_names}
     if code_vector_dim is not None:
         from_data["code_vector_dim"] = code_vector_dim
-    model_config = build_model_config(config.model, from_data, PRIOR_CONFIGS)
+    section = dict(config.model)
+    if isinstance(section.get("code_layout"), str):
+        section["code_layout"] = CodeLayout.parse(section["code_layout"]).to_dict()
+    model_config = build_model_config(section, from_data, PRIOR_CONFIGS)
     if num_classes and names:
         model_config.id2label = dict(enumerate(names))
         model_config.label2id = {name: index for index, name in enumerate(names)}

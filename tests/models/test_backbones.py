@@ -340,7 +340,6 @@ def test_channels_last_gives_the_same(system: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("system", "checkpointing"), [("gaussian IV", True), ("everything", False)])
 def test_no_graph_breaks(system: str, checkpointing: bool) -> None:
-    torch._dynamo.reset()
     model = build(system)
     expected = model(data(model))
     options: dict[str, Any] = {"fullgraph": True, "backend": "eager"}

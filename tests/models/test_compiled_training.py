@@ -60,7 +60,6 @@ def train(model: nn.Module, call: nn.Module) -> list[torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_gradients_and_averages_are_those_without_it(name: str) -> None:
-    torch._dynamo.reset()
     torch.manual_seed(0)
     model = SYSTEMS[name]().train()
     other = copy.deepcopy(model)
@@ -77,7 +76,6 @@ def test_a_layer_divides_by_the_temperature_of_its_forward_pass() -> None:
     gradients = []
     vectors = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     for compiled in (False, True):
-        torch._dynamo.reset()
         torch.manual_seed(0)
         layer = StochasticQuantize(6, 8, gumbel_decay=1.0, normalize=False, **PATHWISE)
         leaf = vectors.clone().requires_grad_()
@@ -96,7 +94,6 @@ def test_a_snapshot_stays_when_its_buffer_changes() -> None:
             scale.mul_(100)
         return result
 
-    torch._dynamo.reset()
     values, scale = torch.ones(4, requires_grad=True), torch.full((1,), 0.5)
     torch.compile(step, fullgraph=True, backend="aot_eager")(values, scale).backward()
     torch.testing.assert_close(values.grad, torch.full((4,), 2 / 1.5**2))

@@ -591,7 +591,6 @@ class TestState:
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["everything", "rq-vae"])
 def test_no_graph_breaks(system: str) -> None:
-    torch._dynamo.reset()
     model = build(system)
     expected, codes = model(data(2)), model.encode(data(2))
     options: dict[str, Any] = {"fullgraph": True, "backend": "eager"}

@@ -546,7 +546,6 @@ class TestCompile:
     @pytest.mark.slow
     @pytest.mark.parametrize("system", ["gaussian IV", "gaussian, following", "vq ema"])
     def test_no_graph_breaks(self, system: str) -> None:
-        torch._dynamo.reset()
         model = build(system)
         pixels = data(model.config, 2)
         expected, codes = model(pixels), model.encode(pixels)

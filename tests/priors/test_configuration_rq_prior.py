@@ -17,6 +17,10 @@ def test_round_trip(tmp_path: Path, mixed_layout: CodeLayout) -> None:
     assert loaded.to_dict() == config.to_dict()
 
 
+def test_a_layout_as_it_is_printed(mixed_layout: CodeLayout) -> None:
+    assert RQPriorConfig(code_layout=str(mixed_layout)).to_dict()["code_layout"] == mixed_layout.to_dict()
+
+
 def test_labels_and_widths_follow_from_the_rest() -> None:
     config = RQPriorConfig(num_classes=5, hidden_size=96)
     assert len(config.id2label) == 5
@@ -40,6 +44,7 @@ def test_labels_and_widths_follow_from_the_rest() -> None:
         ({"label_smoothing": 2}, "label_smoothing must be a number of at least 0 and below 1"),
         ({"initializer_range": 0}, "initializer_range must be a number above 0"),
         ({"code_layout": {"groups": [{"height": 3}]}}, "A code layout is described as"),
+        ({"code_layout": "8x8 of many"}, "A code layout is written as '8x8 of 512'.*, got '8x8 of many'"),
         ({"position_embedding": "sine"}, "position_embedding must be one of 'learned', 'rotary', got 'sine'"),
         ({"position_embedding": "rotary", "hidden_size": 24}, "must be a multiple of 4, got 6"),
         ({"block_type": "bert"}, "block_type must be one of 'llama', 'gpt', got 'bert'"),

@@ -213,7 +213,7 @@ def test_sounds_need_a_length() -> None:
 
 
 def test_the_layout_of_codes_has_to_come_from_somewhere() -> None:
-    with pytest.raises(ValueError, match=r"'runs/codes' holds none: give model\.code_layout"):
+    with pytest.raises(ValueError, match=r"'runs/codes' holds none: give model\.code_layout, such as '8x8x4 of 512'"):
         train_prior_and_save_generator(options("train-prior", None))
     layout = "{groups: [{height: 2, width: 2, codebook_sizes: [8]}]}"
     words = ["--model.code_layout", layout, "--model.input_embeddings", "code_vectors"]
@@ -231,10 +231,9 @@ def test_codes_that_exist_decide_their_layout(tmp_path: Path) -> None:
         train_prior_and_save_generator(
             options("train-prior", None, *words, "{groups: [{height: 4, width: 4, codebook_sizes: [8]}]}")
         )
-    found = train_prior_and_save_generator(
-        options("train-prior", None, *words, "{groups: [{height: 2, width: 2, codebook_sizes: [8]}]}")
-    )
-    assert found["seconds_per_step"] > 0
+    for same in ("{groups: [{height: 2, width: 2, codebook_sizes: [8]}]}", "2x2 of 8"):
+        found = train_prior_and_save_generator(options("train-prior", None, *words, same))
+        assert found["seconds_per_step"] > 0
 
 
 ROBUST = ["--model", "{preset: robust_vq_vae, network: debug}", "--data.name", "parquet", "--data.path", "/nowhere"]
@@ -260,8 +259,7 @@ def test_runs_in_which_codebooks_are_never_estimated(words: list[str], message: 
 
 
 def test_from_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    layout = "{groups: [{height: 2, width: 2, codebook_sizes: [8, 8]}]}"
-    words = [*SMALL_PRIOR, "--model.code_layout", layout, "--model.num_classes", "3", "--max_steps", "10"]
+    words = [*SMALL_PRIOR, "--model.code_layout", "2x2x2 of 8", "--model.num_classes", "3", "--max_steps", "10"]
     main(["train-prior", "--dry_run", "true", *words])
     printed = capsys.readouterr().out
     assert "dry run: RQPriorModel" in printed
