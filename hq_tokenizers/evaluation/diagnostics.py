@@ -30,6 +30,8 @@ TOO_WIDE = 5.0
 """Variances tied to what a level leaves over are 1 to 3 times its energy; more than this is too wide."""
 INEFFECTIVE = 0.6
 """A level that leaves over more than this share of what it is given has codes that do not fit."""
+DRIFTED = 1 / 3
+"""A first level of several that leaves over more than this share, where the error is small, has lost its latents."""
 STARVED = 0.95
 """A level that leaves over more than this share of what it is given does nothing."""
 UNMOVED = 0.3
@@ -46,6 +48,7 @@ SYMPTOMS = (
     "codebook left behind",
     "kl too strong",
     "starved",
+    "latents drift away",
     "temperature gap",
     "collapsed",
     "dead codes",
@@ -118,6 +121,11 @@ class _Level:
     residual_energy: float
     codebook_energy: float
 
+    @property
+    def left_over(self) -> str:
+        """In words."""
+        return f"{self.residual_energy:.3g} of {self.given:.3g} per value left over"
+
 
 def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figures: Mapping[str, Any]) -> list[Finding]:
     """What is wrong with a tokenizer; an empty list when nothing is.
@@ -133,7 +141,7 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
     findings: list[Finding] = []
     for level in levels:
         causes = list(_stochastic_findings(config, level)) if config.is_stochastic and level.size > 1 else []
-        findings += causes or _unused(config, level, levels)
+        findings += causes or [*_unused(config, level, levels), *_drifted(config, level, figures)]
         if isinstance(config, HQVAEConfig) and config.is_stochastic and not causes:
             findings += _at_bound(config, level)
     # Codes that do not fit are decoded worse than their mixtures at every temperature: first things first.
@@ -193,7 +201,6 @@ def _joined(earlier: Finding, later: Finding) -> Finding:
 
 
 def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterator[Finding]:
-    left_over = f"{level.residual_energy:.3g} of {level.given:.3g} per value left over"
     entropy = f"entropy of P̂ {level.entropy:.2f} of at most {math.log(level.size):.2f} nats"
     blurred = level.entropy > BLURRED * math.log(level.size)
     # A variance that is tied to what is left over is wide by its factor, or as wide as the latents need.
@@ -212,7 +219,7 @@ def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterato
         yield Finding(
             (level.index,),
             "codebook left behind",
-            f"perplexity {level.perplexity:.1f} of {level.size}, {left_over}, code vectors at "
+            f"perplexity {level.perplexity:.1f} of {level.size}, {level.left_over}, code vectors at "
             f"{level.codebook_energy:.3g} where they began at {config.codebook_init_std**2:.3g}",
             "the optimiser's steps do not grow with the scale of the latents, so that code vectors do not reach them",
             remedies.for_codebook(config),
@@ -225,7 +232,7 @@ def _stochastic_findings(config: ImageTokenizerConfig, level: _Level) -> Iterato
         yield Finding((level.index,), "kl too strong", measured, cause, settings)
     elif level.residual_energy > STARVED * level.given:
         cause = "the level takes nothing away from what it is given, and no term of the loss asks it to"
-        yield Finding((level.index,), "starved", left_over, cause, remedies.for_starvation(config))
+        yield Finding((level.index,), "starved", level.left_over, cause, remedies.for_starvation(config))
 
 
 def _is_left_behind(config: ImageTokenizerConfig, level: _Level) -> bool:
@@ -286,6 +293,19 @@ def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level
         cause = "the training is young, or the data need fewer codes than there are"
         settings = remedies.for_codebook(config)
     yield Finding((level.index,), symptom, measured, cause, settings)
+
+
+def _drifted(config: ImageTokenizerConfig, level: _Level, figures: Mapping[str, Any]) -> Iterator[Finding]:
+    settings = remedies.for_drift(config, figures.get("mse", math.inf))
+    if not settings or not level.first_of_group or level.residual_energy <= DRIFTED * level.given:
+        return
+    yield Finding(
+        (level.index,),
+        "latents drift away",
+        f"{level.left_over}, mean squared error {figures['mse']:.3g}",
+        "as the error falls the reconstruction weighs more, and what holds latents at their codes does not",
+        settings,
+    )
 
 
 def _at_bound(config: HQVAEConfig, level: _Level) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ from typing import Any
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED, tuned
+from hq_tokenizers.models.presets import FIRM_SUM, TUNED, tuned
 
 Settings = dict[str, Any]
 
@@ -91,6 +91,16 @@ def for_kl(config: ImageTokenizerConfig) -> Settings:
 def for_starvation(config: ImageTokenizerConfig) -> Settings:
     """What gives a level something to do."""
     return combination(config) or for_coarse_levels(config)
+
+
+def for_drift(config: ImageTokenizerConfig, error: float) -> Settings:
+    """A reconstruction that weighs no more below an error of images, for several codes at the positions of a grid."""
+    floor = FIRM_SUM["min_decoder_variance"]
+    residual = config.is_stochastic and getattr(config, "has_residual_levels", False)
+    held = config.min_decoder_variance >= floor or config.variance_update != "residual" or config.kl_weight > LIGHT_KL
+    if not residual or held or error >= floor or config.modality != "image" or config.decoder_variance != "batch":
+        return {}
+    return _lacking(config, {"min_decoder_variance": floor})
 
 
 def for_coarse_levels(config: ImageTokenizerConfig) -> Settings:

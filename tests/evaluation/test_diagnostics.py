@@ -9,7 +9,7 @@ import pytest
 from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, Finding, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED
+from hq_tokenizers.models.presets import TUNED, rsq_vae
 from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 
@@ -112,6 +112,46 @@ def test_what_is_set_already_is_not_advised():
     assert (finding.symptom, finding.settings) == ("dead codes", {})
     (finding,) = diagnose(HQVAEConfig(**{**config.to_dict(), "kl_weight": 1.0}), [128, 128], figures(**NEWCOMER))
     assert finding.settings == {"kl_weight": TUNED["kl_weight"]}
+
+
+DRIFTED = figures(
+    [46.34, 43.81, 47.56, 52.04],
+    *([128] * 4, [0.046, 0.307, 0.435, 0.579], [0.127, 0.082, 0.061, 0.047], (128,) * 4),
+    latent_energy=[0.979] * 4,
+    residual_energy=[0.407, 0.260, 0.189, 0.146],
+    codebook_energy=[1.247, 0.444, 0.198, 0.115],
+    mse=0.000723,
+)
+"""Measured: rsq_vae without a floor on MNIST after five epochs."""
+
+
+def test_latents_that_drift_away_are_held():
+    presets = rsq_vae("mnist"), rsq_vae("mnist", min_decoder_variance=0.0)
+    assert diagnose(presets[0], [128] * 4, DRIFTED) == []
+    (finding,) = diagnose(presets[1], [128] * 4, DRIFTED)
+    assert symptoms([finding]) == [((0,), "latents drift away")]
+    assert finding.remedy == "--model.min_decoder_variance 0.005"
+    assert finding.measured == "0.407 of 0.979 per value left over, mean squared error 0.000723"
+    assert diagnose(applied(presets[1], finding), [128] * 4, DRIFTED) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "measured"),
+    [
+        ({"decoder_variance": "learned"}, {}),
+        ({"variance_update": "trained"}, {}),
+        ({"kl_weight": 1.0}, {}),
+        ({}, {"mse": 0.006}),
+        # CIFAR-10 after five epochs: a fifth left over.
+        ({}, {"residual_energy": [0.21, 0.1, 0.06, 0.04], "mse": 0.0012}),
+        ({"quantizer": "vq"}, {}),
+    ],
+)
+def test_what_is_held_otherwise_or_not_far_away_is_left_alone(fields, measured):
+    config = rsq_vae("mnist", **{"min_decoder_variance": 0.0, **fields})
+    assert "latents drift away" not in dict(
+        map(reversed, symptoms(diagnose(config, [128] * 4, {**DRIFTED, **measured})))
+    )
 
 
 def test_a_quick_codebook_is_not_called_left_behind():

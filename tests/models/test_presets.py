@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -369,24 +370,35 @@ def test_one_grid_has_sharper_variances_than_several() -> None:
         assert config.variance_update == "trained"
 
 
+WITHOUT_FLOOR: list[dict[str, Any]] = [
+    {"decoder_variance": "learned"},
+    {"variance_update": "trained"},
+    {"recipe": "paper"},
+    {"recipe": "paper", "variance_update": "residual"},
+    {"quantizer": "vq"},
+    {"modality": "sound"},
+    {"min_decoder_variance": 0.0},
+]
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("preset", "floor", "others"),
     [
-        {"decoder_variance": "learned"},
-        {"variance_update": "trained"},
-        {"variance_type": "IV"},
-        {"recipe": "paper"},
-        {"recipe": "paper", "variance_update": "residual"},
-        {"quantizer": "vq"},
-        {"quantizer": "vmf"},
-        {"likelihood": "vmf", "num_classes": 3},
-        {"modality": "sound"},
-        {"min_decoder_variance": 0.0},
+        (sq_vae, 0.02, [{"variance_type": "IV"}, {"quantizer": "vmf"}, {"likelihood": "vmf", "num_classes": 3}]),
+        # 48 pixel values of a position and 64 latent ones; 65; 16 and 64.
+        (rsq_vae, 0.0, []),
+        (partial(rsq_vae, codebook_dim=65), 0.005, [{"code_groups": ["stride 8: 4", "stride 4: 4"]}]),
+        (partial(rsq_vae, "mnist"), 0.005, [{"num_channels": 3}]),
     ],
 )
-def test_the_floor_under_the_decoders_variance_is_for_images_and_variances_of_residuals(fields: dict[str, Any]) -> None:
-    assert sq_vae().min_decoder_variance == 0.02
-    assert sq_vae(**fields).min_decoder_variance == rsq_vae().min_decoder_variance == 0.0
+def test_the_floor_under_the_decoders_variance_is_for_images_on_one_grid_and_variances_of_residuals(
+    preset: Any, floor: float, others: list[dict[str, Any]]
+) -> None:
+    assert preset().min_decoder_variance == floor
+    for fields in WITHOUT_FLOOR + others:
+        assert preset(**fields).min_decoder_variance == 0.0, fields
+    for config in (sq_vae_2("mnist"), hybrid_vae("mnist")):
+        assert config.min_decoder_variance == 0.0
 
 
 def test_with_the_floor_codes_pull_as_much_with_a_tenth_of_the_noise() -> None:
@@ -399,14 +411,12 @@ def test_with_the_floor_codes_pull_as_much_with_a_tenth_of_the_noise() -> None:
 
 def test_codes_are_charged_less_where_pixel_values_are_few() -> None:
     # 48 pixel values of a position and 64 latent ones; 16 and 64; 4 and 64.
-    assert sq_vae("cifar10").kl_weight == 0.005
-    assert sq_vae("mnist").kl_weight == pytest.approx(0.005 / 3**0.5)
-    assert sq_vae("digits").kl_weight == pytest.approx(0.005 / 12**0.5)
-    assert sq_vae("cifar10", num_channels=1).kl_weight == sq_vae("mnist").kl_weight
-    assert sq_vae("mnist", codebook_dim=16).kl_weight == sq_vae("imagenet256").kl_weight == 0.005
-    assert sq_vae("mnist", kl_weight=0.2).kl_weight == 0.2
-    assert sq_vae("mnist", recipe="paper", variance_update="residual").kl_weight == 1
-    assert rsq_vae("mnist").kl_weight == sq_vae("mnist", variance_type="IV").kl_weight == 0.05
+    assert sq_vae("cifar10").kl_weight == sq_vae("mnist").kl_weight == sq_vae("imagenet256").kl_weight == 0.005
+    assert sq_vae("digits").kl_weight == 0.005 / 4
+    assert sq_vae("mnist", codebook_dim=128).kl_weight == 0.005 / 2
+    assert sq_vae("digits", kl_weight=0.2).kl_weight == 0.2
+    assert sq_vae("digits", recipe="paper", variance_update="residual").kl_weight == 1
+    assert rsq_vae("digits").kl_weight == sq_vae("digits", variance_type="IV").kl_weight == 0.05
 
 
 def test_predicted_variances_start_below_those_of_normalised_latents() -> None:
