@@ -112,6 +112,9 @@ class Comparison:
     report_only: Annotated[bool, "train nothing, report what is finished"] = False
 
 
+SPEEDS = "images/s are those of each run's machine, and of what else it did: they do not compare systems."
+
+
 def main() -> None:
     config = script_options(Comparison, __doc__)
     if not config.systems:
@@ -335,7 +338,7 @@ def write_results(config: Comparison) -> None:
         return
     folder = Path(config.report_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    table = markdown_table(finished)
+    table = f"{markdown_table(finished)}\n\n{SPEEDS}"
     on_plane = {name: runs for name, runs in finished.items() if all("under_prior" in run for run in runs)}
     if on_plane:
         plot = f"{config.name}_plane.png"

@@ -20,8 +20,7 @@ SMALL: dict[str, Any] = {"fillstyle": "none", "markersize": 4, "linewidth": 1}
 CAPTION = (
     "Bits per image: K^L as they are stored, under the histogram of each level, and under the same prior, trained for "
     "the same number of steps on the codes of every tokenizer. **Bold**: the best mean over the seeds among systems "
-    'that store as many bits. "prior in" is what the prior computed in while it learned; images/s are those of each '
-    "run's machine, and of what else it did."
+    'that store as many bits. "prior in" is what the prior computed in while it learned.'
 )
 
 Runs = list[Record]

@@ -227,7 +227,8 @@ class CodeLayout:
         return " + ".join(map(str, self.groups))
 
 
-_GROUP = re.compile(r"(\d+)[x×](\d+)(?:[x×](\d+))? of (\d+(?:/\d+)*)")
+_MOST_CODES_AT_A_POSITION = 256
+_GROUP = re.compile(r"(\d{1,9})[x×](\d{1,9})(?:[x×](\d{1,9}))? of (\d{1,9}(?:/\d{1,9})*)", re.ASCII)
 
 
 def _parse_group(text: str, whole: str) -> CodeGroup:
@@ -240,10 +241,17 @@ def _parse_group(text: str, whole: str) -> CodeGroup:
     height, width, depth, sizes = found.groups()
     codebook_sizes = tuple(map(int, sizes.split("/")))
     depth = len(codebook_sizes) if depth is None else int(depth)
+    if not 1 <= depth <= _MOST_CODES_AT_A_POSITION:
+        raise ValueError(
+            f"A position has from 1 to {_MOST_CODES_AT_A_POSITION} codes, got {depth} in {text.strip()!r} of {whole!r}."
+        )
     if len(codebook_sizes) == 1:
         codebook_sizes *= depth
     if len(codebook_sizes) != depth:
-        raise ValueError(f"{text.strip()!r} has {depth} codes at a position and {len(codebook_sizes)} codebook sizes.")
+        raise ValueError(
+            f"{text.strip()!r} of {whole!r} has {depth} codes at a position and {len(codebook_sizes)} codebook sizes: "
+            "give one size for all of them, or as many as there are codes."
+        )
     return CodeGroup(int(height), int(width), codebook_sizes)
 
 

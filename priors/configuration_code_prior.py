@@ -83,8 +83,6 @@ class CodePriorConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.code_layout is None:
             self.code_layout = _DEFAULT_LAYOUT.to_dict()
-        if isinstance(self.code_layout, str):
-            self.code_layout = CodeLayout.parse(self.code_layout).to_dict()
         check_fields(self, below=PreTrainedConfig)
         forget_exported_code(__name__, kwargs)
         self._check_sizes()
@@ -112,8 +110,8 @@ class CodePriorConfig(PreTrainedConfig):
     @property
     def layout(self) -> CodeLayout:
         """The layout of the codes."""
-        assert isinstance(self.code_layout, dict)  # __post_init__ made it one
-        return CodeLayout.from_dict(self.code_layout)
+        assert self.code_layout is not None  # __post_init__ filled it in
+        return CodeLayout.parse(self.code_layout)
 
     @property
     def is_conditional(self) -> bool:
@@ -135,6 +133,7 @@ class CodePriorConfig(PreTrainedConfig):
         # Builds the layout so that a wrong description fails here, not when the first batch arrives.
         try:
             groups = self.layout.groups
+            self.code_layout = self.layout.to_dict()
         except (TypeError, ValueError) as error:
             raise ValueError(f"code_layout describes no layout: {error}") from error
         for group in groups:

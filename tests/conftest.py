@@ -70,6 +70,7 @@ def memory_full_of_nan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     monkeypatch.setattr("torch.utils.deterministic.fill_uninitialized_memory", True)
+    assert torch.empty(3).isnan().all(), "the fixture has no effect"
     yield
     torch.use_deterministic_algorithms(before)
 

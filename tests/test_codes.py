@@ -179,17 +179,35 @@ class TestLayout:
         assert CodeLayout.parse("4x4 of 512 + 8x6x2 of 256") == expected
         assert CodeLayout.parse("4x4x1 of 512+8x6 of 256/256 ") == expected
 
-    @pytest.mark.parametrize("text", ["", "8x8", "8x8 of", "8x8x2x2 of 4", "8x8 of 4 +", "-1x8 of 4", "8x8 of 4,4"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "8x8",
+            "8x8 of",
+            "8x8x2x2 of 4",
+            "8x8 of 4 +",
+            "-1x8 of 4",
+            "8x8 of 4,4",
+            "٣x٣ of 4",
+            "1" * 5000 + "x8 of 4",
+        ],
+    )
     def test_other_text_is_shown_beside_the_right_one(self, text: str) -> None:
         with pytest.raises(ValueError, match="written as '8x8 of 512', '8x8x4 of 512' or") as caught:
             CodeLayout.parse(text)
         assert repr(text) in str(caught.value)
 
     def test_text_that_contradicts_itself(self) -> None:
-        with pytest.raises(ValueError, match=r"'8x8x3 of 4/4' has 3 codes at a position and 2 codebook sizes"):
+        with pytest.raises(
+            ValueError, match=r"'8x8x3 of 4/4' of '2x2 .*' has 3 codes at a position and 2 codebook sizes"
+        ):
             CodeLayout.parse("2x2 of 4 + 8x8x3 of 4/4")
-        with pytest.raises(ValueError, match="one codebook size of at least 1 per depth level"):
-            CodeLayout.parse("8x8x0 of 4")
+
+    @pytest.mark.parametrize("depth", [0, 257, 999_999_999])
+    def test_text_of_impossible_depth_is_refused_before_it_is_built(self, depth: int) -> None:
+        with pytest.raises(ValueError, match=f"from 1 to 256 codes, got {depth} in '8x8x{depth} of 4'"):
+            CodeLayout.parse(f"8x8x{depth} of 4")
 
     def test_text_names_grid_depth_and_codebooks(self) -> None:
         assert str(HYBRID) == "1×2×1 of 4 + 2×3×2 of 8/16 + 4×6×3 of 32/2/5"

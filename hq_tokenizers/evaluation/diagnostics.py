@@ -30,8 +30,10 @@ TOO_WIDE = 5.0
 """Variances tied to what a level leaves over are 1 to 3 times its energy; more than this is too wide."""
 INEFFECTIVE = 0.6
 """A level that leaves over more than this share of what it is given has codes that do not fit."""
-DRIFTED = 1 / 3
-"""A first level of several that leaves over more than this share, where the error is small, has lost its latents."""
+DRIFTED = 1 / 10
+"""Levels of one grid that together leave over more than this share, where the error is small, have lost its latents."""
+SMALL_ERROR = 0.0025
+"""A mean squared error of images that is small beside the floor which the presets put under it."""
 STARVED = 0.95
 """A level that leaves over more than this share of what it is given does nothing."""
 UNMOVED = 0.3
@@ -141,9 +143,11 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
     findings: list[Finding] = []
     for level in levels:
         causes = list(_stochastic_findings(config, level)) if config.is_stochastic and level.size > 1 else []
-        findings += causes or [*_unused(config, level, levels), *_drifted(config, level, figures)]
+        findings += causes or _unused(config, level, levels)
         if isinstance(config, HQVAEConfig) and config.is_stochastic and not causes:
             findings += _at_bound(config, level)
+    if config.is_stochastic and not findings:
+        findings += _drifted(config, levels, figures)
     # Codes that do not fit are decoded worse than their mixtures at every temperature: first things first.
     if config.draws_relaxed_samples and not any(finding.symptom in SYMPTOMS[:2] for finding in findings):
         findings += _temperature_gap(config, len(levels), figures)
@@ -295,14 +299,17 @@ def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level
     yield Finding((level.index,), symptom, measured, cause, settings)
 
 
-def _drifted(config: ImageTokenizerConfig, level: _Level, figures: Mapping[str, Any]) -> Iterator[Finding]:
-    settings = remedies.for_drift(config, figures.get("mse", math.inf))
-    if not settings or not level.first_of_group or level.residual_energy <= DRIFTED * level.given:
+def _drifted(config: ImageTokenizerConfig, levels: Sequence[_Level], figures: Mapping[str, Any]) -> Iterator[Finding]:
+    """Of one grid with several codes at its positions: of others it is not known."""
+    settings = remedies.for_drift(config)
+    one_grid = len(levels) > 1 and not any(level.first_of_group for level in levels[1:])
+    share = levels[-1].residual_energy / levels[0].given
+    if not settings or not one_grid or share <= DRIFTED or figures["mse"] >= SMALL_ERROR:
         return
     yield Finding(
-        (level.index,),
+        tuple(range(len(levels))),
         "latents drift away",
-        f"{level.left_over}, mean squared error {figures['mse']:.3g}",
+        f"{share:.0%} of their energy left over by all levels, mean squared error {figures['mse']:.3g}",
         "as the error falls the reconstruction weighs more, and what holds latents at their codes does not",
         settings,
     )

@@ -93,14 +93,11 @@ def for_starvation(config: ImageTokenizerConfig) -> Settings:
     return combination(config) or for_coarse_levels(config)
 
 
-def for_drift(config: ImageTokenizerConfig, error: float) -> Settings:
-    """A reconstruction that weighs no more below an error of images, for several codes at the positions of a grid."""
-    floor = FIRM_SUM["min_decoder_variance"]
-    residual = config.is_stochastic and getattr(config, "has_residual_levels", False)
-    held = config.min_decoder_variance >= floor or config.variance_update != "residual" or config.kl_weight > LIGHT_KL
-    if not residual or held or error >= floor or config.modality != "image" or config.decoder_variance != "batch":
+def for_drift(config: ImageTokenizerConfig) -> Settings:
+    """A reconstruction that weighs no more below an error, of images that are trained as the presets train."""
+    if config.modality != "image" or config.decoder_variance != "batch" or config.variance_update != "residual":
         return {}
-    return _lacking(config, {"min_decoder_variance": floor})
+    return _lacking(config, FIRM_SUM) if config.min_decoder_variance < FIRM_SUM["min_decoder_variance"] else {}
 
 
 def for_coarse_levels(config: ImageTokenizerConfig) -> Settings:

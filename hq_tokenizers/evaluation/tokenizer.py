@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.data.compatibility import check_images
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.hashing import weights_sha256
-from hq_tokenizers.models.input_checks import set_beam_width
-from hq_tokenizers.models.trained_models import load_tokenizer
+from hq_tokenizers.models.trained_models import load_tokenizer, set_beam_width
 from hq_tokenizers.options.evaluation import EvaluateConfig
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 
@@ -38,8 +37,7 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
     """
     assert config.tokenizer is not None
     model = load_tokenizer(config.tokenizer)
-    if config.beam_width is not None:
-        set_beam_width(model.config, config.beam_width)
+    set_beam_width(model, config.beam_width)
     model = model.to(accelerator.device)
     if model.config.modality == "sound":
         results = evaluate_sounds(config, model, accelerator, PICTURE)
@@ -67,6 +65,7 @@ def _subject(path: str, model: PreTrainedModel) -> dict[str, Any]:
         "weights_sha256": weights_sha256(model),
         "code_layout": None if layout is None else str(layout),
         "bits_per_image": None if layout is None else layout.bits_per_image,
+        "beam_width": getattr(model.config, "beam_width", 1),
     }
 
 

@@ -149,14 +149,3 @@ def check_beam(config: ImageTokenizerConfig, beam_width: int, sample: bool = Fal
             "could be searched together: leave it at 1, or take one that has (rsq_vae, rq_vae, hybrid_vae)."
         )
     return width
-
-
-def set_beam_width(config: ImageTokenizerConfig, beam_width: int) -> None:
-    """Makes `encode` choose codes by this width when nothing else is said; a tokenizer without levels has no other.
-
-    Raises:
-        ValueError: See `check_beam`.
-    """
-    width = check_beam(config, beam_width)
-    if hasattr(config, "beam_width"):
-        config.beam_width = width

@@ -266,7 +266,8 @@ def rsq_vae(
     groups = _residual_group(network_name, num_levels, codebook_size, overrides)
     training = training_fields(recipe, overrides, len(overrides.get("code_groups", groups)))
     config = _hierarchical(network_name, overrides, code_groups=groups, **training)
-    if recipe == "tuned" and len(config.groups) == 1 and _can_be_firm(config) and _latent_values(config) > _CIFAR10:
+    sums_on_one_grid = len(config.groups) == 1 and config.has_residual_levels
+    if recipe == "tuned" and sums_on_one_grid and _can_be_firm(config) and _latent_values(config) > _CIFAR10:
         return _hierarchical(network_name, overrides, code_groups=groups, **training, **FIRM_SUM)
     return config
 

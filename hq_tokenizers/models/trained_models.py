@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
+from .input_checks import check_beam
 
 
 def load_tokenizer(path: str) -> PreTrainedModel:
@@ -23,6 +24,23 @@ def load_tokenizer(path: str) -> PreTrainedModel:
     model = _load(path, "tokenizer", "train-tokenizer", (ImageTokenizerConfig,))
     tokenizer: PreTrainedModel = model.image_tokenizer if _is_generator(model.config) else model
     return tokenizer
+
+
+def set_beam_width(tokenizer: PreTrainedModel, beam_width: int | None) -> int:
+    """Makes `encode` choose codes by this width when nothing else is said; None leaves the tokenizer's own.
+
+    Returns:
+        The width that it has now, 1 without levels to search.
+
+    Raises:
+        ValueError: See `check_beam`.
+    """
+    config = tokenizer.config
+    if beam_width is not None:
+        width = check_beam(config, beam_width)
+        if hasattr(config, "beam_width"):
+            config.beam_width = width
+    return getattr(config, "beam_width", 1)
 
 
 def load_generator(path: str) -> PreTrainedModel:

@@ -69,6 +69,8 @@ def write_evaluation(output_dir: Path, report: dict[str, Any]) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     write_report(output_dir, report)
     rows = list(table_rows(report["results"]))
+    if (width := report["subject"].get("beam_width", 1)) > 1:
+        rows = [(label, value, f"{conditions}, beam width {width}") for label, value, conditions in rows]
     measures = {", ".join(part for part in (label, conditions) if part): value for label, value, conditions in rows}
     write_text(output_dir / CARD_ROW, metrics_table(measures) + "\n")
     print_table(f"{report['subject']['kind']} {report['subject']['path']}", rows, report["left_out"])

@@ -26,8 +26,7 @@ from hq_tokenizers.data.sound_loading import check_speakers, load_front_end, loa
 from hq_tokenizers.data.stream_loading import load_streamed_splits
 from hq_tokenizers.data.streams import ImageStream
 from hq_tokenizers.hashing import tensors_sha256, weights_sha256
-from hq_tokenizers.models.input_checks import check_beam
-from hq_tokenizers.models.trained_models import load_tokenizer
+from hq_tokenizers.models.trained_models import load_tokenizer, set_beam_width
 from hq_tokenizers.options.training import EncodeConfig
 from hq_tokenizers.padding import padding_of_codes
 from hq_tokenizers.processes import create_accelerator, main_process_does
@@ -83,7 +82,7 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     finished = main_process_does(lambda: parts.open(call))
     if finished and accelerator.is_main_process:
         print(f"{config.output_dir} has {finished:,} rows of an interrupted `encode`, which goes on after them.")
-    encoder = _Encoder(model, layout, image_size[1], accelerator, parts, beam_width)
+    encoder = _Encoder(model, layout, image_size[1], accelerator, parts)
     for name, rows in splits.items():
         # Only training has a use for soft targets and views.
         views, num_soft = (config.views, config.soft_targets) if name == "train" else (1, 0)
@@ -202,7 +201,6 @@ class _Encoder:
         num_frames: Frames of each sound.
         accelerator: Whose processes share the work.
         parts: Where the codes go.
-        beam_width: See `HQVAEModel.encode`.
     """
 
     def __init__(
@@ -212,14 +210,12 @@ class _Encoder:
         num_frames: int,
         accelerator: Accelerator,
         parts: CodeParts,
-        beam_width: int,
     ) -> None:
         self.model = model
         self.layout = layout
         self.num_frames = num_frames
         self.accelerator = accelerator
         self.parts = parts
-        self.beam_width = beam_width
 
     def encode(self, split: str, passes: RowPasses | StreamPasses, views: int, num_soft: int) -> None:
         """Encodes what is not finished yet of a split, with the posterior's `num_soft` likeliest codes if not 0."""
@@ -265,7 +261,7 @@ class _Encoder:
             inputs = first_frames(inputs, self.num_frames)
             # A column is real when one of its frames is.
             columns["lengths"] = -(-inputs["attention_mask"].sum(1) // self.model.config.stride)
-        codes = self.model.encode(**inputs, beam_width=self.beam_width)
+        codes = self.model.encode(**inputs)
         columns["codes"] = codes.flatten().int()
         if num_soft:
             soft = soft_codes(codes.layout, self.model.posterior(**inputs), num_soft)
@@ -304,9 +300,8 @@ def _check_posterior(model: PreTrainedModel, config: EncodeConfig) -> None:
 
 
 def _beam_width(model: PreTrainedModel, config: EncodeConfig) -> int:
-    """That of the options, or the tokenizer's own."""
-    own = getattr(model.config, "beam_width", 1)
-    width = check_beam(model.config, own if config.beam_width is None else config.beam_width)
+    """That of the options, or the tokenizer's own, by which it encodes from now on."""
+    width = set_beam_width(model, config.beam_width)
     if width > 1 and config.soft_targets:
         raise ValueError(
             "soft_targets are probabilities along the codes that are most probable level after level, and beam_width "

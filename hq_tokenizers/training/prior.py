@@ -25,9 +25,8 @@ from hq_tokenizers.evaluation.validation import evaluate_prior, prior_conditions
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
-from hq_tokenizers.models.input_checks import set_beam_width
 from hq_tokenizers.models.processors import save_processor
-from hq_tokenizers.models.trained_models import load_tokenizer
+from hq_tokenizers.models.trained_models import load_tokenizer, set_beam_width
 from hq_tokenizers.options.evaluation import EvaluateConfig, MetricConfig, check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
@@ -139,7 +138,7 @@ def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[
 
     Of codes, classes without names are counted only when they are read: what the options say is believed.
     """
-    given, num_classes = config.model.get("code_layout"), config.model.get("num_classes", 0)
+    given, num_classes = _given_layout(config), config.model.get("num_classes", 0)
     try:
         description = EncodedImages.load_description(config.codes)
     except FileNotFoundError as error:
@@ -148,10 +147,19 @@ def _shape_of_codes(config: PriorTrainingConfig) -> tuple[CodeLayout, int, list[
                 f"A dry run needs the layout of the codes, and {config.codes!r} holds none: give model.code_layout, "
                 "such as '8x8x4 of 512' (and model.num_classes), or encode the images first."
             ) from error
-        return CodeLayout.parse(given), num_classes, None
+        return given, num_classes, None
     names = description["id2label"]
     layout = CodeLayout.from_dict(description["code_layout"])
     return (layout, num_classes, None) if names is None else (layout, len(names), list(names.values()))
+
+
+def _given_layout(config: PriorTrainingConfig) -> CodeLayout | None:
+    """The layout that the options name."""
+    given = config.model.get("code_layout")
+    try:
+        return None if given is None else CodeLayout.parse(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model.code_layout describes no layout: {error}") from error
 
 
 def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any]:
@@ -183,7 +191,7 @@ def save_generator(tokenizer: str, prior: str, output_dir: Path, beam_width: int
     """
     generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
     config = generator.image_tokenizer.config
-    set_beam_width(config, beam_width)
+    set_beam_width(generator.image_tokenizer, beam_width)
     front_end = load_front_end(tokenizer, config) if is_of_sound(config) else None
     with replacing_files(output_dir) as new:
         generator.save_pretrained(new)
@@ -305,9 +313,12 @@ def _model_config(config: PriorTrainingConfig, encoded: EncodedImages, code_vect
         from_data |= {"num_speakers": len(encoded.speaker_names or ()), "speaker_names": encoded.speaker_names}
     if code_vector_dim is not None:
         from_data["code_vector_dim"] = code_vector_dim
-    section = dict(config.model)
-    if isinstance(section.get("code_layout"), str):
-        section["code_layout"] = CodeLayout.parse(section["code_layout"]).to_dict()
+    if _given_layout(config) not in (None, encoded.layout):
+        raise ValueError(
+            f"model.code_layout is {_given_layout(config)}, but the codes in {config.codes!r} have the layout "
+            f"{encoded.layout}: leave it out."
+        )
+    section = {name: value for name, value in config.model.items() if name != "code_layout"}
     model_config = build_model_config(section, from_data, PRIOR_CONFIGS)
     if num_classes and names:
         model_config.id2label = dict(enumerate(names))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hq_tokenizers import SQVAEModel, sq_vae, vae
+from hq_tokenizers import HQVAEModel, SQVAEModel, rsq_vae, vae
 from hq_tokenizers.evaluation.decoding import encode_and_decode
 
 
@@ -22,17 +22,23 @@ def test_all_numbers_of_levels_of_the_codes_that_the_model_chooses(tokenizer, he
     assert len(decoded) == 3
 
 
-def test_sounds_with_their_frames_and_speakers():
-    model = SQVAEModel(sq_vae("speech", num_speakers=2, hidden_size=8, codebook_dim=6)).eval()
+@pytest.mark.parametrize("width", [1, 6])
+def test_sounds_with_their_frames_and_speakers(width):
+    sizes = {"num_levels": 2, "codebook_size": 64, "hidden_size": 8, "codebook_dim": 6}
+    model = HQVAEModel(rsq_vae("speech", num_speakers=2, beam_width=width, **sizes)).eval()
     sounds, mask, speakers = torch.rand(2, 80, 1, 16), torch.ones(2, 16), torch.tensor([0, 1])
     mask[1, 8:] = 0
-    codes, (decoded,) = encode_and_decode(model, sounds, attention_mask=mask, speaker_ids=speakers)
+    codes, decoded = encode_and_decode(model, sounds, attention_mask=mask, speaker_ids=speakers)
     with torch.no_grad():
-        output = model(sounds, attention_mask=mask, speaker_ids=speakers, return_loss=False)
-    assert torch.equal(codes.flatten(), output.codes.flatten())
-    torch.testing.assert_close(decoded, output.reconstruction)
+        greedy = model(sounds, attention_mask=mask, speaker_ids=speakers, return_loss=False)
+        whole = model.decode(codes, attention_mask=mask, speaker_ids=speakers)
+    assert torch.equal(codes.flatten(), greedy.codes.flatten()) == (width == 1)
+    assert len(decoded) == 2
+    torch.testing.assert_close(decoded[1], whole)
+    if width == 1:
+        torch.testing.assert_close(decoded[1], greedy.reconstruction)
     others = encode_and_decode(model, sounds, attention_mask=mask, speaker_ids=1 - speakers)[1]
-    assert not torch.allclose(others[0], decoded)
+    assert not torch.allclose(others[1], decoded[1])
 
 
 def test_a_tokenizer_without_codes():

@@ -65,6 +65,9 @@ def test_codes_of_a_beam(report, six_pixels, tokenizer_dir, tokenizer, held_out,
     for level, (found, size) in enumerate(zip(codes.levels(), codes.layout.codebook_sizes, strict=True)):
         used = torch.bincount(found.flatten(), minlength=size).count_nonzero()
         assert searched["codebook_usage"]["active_codes"][level] == used
+    report = json.loads((tmp_path / "searched" / "report.json").read_text())
+    assert report["subject"]["beam_width"] == 6
+    assert "40 images, beam width 6 |" in (tmp_path / "searched" / "model_card_row.md").read_text("utf-8")
     one_level = tmp_path / "one_level"
     SQVAEModel(SQVAEConfig(num_downsampling=1, image_size=8, num_channels=1, hidden_size=8)).save_pretrained(one_level)
     with pytest.raises(ValueError, match="beam_width is 2, but no grid of this tokenizer has several codes"):

@@ -17,8 +17,11 @@ def test_round_trip(tmp_path: Path, mixed_layout: CodeLayout) -> None:
     assert loaded.to_dict() == config.to_dict()
 
 
-def test_a_layout_as_it_is_printed(mixed_layout: CodeLayout) -> None:
-    assert RQPriorConfig(code_layout=str(mixed_layout)).to_dict()["code_layout"] == mixed_layout.to_dict()
+def test_a_layout_as_it_is_printed(tmp_path: Path, mixed_layout: CodeLayout) -> None:
+    config = RQPriorConfig(code_layout=str(mixed_layout))
+    assert config.to_dict()["code_layout"] == mixed_layout.to_dict()
+    RQPriorConfig().save_pretrained(tmp_path)
+    assert RQPriorConfig.from_pretrained(tmp_path, code_layout=str(mixed_layout)).layout == mixed_layout
 
 
 def test_labels_and_widths_follow_from_the_rest() -> None:
@@ -44,7 +47,11 @@ def test_labels_and_widths_follow_from_the_rest() -> None:
         ({"label_smoothing": 2}, "label_smoothing must be a number of at least 0 and below 1"),
         ({"initializer_range": 0}, "initializer_range must be a number above 0"),
         ({"code_layout": {"groups": [{"height": 3}]}}, "A code layout is described as"),
-        ({"code_layout": "8x8 of many"}, "A code layout is written as '8x8 of 512'.*, got '8x8 of many'"),
+        ({"code_layout": "0x8 of 4"}, "code_layout describes no layout: .* at least 1, got 0×8"),
+        (
+            {"code_layout": "8x8 of many"},
+            "code_layout describes no layout: A code layout is written as '8x8 of 512'.*, got '8x8 of many'",
+        ),
         ({"position_embedding": "sine"}, "position_embedding must be one of 'learned', 'rotary', got 'sine'"),
         ({"position_embedding": "rotary", "hidden_size": 24}, "must be a multiple of 4, got 6"),
         ({"block_type": "bert"}, "block_type must be one of 'llama', 'gpt', got 'bert'"),

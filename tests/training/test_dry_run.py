@@ -227,7 +227,7 @@ def test_codes_that_exist_decide_their_layout(tmp_path: Path) -> None:
     rows = CodeRows(torch.zeros(4, 4, dtype=torch.int32), torch.tensor([0, 1, 2, 0]))
     EncodedImages(layout, {"train": rows, "validation": rows}, "nowhere", "-").save(tmp_path / "codes")
     words = [*SMALL_PRIOR, "--codes", "codes", "--model.num_classes", "3", "--model.code_layout"]
-    with pytest.raises(ValueError, match="code_layout"):
+    with pytest.raises(ValueError, match=r"code_layout is 4×4×1 of 8, but the codes in .* have the layout 2×2×1"):
         train_prior_and_save_generator(
             options("train-prior", None, *words, "{groups: [{height: 4, width: 4, codebook_sizes: [8]}]}")
         )
