@@ -205,18 +205,25 @@ class CodeLayout:
         return cls(tuple(groups))
 
     @classmethod
-    def parse(cls, description: Mapping[str, Any] | str) -> CodeLayout:
+    def parse(cls, description: CodeLayout | Mapping[str, Any] | str) -> CodeLayout:
         """Builds a layout from what a user wrote: as `to_dict` describes it, or as it is printed.
 
         Args:
             description: {"groups": …}, or text such as "8x8 of 512", "8×8×4 of 512" (four codes at every position) or
-                "4x4 of 512 + 8x8x2 of 256/128", coarse to fine.
+                "4x4 of 512 + 8x8x2 of 256/128", coarse to fine; or a layout.
 
         Raises:
-            ValueError: If it is neither.
+            ValueError: If it is none of these.
         """
-        if not isinstance(description, str):
+        if isinstance(description, cls):
+            return description
+        if isinstance(description, Mapping):
             return cls.from_dict(description)
+        if not isinstance(description, str):
+            raise ValueError(
+                "A code layout is a CodeLayout, a dictionary from to_dict, or text such as '8x8x4 of 512', got "
+                f"{description!r}."
+            )
         return cls(tuple(_parse_group(part, description) for part in description.split("+")))
 
     def _check_num_levels(self, num_levels: int) -> None:
@@ -228,7 +235,7 @@ class CodeLayout:
 
 
 _MOST_CODES_AT_A_POSITION = 256
-_GROUP = re.compile(r"(\d{1,9})[x×](\d{1,9})(?:[x×](\d{1,9}))? of (\d{1,9}(?:/\d{1,9})*)", re.ASCII)
+_GROUP = re.compile(r"(\d{1,12})[x×](\d{1,12})(?:[x×](\d{1,12}))? of (\d{1,12}(?:/\d{1,12})*)", re.ASCII)
 
 
 def _parse_group(text: str, whole: str) -> CodeGroup:
@@ -242,17 +249,18 @@ def _parse_group(text: str, whole: str) -> CodeGroup:
     codebook_sizes = tuple(map(int, sizes.split("/")))
     depth = len(codebook_sizes) if depth is None else int(depth)
     if not 1 <= depth <= _MOST_CODES_AT_A_POSITION:
-        raise ValueError(
-            f"A position has from 1 to {_MOST_CODES_AT_A_POSITION} codes, got {depth} in {text.strip()!r} of {whole!r}."
-        )
+        raise ValueError(f"A position has from 1 to {_MOST_CODES_AT_A_POSITION} codes, got {depth} in {whole!r}.")
     if len(codebook_sizes) == 1:
         codebook_sizes *= depth
     if len(codebook_sizes) != depth:
         raise ValueError(
-            f"{text.strip()!r} of {whole!r} has {depth} codes at a position and {len(codebook_sizes)} codebook sizes: "
+            f"{text.strip()!r} in {whole!r} has {depth} codes at a position and {len(codebook_sizes)} codebook sizes: "
             "give one size for all of them, or as many as there are codes."
         )
-    return CodeGroup(int(height), int(width), codebook_sizes)
+    try:
+        return CodeGroup(int(height), int(width), codebook_sizes)
+    except ValueError as error:
+        raise ValueError(f"{whole!r}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,8 @@ class CodePriorConfig(PreTrainedConfig):
     """Fields of every prior over codes.
 
     Args:
-        code_layout: `CodeLayout.to_dict()` of the codes to model, or text that `CodeLayout.parse` reads, such as
-            "8x8x4 of 512", and which becomes that. Default: one 8×8 grid of 512 codes.
+        code_layout: `CodeLayout.to_dict()` of the codes to model; also a `CodeLayout`, or text that `CodeLayout.parse`
+            reads, such as "8x8x4 of 512", which become that. Default: one 8×8 grid of 512 codes.
         num_classes: Number of classes; 0 for a prior without classes. Sets `id2label` unless it is given.
         num_speakers: Number of speakers, a second condition beside the class; 0 for a prior without speakers.
         speaker_names: Names of the speakers, in the order of their ids; None where they have none.
@@ -61,7 +61,7 @@ class CodePriorConfig(PreTrainedConfig):
 
     base_config_key = "prior_config"
 
-    code_layout: dict | str | None = None
+    code_layout: dict | str | CodeLayout | None = None
     num_classes: Annotated[int, Range(0, 1_000_000)] = 0
     num_speakers: Annotated[int, Range(0, 1_000_000)] = 0
     speaker_names: Annotated[list[str], Length(1, 1_000_000)] | None = None
@@ -81,8 +81,8 @@ class CodePriorConfig(PreTrainedConfig):
     id2label: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.code_layout is None:
-            self.code_layout = _DEFAULT_LAYOUT.to_dict()
+        if self.code_layout is None or isinstance(self.code_layout, CodeLayout):
+            self.code_layout = (self.code_layout or _DEFAULT_LAYOUT).to_dict()
         check_fields(self, below=PreTrainedConfig)
         forget_exported_code(__name__, kwargs)
         self._check_sizes()

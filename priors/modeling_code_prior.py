@@ -81,6 +81,8 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
         check_config_memory(type(self), config)
         super().__init__(config)
         self.layout = layout = config.layout
+        # `from_pretrained(…, code_layout=…)` sets a text after the configuration has looked at itself.
+        config.code_layout = layout.to_dict()
         self.class_embedding = ClassEmbedding(config.num_classes, config.hidden_size)
         self.speaker_embedding: ClassEmbedding | None = None
         if config.num_speakers:
@@ -104,6 +106,10 @@ class CodePriorModel(CheckedLoading, GenerationMixin):
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:
         self._generation_config = CodeGenerationConfig.from_generation_config(value)
+
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
+        """Loads generation_config.json; transformers would take overrides of the configuration for settings of it."""
+        super().adjust_generation_fn(*args, **{name: kwargs[name] for name in kwargs if not hasattr(self.config, name)})
 
     def set_code_vectors(self, codebooks: Sequence[torch.Tensor]) -> None:
         """Takes the tokenizer's code vectors as input embeddings; they are saved with the prior.

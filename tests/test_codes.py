@@ -172,7 +172,7 @@ class TestLayout:
 
     @given(LAYOUTS)
     def test_text_round_trip(self, layout: CodeLayout) -> None:
-        assert CodeLayout.parse(str(layout)) == CodeLayout.parse(layout.to_dict()) == layout
+        assert CodeLayout.parse(str(layout)) == CodeLayout.parse(layout.to_dict()) == CodeLayout.parse(layout) == layout
 
     def test_text_as_it_is_typed(self) -> None:
         expected = CodeLayout((CodeGroup(4, 4, (512,)), CodeGroup(8, 6, (256, 256))))
@@ -198,9 +198,15 @@ class TestLayout:
             CodeLayout.parse(text)
         assert repr(text) in str(caught.value)
 
+    def test_other_things_and_empty_codebooks(self) -> None:
+        with pytest.raises(ValueError, match=r"or text such as '8x8x4 of 512', got 5"):
+            CodeLayout.parse(5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"'8x8x2 of 0': A code group needs one codebook size of at least 1"):
+            CodeLayout.parse("8x8x2 of 0")
+
     def test_text_that_contradicts_itself(self) -> None:
         with pytest.raises(
-            ValueError, match=r"'8x8x3 of 4/4' of '2x2 .*' has 3 codes at a position and 2 codebook sizes"
+            ValueError, match=r"'8x8x3 of 4/4' in '2x2 .*' has 3 codes at a position and 2 codebook sizes"
         ):
             CodeLayout.parse("2x2 of 4 + 8x8x3 of 4/4")
 

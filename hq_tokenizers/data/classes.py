@@ -49,6 +49,9 @@ def read_classes(
             f"{option} {name!r} is no column of classes (by name, number or text). Columns that are: "
             f"{', '.join(column for column in rows.column_names if _can_be_classes(rows, column)) or 'none'}."
         )
+    if column is None and all(value is None for value in rows[name]):
+        # What `datasets` gives folders of images without folders of classes.
+        return None, None
     try:
         values, names = _read(source, rows, name, option, chosen=column is not None)
     except _NoClassesError as error:

@@ -330,8 +330,10 @@ def _matches(root: Path, name: str) -> list[str]:
     found = sorted(path for path in glob.glob(str(inside), recursive=True) if Path(path).is_file())
     if not found:
         parent = pattern.parent
-        there = sorted(p.name for p in parent.iterdir())[:10] if parent.is_dir() else None
-        hint = f"the folder holds {', '.join(there)}" if there else f"the folder {str(parent)!r} does not exist"
+        hint = f"the folder {str(parent)!r} does not exist"
+        if parent.is_dir():
+            there = sorted(p.name for p in parent.iterdir())[:10]
+            hint = f"the folder holds {', '.join(there) or 'nothing'}"
         raise FileNotFoundError(f"data.path / data.files: nothing matches {str(pattern)!r}; {hint}.")
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
+from hq_tokenizers.models.presets import FIRM_SUM
 
 from . import remedies
 from .remedies import Settings
@@ -32,8 +33,6 @@ INEFFECTIVE = 0.6
 """A level that leaves over more than this share of what it is given has codes that do not fit."""
 DRIFTED = 1 / 10
 """Levels of one grid that together leave over more than this share, where the error is small, have lost its latents."""
-SMALL_ERROR = 0.0025
-"""A mean squared error of images that is small beside the floor which the presets put under it."""
 STARVED = 0.95
 """A level that leaves over more than this share of what it is given does nothing."""
 UNMOVED = 0.3
@@ -63,7 +62,7 @@ class Finding:
     """One thing that is wrong.
 
     Args:
-        levels: Indices of the levels it is wrong with, coarse to fine.
+        levels: Indices of the levels it is wrong with, coarse to fine; in words they count from 1.
         symptom: One of `SYMPTOMS`.
         measured: The figures that show it.
         cause: What usually causes it.
@@ -134,11 +133,18 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
 
     Args:
         config: The tokenizer's configuration.
-        codebook_sizes: K of every level.
-        figures: Figures of a split.
+        codebook_sizes: K of every level: "codebook_sizes" of a training's report.json.
+        figures: Figures of a split: "test" of that file, or a validation's line of metrics.jsonl.
+
+    Raises:
+        ValueError: If the figures are of another number of levels.
     """
     if "perplexity" not in figures:
         return []
+    if len(figures["perplexity"]) != len(codebook_sizes):
+        raise ValueError(
+            f"The figures are of {len(figures['perplexity'])} levels, codebook_sizes are {list(codebook_sizes)}."
+        )
     levels = list(_levels(config, codebook_sizes, figures))
     findings: list[Finding] = []
     for level in levels:
@@ -304,7 +310,7 @@ def _drifted(config: ImageTokenizerConfig, levels: Sequence[_Level], figures: Ma
     settings = remedies.for_drift(config)
     one_grid = len(levels) > 1 and not any(level.first_of_group for level in levels[1:])
     share = levels[-1].residual_energy / levels[0].given
-    if not settings or not one_grid or share <= DRIFTED or figures["mse"] >= SMALL_ERROR:
+    if not settings or not one_grid or share <= DRIFTED or figures["mse"] >= FIRM_SUM["min_decoder_variance"]:
         return
     yield Finding(
         tuple(range(len(levels))),

@@ -65,7 +65,7 @@ def _subject(path: str, model: PreTrainedModel) -> dict[str, Any]:
         "weights_sha256": weights_sha256(model),
         "code_layout": None if layout is None else str(layout),
         "bits_per_image": None if layout is None else layout.bits_per_image,
-        "beam_width": getattr(model.config, "beam_width", 1),
+        "beam_width": set_beam_width(model, None),
     }
 
 

@@ -16,6 +16,7 @@ from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 _FIELDS_OF_SINGLE_LAYER = (
     *("num_downsampling", "variance_type", "variance_parametrization", "variance_floor", "dequantization_noise"),
     *("likelihood", "num_classes", "initial_log_concentration", "initial_label_concentration", "fsq_levels"),
+    "decoder_softplus",
 )
 
 

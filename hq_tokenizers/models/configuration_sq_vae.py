@@ -10,6 +10,10 @@ from hq_tokenizers.checks import CodebookSize, Length, NotNegative, Positive, Ra
 
 from .configuration_image_tokenizer import ImageTokenizerConfig, LogVariance
 
+_FIELDS_OF_HIERARCHIES = (
+    *("code_groups", "shared_codebook", "progressive", "learned_prior", "log_variance_range", "beam_width"),
+    "state_width",
+)
 FSQLevel = Annotated[int, Range(2, 2**24)]
 
 
@@ -56,6 +60,15 @@ class SQVAEConfig(ImageTokenizerConfig):
     initial_label_concentration: Positive = 100.0
     decoder_softplus: bool = False
     dequantization_noise: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        of_hierarchies = [name for name in _FIELDS_OF_HIERARCHIES if name in kwargs]
+        if of_hierarchies:
+            raise ValueError(
+                f"{', '.join(of_hierarchies)}: of HQVAEConfig only (presets rsq_vae, rq_vae, sq_vae_2, vq_vae_2, "
+                "hybrid_vae), a single layer has no such field."
+            )
+        super().__post_init__(**kwargs)
 
     def _check_relations(self) -> None:
         super()._check_relations()

@@ -36,11 +36,11 @@ def set_beam_width(tokenizer: PreTrainedModel, beam_width: int | None) -> int:
         ValueError: See `check_beam`.
     """
     config = tokenizer.config
-    if beam_width is not None:
-        width = check_beam(config, beam_width)
-        if hasattr(config, "beam_width"):
-            config.beam_width = width
-    return getattr(config, "beam_width", 1)
+    width = None if beam_width is None else check_beam(config, beam_width)
+    if not getattr(config, "has_residual_levels", False):
+        return 1
+    config.beam_width = config.beam_width if width is None else width
+    return int(config.beam_width)
 
 
 def load_generator(path: str) -> PreTrainedModel:

@@ -72,6 +72,14 @@ def test_a_column_that_was_chosen_and_cannot_be_classes_is_refused(load, labels,
         load(labels, "label")
 
 
+def test_of_a_column_without_a_single_class_nothing_is_said(load, capsys):
+    """What `datasets` makes of folders that are splits, train/ and test/."""
+    assert load([None, None]) == (None, None)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"data\.label_column 'label' "):
+        load([None, None], "label")
+
+
 def test_none_means_no_classes(load, capsys):
     assert load([0, 1], "none") == (None, None)
     assert load(["cat", "dog"], "none") == (None, None)

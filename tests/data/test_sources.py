@@ -181,6 +181,13 @@ def test_a_split_of_another_name_is_suggested(image_folder):
         load_image_splits(config, "train_split", "validation_split")
 
 
+def test_the_folder_of_a_file_that_is_not_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, hint in (("empty", "the folder holds nothing"), ("gone", f"the folder '{tmp_path}/gone' does not exist")):
+        with pytest.raises(FileNotFoundError, match=f"nothing matches '{tmp_path}/{name}/a.parquet'; {hint}"):
+            load_source(DataConfig(name="parquet", path=str(tmp_path / name), files={"train": "a.parquet"}))
+
+
 def test_parquet_files_that_do_not_belong_together(tmp_path, write_parquet, png_of):
     write_parquet({"image": [png_of(0)] * 3}, "images.parquet")
     write_parquet({"price": [1.5], "city": ["Ulm"]}, "sales.parquet")

@@ -75,6 +75,13 @@ def test_a_split_of_few_vectors_does_not_make_codes_dead():
     assert [f.levels for f in diagnose(fine, [1024] * 2, {**both, "num_images": 160})] == [(1,)]
 
 
+def test_figures_of_other_levels_are_refused():
+    with pytest.raises(ValueError, match=r"figures are of 4 levels, codebook_sizes are \[512\]"):
+        diagnose(
+            HQVAEConfig(code_groups=["stride 4: 512"]), [512], figures([400.0] * 4, [510] * 4, [2.0] * 4, [0.5] * 4)
+        )
+
+
 def test_a_vae_has_nothing_to_diagnose():
     assert diagnose(SQVAEConfig(quantizer="none"), [], {"loss": 1.0}) == []
 
@@ -143,7 +150,7 @@ def test_latents_that_drift_away_are_held():
         ({"variance_update": "trained"}, {}),
         ({"modality": "sound"}, {}),
         ({"code_groups": ["stride 4: 128 x 2", "stride 2: 128 x 2"]}, {}),
-        ({}, {"mse": 0.003}),
+        ({}, {"mse": 0.006}),
         # CIFAR-10 after five epochs: a fifth left over.
         ({}, {"residual_energy": [0.21, 0.1, 0.06, 0.04], "mse": 0.0012}),
     ],

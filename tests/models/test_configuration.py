@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from hq_tokenizers.checks import check_image_size
 from hq_tokenizers.models.configuration_hq_vae import GroupSpec, HQVAEConfig, parse_code_group
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
+from hq_tokenizers.models.presets import sq_vae
 
 
 class TestGrammar:
@@ -278,3 +280,18 @@ def test_fields_of_transformers_itself_pass() -> None:
 def test_fields_that_would_do_nothing_or_harm_are_refused(config: type, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**fields)
+
+
+@pytest.mark.parametrize(("config", "other"), [(SQVAEConfig, HQVAEConfig), (HQVAEConfig, SQVAEConfig)])
+def test_a_kind_of_tokenizer_refuses_the_fields_of_the_other(config: Any, other: Any) -> None:
+    """All of them: as unknown names they would be kept, saved, and have no effect."""
+    own, others = ({field.name for field in dataclasses.fields(each)} for each in (config, other))
+    assert others - own
+    for name in others - own:
+        with pytest.raises(ValueError, match=f"{name}: of {other.__name__} only|no single codebook_size"):
+            config(**{name: getattr(other(), name)})
+
+
+def test_a_preset_of_a_single_layer_has_no_beam() -> None:
+    with pytest.raises(ValueError, match=r"beam_width: of HQVAEConfig only \(presets rsq_vae"):
+        sq_vae("mnist", beam_width=4)

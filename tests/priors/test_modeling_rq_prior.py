@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,13 @@ from transformers import StaticCache
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
-from hq_tokenizers.priors import CodeGenerationConfig, RQPriorConfig, RQPriorModel
+from hq_tokenizers.priors import (
+    CodeGenerationConfig,
+    ContextualPriorModel,
+    MaskedPriorModel,
+    RQPriorConfig,
+    RQPriorModel,
+)
 
 Make = Callable[..., RQPriorModel]
 Draw = Callable[..., Codes]
@@ -160,6 +167,21 @@ def test_save_and_load_with_generation_config(
     assert loaded.generate(labels, generator=3) == model.generate(labels, generator=3)
     again = RQPriorModel.from_pretrained(tmp_path, generation_config=CodeGenerationConfig(top_k=2))
     assert again.generation_config == CodeGenerationConfig(top_k=2)
+
+
+@pytest.mark.parametrize("model_class", [RQPriorModel, MaskedPriorModel, ContextualPriorModel])
+def test_loading_with_other_fields_of_the_configuration(model_class: Any, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = model_class(model_class.config_class(code_layout="2x2x2 of 16", dropout=0.0, **sizes))
+    model.generation_config = CodeGenerationConfig(temperature=0.7)
+    model.save_pretrained(tmp_path)
+    loaded = model_class.from_pretrained(tmp_path, dropout=0.25, code_layout="2×2×2 of 16")
+    assert (loaded.config.dropout, loaded.generation_config.temperature) == (0.25, 0.7)
+    assert loaded.config.code_layout == model.config.code_layout
+    with pytest.raises(ValueError, match=r"take weights and config\.json from one run"):
+        model_class.from_pretrained(tmp_path, code_layout="2x2x2 of 32")
+    with pytest.raises(ValueError, match="code layout is written as"):
+        model_class.from_pretrained(tmp_path, code_layout="2x2x2 of")
 
 
 def test_code_vectors_are_saved_with_the_model(
