@@ -37,11 +37,11 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
     """
     assert config.tokenizer is not None
     model = load_tokenizer(config.tokenizer)
-    set_beam_width(model, config.beam_width)
+    beam_width = set_beam_width(model, config.beam_width)
     model = model.to(accelerator.device)
     if model.config.modality == "sound":
         results = evaluate_sounds(config, model, accelerator, PICTURE)
-        return {"subject": _subject(config.tokenizer, model), "results": results, "left_out": {}}
+        return {"subject": _subject(config.tokenizer, model, beam_width), "results": results, "left_out": {}}
     split = evaluated_split(config.data)
     (rows,) = load_image_splits(config.data, split)
     check_images(model, rows, split)
@@ -54,10 +54,14 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
         (batch,) = rows.batches([chosen], accelerator.device)
         versions = named_reconstructions(model, batch["pixel_values"])
         save_png(reconstruction_grid(versions, len(chosen) // len(_BLOCKS), _BLOCKS), output_dir / PICTURE)
-    return {"subject": _subject(config.tokenizer, model), "results": found.results, "left_out": metrics.notes}
+    return {
+        "subject": _subject(config.tokenizer, model, beam_width),
+        "results": found.results,
+        "left_out": metrics.notes,
+    }
 
 
-def _subject(path: str, model: PreTrainedModel) -> dict[str, Any]:
+def _subject(path: str, model: PreTrainedModel, beam_width: int) -> dict[str, Any]:
     layout = model.code_layout() if model.config.has_codes else None
     return {
         "kind": "tokenizer",
@@ -65,7 +69,7 @@ def _subject(path: str, model: PreTrainedModel) -> dict[str, Any]:
         "weights_sha256": weights_sha256(model),
         "code_layout": None if layout is None else str(layout),
         "bits_per_image": None if layout is None else layout.bits_per_image,
-        "beam_width": set_beam_width(model, None),
+        "beam_width": beam_width,
     }
 
 
