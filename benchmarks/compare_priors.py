@@ -32,6 +32,7 @@ from sample_accuracy import Classifier, real_accuracy, train_classifier
 from second_stage import SampleComparison, encoded_once
 from transformers import AutoModel, PreTrainedModel
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
@@ -83,17 +84,16 @@ def main() -> None:
     unknown = [name for name in chosen if name not in config.priors]
     if unknown:
         raise SystemExit(f"error: --only names {unknown}; the priors are {', '.join(config.priors)}.")
-    try:
+    with errors_as_messages():
         _training_config(config)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
     if not config.report_only:
         judge = Judge(config)
         if judge.accelerator.num_processes > 1:
             raise SystemExit("error: one process trains and judges; start another with --only for other priors.")
         for tokenizer in config.tokenizers:
             for prior in (UNIGRAM, *chosen):
-                run_pair(config, judge, tokenizer, prior)
+                with errors_as_messages(f"{prior!r} of {tokenizer!r}: "):
+                    run_pair(config, judge, tokenizer, prior)
     write_table(config)
 
 

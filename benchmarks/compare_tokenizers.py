@@ -50,6 +50,7 @@ from records import (
 from second_stage import SampleComparison, prior_config, two_stage_figures
 from transformers import AutoModel
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
@@ -148,18 +149,14 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
     finished = {name: finished_runs(config, name) for name in config.systems}
     missing = [(name, seed) for name, seed in runs if seed not in [run["seed"] for run in finished[name]]]
     for index, (name, seed) in enumerate(missing):
-        try:
+        with errors_as_messages(f"system {name!r}: "):
             training = _training_config(config, name, seed)
             if index == 0:
                 train, _, test = load_splits(training)
             check_model(training, train)
-        except (ValueError, TypeError, OSError) as error:
-            raise SystemExit(f"error: system {name!r}: {error}") from error
     if missing:
-        try:
+        with errors_as_messages():
             _check_judges(config, test)
-        except (ValueError, OSError) as error:
-            raise SystemExit(f"error: {error}") from error
 
 
 def _check_judges(config: Comparison, rows: ImageRows) -> None:
@@ -185,7 +182,8 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
     training = _training_config(config, name, seed)
-    report = train_tokenizer(training)
+    with errors_as_messages(f"system {name!r}: "):
+        report = train_tokenizer(training)
     if abs(report["epochs"] - config.epochs) * report["steps"] > report["epochs"]:
         raise SystemExit(f"error: {folder} holds a run of {report['epochs']:g} epochs: give another output_dir.")
     rows = _held_out(training)

@@ -14,6 +14,7 @@ from hq_tokenizers.options.reading import load_options, read_values
 
 from .commands import COMMANDS
 from .help import command_help, overview, topic_help
+from .messages import errors_as_messages
 
 INTERRUPTED = 130
 """Exit code after a Ctrl-C, as shells have it: 128 and the number of the signal."""
@@ -30,7 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
             143 after a SIGTERM in training.
     """
     try:
-        _run(sys.argv[1:] if arguments is None else list(arguments))
+        with errors_as_messages():
+            _run(sys.argv[1:] if arguments is None else list(arguments))
         _leave_process_group()
         sys.stdout.flush()
     except BrokenPipeError:
@@ -45,9 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit:
         _leave_process_group()
         raise
-    except (ValueError, OSError, FloatingPointError) as error:
-        # These say what is wrong and what to do; a traceback would bury it.
-        raise SystemExit(f"error: {error}") from error
 
 
 def _leave_process_group() -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from hq_tokenizers.options.reading import load_options
 
 from .help import option_lines
+from .messages import errors_as_messages
 
 T = TypeVar("T")
 
@@ -27,7 +28,5 @@ def script_options(options: type[T], documentation: str) -> T:
         print("\n".join([documentation.strip(), "", "options:", *option_lines(options)]))
         raise SystemExit(0)
     source = words.pop(0) if words and not words[0].startswith("--") else None
-    try:
+    with errors_as_messages():
         return load_options(options, source, words)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error

@@ -137,13 +137,19 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
         figures: Figures of a split: "test" of that file, or a validation's line of metrics.jsonl.
 
     Raises:
-        ValueError: If the figures are of another number of levels.
+        ValueError: If the figures are of another number of levels, or of a tokenizer that is trained without relaxed
+            samples where the configuration has them.
     """
     if "perplexity" not in figures:
         return []
     if len(figures["perplexity"]) != len(codebook_sizes):
         raise ValueError(
             f"The figures are of {len(figures['perplexity'])} levels, codebook_sizes are {list(codebook_sizes)}."
+        )
+    if config.draws_relaxed_samples and "temperature" not in figures:
+        raise ValueError(
+            "The figures are of a tokenizer that was trained without relaxed samples, and this configuration draws "
+            "them: diagnose needs the configuration that the figures were measured with."
         )
     levels = list(_levels(config, codebook_sizes, figures))
     findings: list[Finding] = []

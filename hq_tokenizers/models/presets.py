@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from hq_tokenizers.checks import CodebookSize, Range, Width, check_choice, check_minimum, check_value, did_you_mean
@@ -159,6 +159,11 @@ def _check_groups_given_once(overrides: Mapping[str, Any], **given: bool) -> Non
             raise ValueError(f"{name} has no effect beside code_groups, which say it all: leave one of the two out.")
 
 
+def _num_grids(overrides: Mapping[str, Any], groups: Sequence[str]) -> int:
+    given = overrides.get("code_groups", groups)
+    return len(given) if isinstance(given, list | tuple) else len(groups)  # the configuration refuses all else
+
+
 def _residual_group(
     name: str, num_levels: int | None, codebook_size: int | None, overrides: Mapping[str, Any]
 ) -> list[str]:
@@ -264,7 +269,7 @@ def rsq_vae(
         **overrides: Fields of the configuration.
     """
     groups = _residual_group(network_name, num_levels, codebook_size, overrides)
-    training = training_fields(recipe, overrides, len(overrides.get("code_groups", groups)))
+    training = training_fields(recipe, overrides, _num_grids(overrides, groups))
     config = _hierarchical(network_name, overrides, code_groups=groups, **training)
     sums_on_one_grid = len(config.groups) == 1 and config.has_residual_levels
     if recipe == "tuned" and sums_on_one_grid and _can_be_firm(config) and _latent_values(config) > _CIFAR10:
@@ -318,7 +323,7 @@ def sq_vae_2(
         network_name,
         overrides,
         code_groups=groups,
-        **training_fields(recipe, overrides, len(overrides.get("code_groups", groups))),
+        **training_fields(recipe, overrides, _num_grids(overrides, groups)),
     )
 
 
@@ -361,7 +366,7 @@ def hybrid_vae(
         network_name,
         overrides,
         code_groups=groups,
-        **training_fields(recipe, overrides, len(overrides.get("code_groups", groups))),
+        **training_fields(recipe, overrides, _num_grids(overrides, groups)),
     )
 
 

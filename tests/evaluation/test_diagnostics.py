@@ -82,6 +82,15 @@ def test_figures_of_other_levels_are_refused():
         )
 
 
+def test_figures_without_relaxed_samples_are_refused_where_they_are_drawn():
+    measured = figures([400.0, 300.0], [510, 500], [2.0, 3.0], [0.5, 0.6])
+    without = {name: value for name, value in measured.items() if name not in ("mse_relaxed", "temperature")}
+    groups = ["stride 4: 512 x 2"]
+    assert diagnose(HQVAEConfig(code_groups=groups, **TUNED), [512, 512], without) == []
+    with pytest.raises(ValueError, match="trained without relaxed samples"):
+        diagnose(HQVAEConfig(code_groups=groups, **PAPER), [512, 512], without)
+
+
 def test_a_vae_has_nothing_to_diagnose():
     assert diagnose(SQVAEConfig(quantizer="none"), [], {"loss": 1.0}) == []
 

@@ -317,6 +317,12 @@ def test_groups_are_described_once(preset: Any, arguments: dict[str, int]) -> No
         preset(code_groups=groups, **arguments)
 
 
+@pytest.mark.parametrize("preset", [rsq_vae, sq_vae_2, hybrid_vae])
+def test_groups_that_are_no_list_are_refused_by_their_name(preset: Any) -> None:
+    with pytest.raises(ValueError, match="code_groups is a list with one line per resolution, got 5"):
+        preset(code_groups=5)
+
+
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "vae"])
 def test_codebooks_are_the_vectors_that_codes_stand_for(preset: str) -> None:
     config = PRESETS[preset]("digits", **small(preset))
