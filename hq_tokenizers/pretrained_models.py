@@ -8,6 +8,8 @@ from .checks import check_choice
 
 DEFAULT = "fashion-mnist"
 """Where nothing else is named: by `pipeline("hq-generation")` and the app."""
+DEFAULT_OF_SOUNDS = "spoken-digits"
+"""By `pipeline("hq-audio-generation")`."""
 
 _FOLDER = Path(__file__).resolve().parent / "pretrained"
 
@@ -15,7 +17,7 @@ _FOLDER = Path(__file__).resolve().parent / "pretrained"
 def pretrained(name: str) -> str:
     """The folder of a generator that comes with the package, for `from_pretrained` and `pipeline`.
 
-    Its weights are stored in 16 bits and load as float32. docs/pretrained.md says how it was made and how good it is.
+    Its weights are stored in 16 bits and load as float32. docs/pretrained.md says how each was made and how good it is.
 
     Args:
         name: One of `pretrained_names()`, such as "fashion-mnist".

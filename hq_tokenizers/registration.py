@@ -17,7 +17,7 @@ from .pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from .pipelines.modeling_hq_generator import HQGeneratorModel
 from .pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 from .pipelines.pipeline_hq_generation import HQGenerationPipeline
-from .pretrained_models import DEFAULT, pretrained
+from .pretrained_models import DEFAULT, DEFAULT_OF_SOUNDS, pretrained, pretrained_names
 from .priors.modeling_code_prior import CodePriorModel
 from .priors.modeling_contextual_prior import ContextualPriorModel
 from .priors.modeling_masked_prior import MaskedPriorModel
@@ -34,7 +34,7 @@ def register() -> None:
     """Registers all that transformers can find by name; calling it again changes nothing.
 
     These are the models, the image processor, the feature extractor of sounds and the tasks "hq-generation" and
-    "hq-audio-generation", the first with the generator of the package where no model is named. The method
+    "hq-audio-generation", with the generators of the package where no model is named. The method
     `push_to_hub` of the models and of the pipeline becomes that of `hq_tokenizers.hub`.
     """
     priors = (RQPriorModel, MaskedPriorModel, ContextualPriorModel)
@@ -49,8 +49,9 @@ def register() -> None:
     for config_class in (SQVAEModel.config_class, HQVAEModel.config_class, HQGeneratorModel.config_class):
         AutoFeatureExtractor.register(config_class, HQFeatureExtractor, exist_ok=True)
     for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
-        # Of images there is a generator in the package. transformers wants a revision, too, which a folder has not.
-        default = {"model": (pretrained(DEFAULT), "main")} if TASKS[task] is HQGenerationPipeline else None
+        name = DEFAULT if TASKS[task] is HQGenerationPipeline else DEFAULT_OF_SOUNDS
+        # transformers wants a revision, too, which a folder has not. A package may come without its weights.
+        default = {"model": (pretrained(name), "main")} if name in pretrained_names() else None
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=TASKS[task], pt_model=AutoModel, default=default)
     # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.
     for uploaded in (ImageTokenizerPreTrainedModel, CodePriorModel, HQGeneratorModel, CodeSamplingPipeline):

@@ -49,6 +49,13 @@ class HQGeneratorConfig(PreTrainedConfig):
         self._set_class_names(kwargs)
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers has it, and of the parts, too, without the folders on this machine that they came from."""
+        values = super().to_dict()
+        for field in self.sub_configs:
+            values[field].pop("_name_or_path", None)
+        return values
+
     @property
     def num_classes(self) -> int:
         """Number of classes of the prior; 0 when it is unconditional."""

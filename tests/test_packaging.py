@@ -187,11 +187,12 @@ def test_wheel_works_from_an_empty_folder(installed: Path, tmp_path: Path) -> No
     from transformers import AutoModel, pipeline
     print(hq_tokenizers.pretrained("fashion-mnist"))
     print(pipeline("hq-generation", model=hq_tokenizers.pretrained("fashion-mnist"))("sneaker", seed=0).size)
+    print(pipeline("hq-audio-generation")("7", speakers="theo", seed=0)["sampling_rate"])
     print(type(AutoModel.from_pretrained("tokenizer")).__name__, pipeline("hq-generation", model="generator")(1).size)
     """
     output = run_python("-c", textwrap.dedent(code), cwd=tmp_path, python_path=[installed])
     shipped = str(installed / "hq_tokenizers" / "pretrained" / "fashion_mnist")
-    assert output.splitlines()[-3:] == [shipped, "(28, 28)", "SQVAEModel (8, 8)"]
+    assert output.splitlines()[-4:] == [shipped, "(28, 28)", "8000", "SQVAEModel (8, 8)"]
 
 
 @pytest.mark.slow

@@ -8,15 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import pipeline
 
-from hq_tokenizers import HQGenerationPipeline, HQVAEModel, pretrained, pretrained_names
+from hq_tokenizers import (
+    HQAudioGenerationPipeline,
+    HQFeatureExtractor,
+    HQGenerationPipeline,
+    HQVAEModel,
+    pretrained,
+    pretrained_names,
+)
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.data.sound_loading import load_sound_splits
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.tensor_files import tensor_types
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+SPEAKERS = ["george", "jackson", "lucas", "nicolas", "theo", "yweweler"]
 FOLDER = Path(pretrained("fashion-mnist"))
+DIGITS = Path(pretrained("spoken-digits"))
+BOTH = pytest.mark.parametrize("folder", [FOLDER, DIGITS], ids=lambda folder: folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +36,20 @@ def draw() -> HQGenerationPipeline:
     return pipeline("hq-generation", model=pretrained("fashion-mnist"))
 
 
+@pytest.fixture(scope="module")
+def speak() -> HQAudioGenerationPipeline:
+    return pipeline("hq-audio-generation", model=pretrained("spoken-digits"))
+
+
 def test_names_are_those_of_the_folders():
-    assert pretrained_names() == ("fashion-mnist",)
+    assert pretrained_names() == ("fashion-mnist", "spoken-digits")
     assert isinstance(pretrained("fashion-mnist"), str)
-    assert [path.name for path in FOLDER.parent.iterdir()] == ["fashion_mnist"]
+    assert sorted(path.name for path in FOLDER.parent.iterdir()) == ["fashion_mnist", "spoken_digits"]
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "fashionmnist", "cifar10", "", "..", None])
 def test_an_unknown_name_is_told_the_known_ones(name):
-    with pytest.raises(ValueError, match=r"must be one of 'fashion-mnist', got"):
+    with pytest.raises(ValueError, match=r"must be one of 'fashion-mnist', 'spoken-digits', got"):
         pretrained(name)
 
 
@@ -41,19 +58,29 @@ def test_a_near_name_is_suggested():
         pretrained("fashion_mnist")
 
 
-def test_at_most_three_megabytes_of_weights_in_half_a_card_and_no_pickle():
-    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
+@BOTH
+def test_at_most_three_megabytes_of_weights_in_half_a_card_and_no_pickle(folder):
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     card = ["README.md", "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json"]
     assert sorted(sizes) == card
     assert sum(sizes.values()) <= 3_000_000
-    kinds = {kind for kind in tensor_types(FOLDER / "model.safetensors").values() if not kind.startswith("I")}
+    kinds = {kind for kind in tensor_types(folder / "model.safetensors").values() if not kind.startswith("I")}
     assert kinds == {"F16"}
 
 
-def test_the_card_says_licence_data_figures_and_how_to_load_it():
-    card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for said in ("license: mit", "fashion_mnist", 'hq_tokenizers.pretrained("fashion-mnist")', "| class accuracy"):
-        assert said in card, said
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        (FOLDER, ("license: mit", "fashion_mnist", 'hq_tokenizers.pretrained("fashion-mnist")', "| class accuracy")),
+        (
+            DIGITS,
+            ("license: cc-by-sa-4.0", "spoken-digit", 'hq_tokenizers.pretrained("spoken-digits")', "| digit accuracy"),
+        ),
+    ],
+)
+def test_the_card_says_licence_data_figures_and_how_to_load_it(folder, words):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert [said for said in words if said not in card] == []
 
 
 @pytest.mark.parametrize("task", ["hq-generation", "unconditional-image-generation"])
@@ -61,6 +88,13 @@ def test_a_pipeline_that_names_no_model_draws_with_it(draw, task):
     unnamed = pipeline(task)
     assert isinstance(unnamed, HQGenerationPipeline)
     assert unnamed("sneaker", seed=3).tobytes() == draw("sneaker", seed=3).tobytes()
+
+
+def test_a_pipeline_of_sounds_that_names_no_model_speaks_with_it(speak):
+    unnamed = pipeline("hq-audio-generation")
+    assert isinstance(unnamed, HQAudioGenerationPipeline)
+    sounds = [each("7", speakers="theo", seed=3)["audio"] for each in (unnamed, speak)]
+    assert sounds[0].tobytes() == sounds[1].tobytes()
 
 
 def test_loads_as_float32_without_being_told(draw):
@@ -133,3 +167,38 @@ def test_reconstructs_real_images(draw, real_images):
     assert errors == sorted(errors, reverse=True)
     # The mean image of the set has an error of 0.09.
     assert errors[-1] < 0.004
+
+
+def test_a_digit_is_spoken_by_whom_it_is_asked_of(speak):
+    assert list(speak.model.config.id2label.values()) == list("0123456789")
+    assert list(speak.model.config.speaker_names.values()) == SPEAKERS
+    sounds = [
+        speak(digit, speakers=who, seed=3) for digit, who in (("7", "theo"), (7, 4), ("7", "lucas"), ("2", "theo"))
+    ]
+    assert {sound["sampling_rate"] for sound in sounds} == {8000}
+    assert sounds[0]["audio"].tobytes() == sounds[1]["audio"].tobytes()
+    assert len({sound["audio"].tobytes() for sound in sounds}) == 3
+    assert all(0.1 < len(sound["audio"]) / 8000 <= 0.65 for sound in sounds)
+
+
+def of_one_length(spectrograms) -> torch.Tensor:
+    """Spectrograms (bands, frames) stretched to 32 frames, without their loudness, (N, bands · 32)."""
+    stretched = [F.interpolate(torch.as_tensor(each)[None], size=32, mode="linear")[0] for each in spectrograms]
+    return torch.stack([(each - each.mean()) / each.std() for each in stretched]).flatten(1)
+
+
+def test_is_heard_as_asked(speak, data_folder):
+    """By the nearest of held-out sounds of the speaker; chance would be 1 in 10."""
+    files = {"test": "fsdd-test.parquet"}
+    data = DataConfig(name="parquet", path=str(data_folder), files=files, validation_split="test")
+    data.sound.speaker_column = "speaker"
+    (rows,) = load_sound_splits(data, HQFeatureExtractor.from_pretrained(DIGITS), "validation_split")
+    (batch,) = rows.batches([torch.arange(len(rows))], torch.device("cpu"))
+    frames = batch["attention_mask"].sum(1).tolist()
+    real = of_one_length(each[:, 0, :n] for each, n in zip(batch["pixel_values"], frames, strict=True))
+    speakers = torch.arange(6).repeat(10)
+    digits = torch.arange(10).repeat_interleave(6)
+    drawn = of_one_length(speak(digits, speakers=speakers, seed=0, output_type="spectrogram"))
+    distances = torch.cdist(drawn, real)
+    distances[speakers[:, None] != batch["speaker_ids"]] = float("inf")
+    assert (batch["labels"][distances.argmin(1)] == digits).float().mean() > 0.7

@@ -28,7 +28,7 @@ PIPELINE_TAGS = {
     "generator": "unconditional-image-generation",
     **dict.fromkeys(("image tokenizer", "autoencoder"), "image-feature-extraction"),
 }
-_MAX_CLASSES = 20
+_MAX_NAMES = 20
 _USAGE = {
     "generator": """import hq_tokenizers
 from transformers import pipeline
@@ -40,7 +40,7 @@ image = generate({label}, seed=0)
 from transformers import pipeline
 
 generate = pipeline("hq-audio-generation", model="{model_id}")
-sound = generate({label}, seed=0)  # {{"audio": samples, "sampling_rate": samples per second}}
+sound = generate({label}{speaker}, seed=0)  # {{"audio": samples, "sampling_rate": samples per second}}
 """,
     "image tokenizer": """import hq_tokenizers
 from transformers import AutoImageProcessor, AutoModel
@@ -118,6 +118,7 @@ def create_model_card(
     kind, layout = _kind_and_layout(model)
     metrics = _plain_metrics(metrics)
     id2label = model.config.id2label if kind in _GENERATORS else {}
+    speakers = model.config.speaker_names if kind == "sound generator" else {}
     data = ModelCardData(
         # `pipeline(model=…)` takes the task from the Hub for models of transformers only; it knows ours once
         # hq_tokenizers is imported. The other models have no task there, and are better refused than misread.
@@ -132,12 +133,13 @@ def create_model_card(
     sections = [
         f"# {model_id}",
         description or f"This is {_KINDS[kind]} of the library hq_tokenizers.",
-        _usage(kind, model_id, id2label, self_contained),
+        _usage(kind, model_id, {"label": id2label, "speaker": speakers}, self_contained),
         _codes_section(layout, kind) if layout is not None else "",
         _parameters_section(model, kind),
-        _classes_section(id2label),
+        _names_section("Classes", id2label, "id2label"),
+        _names_section("Speakers", speakers, "speaker_names"),
         _metrics_section(metrics),
-        _training_section(license, datasets),
+        _training_section(kind, license, datasets),
     ]
     body = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
@@ -202,9 +204,11 @@ def _topics(kind: str, id2label: Mapping[int, str]) -> list[str]:
     return [_GENERATORS[kind], *(["class-conditional"] if id2label else [])]
 
 
-def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained: bool) -> str:
-    code = _USAGE[kind].format(model_id=model_id, label=f'"{id2label[0]}"' if id2label else "")
-    code = code.replace("generate(, ", "generate(")
+def _usage(kind: str, model_id: str, names: Mapping[str, Mapping[int, str]], self_contained: bool) -> str:
+    """The lines that load a model; of generators they ask for the first of the classes, and of the speakers."""
+    written = {"label": '"{}"', "speaker": ', speakers="{}"'}
+    first = {part: written[part].format(each[0]) if each else "" for part, each in names.items()}
+    code = _USAGE[kind].format(model_id=model_id, **first).replace("generate(, ", "generate(")
     text = f"## How to use\n\nWith hq_tokenizers installed:\n\n```python\n{code}```"
     if self_contained:
         trusting = code.removeprefix("import hq_tokenizers\n").replace(
@@ -217,8 +221,11 @@ def _usage(kind: str, model_id: str, id2label: Mapping[int, str], self_contained
     return text
 
 
+def _item(kind: str) -> str:
+    return "sound" if kind.startswith("sound") else "image"
+
+
 def _codes_section(layout: CodeLayout, kind: str) -> str:
-    item = "sound" if kind.startswith("sound") else "image"
     rows = [
         f"| {index} | {group.height} × {group.width} | {group.depth} | {', '.join(map(str, group.codebook_sizes))} |"
         for index, group in enumerate(layout.groups, start=1)
@@ -227,7 +234,7 @@ def _codes_section(layout: CodeLayout, kind: str) -> str:
         [
             "## Codes",
             "",
-            f"{layout.num_codes} codes per {item}, {layout.bits_per_image:.0f} bits under a uniform prior.",
+            f"{layout.num_codes} codes per {_item(kind)}, {layout.bits_per_image:.0f} bits under a uniform prior.",
             "",
             "| group, coarse to fine | grid | codes per position | codebook sizes |",
             "|---|---|---|---|",
@@ -237,7 +244,9 @@ def _codes_section(layout: CodeLayout, kind: str) -> str:
 
 
 def _parameters_section(model: PreTrainedModel, kind: str) -> str:
-    parts = {"image tokenizer": model.image_tokenizer, "prior": model.prior} if kind in _GENERATORS else {kind: model}
+    parts = {kind: model}
+    if kind in _GENERATORS:
+        parts = {f"{_item(kind)} tokenizer": model.image_tokenizer, "prior": model.prior}
     rows = [
         f"| {name} | `{type(part).__name__}` | {sum(p.numel() for p in part.parameters()):,} |"
         for name, part in parts.items()
@@ -245,12 +254,12 @@ def _parameters_section(model: PreTrainedModel, kind: str) -> str:
     return "\n".join(["## Parameters", "", "| part | class | parameters |", "|---|---|---|", *rows])
 
 
-def _classes_section(id2label: Mapping[int, str]) -> str:
-    if not id2label:
+def _names_section(title: str, names: Mapping[int, str], field: str) -> str:
+    if not names:
         return ""
-    shown = ", ".join(f"{index}: {name}" for index, name in list(id2label.items())[:_MAX_CLASSES])
-    more = "" if len(id2label) <= _MAX_CLASSES else f", … {len(id2label)} in all; see `model.config.id2label`"
-    return f"## Classes\n\n{shown}{more}."
+    shown = ", ".join(f"{index}: {name}" for index, name in list(names.items())[:_MAX_NAMES])
+    more = "" if len(names) <= _MAX_NAMES else f", … {len(names)} in all; see `model.config.{field}`"
+    return f"## {title}\n\n{shown}{more}."
 
 
 def _metrics_section(metrics: Mapping[str, float | str] | None) -> str:
@@ -259,10 +268,10 @@ def _metrics_section(metrics: Mapping[str, float | str] | None) -> str:
     return f"## Evaluation\n\n{metrics_table(metrics)}"
 
 
-def _training_section(license: str | None, datasets: Sequence[str]) -> str:
+def _training_section(kind: str, license: str | None, datasets: Sequence[str]) -> str:
     data = ", ".join(datasets) if datasets else "not stated"
     return (
         f"## Training data and licence\n\nTraining data: {data}. Licence of the weights: {license or 'not stated'}. "
         "The model reproduces what is common in its training data, including its gaps and biases, and may reproduce "
-        "single training images."
+        f"single training {_item(kind)}s."
     )

@@ -8,7 +8,16 @@ from huggingface_hub import EvalResult, ModelCard
 from PIL import Image
 from transformers import BertConfig, BertModel
 
-from hq_tokenizers import HQFeatureExtractor, HQImageProcessor, SQVAEModel, sq_vae, vae
+from hq_tokenizers import (
+    HQFeatureExtractor,
+    HQGeneratorModel,
+    HQImageProcessor,
+    RQPriorConfig,
+    RQPriorModel,
+    SQVAEModel,
+    sq_vae,
+    vae,
+)
 from hq_tokenizers.hub import create_model_card
 from hq_tokenizers.sound_decoding import encode_wav
 
@@ -150,3 +159,25 @@ def test_code_of_the_card_of_a_tokenizer_of_sounds_works(tmp_path, monkeypatch):
     exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
     assert scope["reconstruction"].shape == (1, 1, 80, 28)
     assert scope["waveforms"][0].shape == (25 * 160,)
+
+
+def test_code_of_the_card_of_a_generator_that_asks_for_a_speaker_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8, "num_speakers": 2, "recurrent_size": 6}
+    tokenizer = SQVAEModel(sq_vae("speech", image_size=[1, 16], num_channels=16, **fields)).eval()
+    names = {"num_classes": 2, "id2label": {0: "no", 1: "yes"}, "num_speakers": 2, "speaker_names": ["ann", "bob"]}
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    prior = RQPriorModel(RQPriorConfig(code_layout=tokenizer.code_layout().to_dict(), **names, **size)).eval()
+    generator = HQGeneratorModel.from_sub_models(tokenizer, prior)
+    generator.save_pretrained("model")
+    HQFeatureExtractor(
+        16, 8000, 80, 200, mean_db=-40.0, std_db=20.0, grid_dims=1, pad_to_multiple_of=2
+    ).save_pretrained("model")
+    card = create_model_card(generator, "model")
+    assert 'generate("no", speakers="ann", seed=0)' in card.text
+    assert "## Speakers\n\n0: ann, 1: bob.\n" in card.text
+    assert "| sound tokenizer | `SQVAEModel` |" in card.text
+    assert "may reproduce single training sounds." in card.text
+    scope: dict = {}
+    exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
+    assert scope["sound"]["sampling_rate"] == 8000

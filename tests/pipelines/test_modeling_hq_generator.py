@@ -36,6 +36,13 @@ class TestConfig:
         assert loaded.id2label == CLASS_NAMES
         assert loaded.label2id == {"cat": 0, "dog": 1, "frog": 2}
 
+    def test_folders_that_the_parts_came_from_are_not_saved(self, generator, tmp_path):
+        generator.image_tokenizer.save_pretrained(tmp_path / "mine" / "tokenizer")
+        generator.prior.save_pretrained(tmp_path / "mine" / "prior")
+        parts = (tmp_path / "mine" / "tokenizer", tmp_path / "mine" / "prior")
+        HQGeneratorModel.from_sub_models_pretrained(*parts).save_pretrained(tmp_path / "generator")
+        assert str(tmp_path) not in (tmp_path / "generator" / "config.json").read_text()
+
     def test_class_names_come_from_the_prior(self):
         config = HQGeneratorConfig(
             prior_config={"model_type": "rq_prior", "num_classes": 2, "id2label": {0: "a", 1: "b"}}

@@ -1,4 +1,4 @@
-"""The script that made the shipped folder, on that folder: it comes out again."""
+"""The script that made the shipped folders, on those folders: they come out again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from hq_tokenizers import pretrained
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = Path(pretrained("fashion-mnist"))
 VERSION = "transformers_version"
-RECORDS = ROOT / "docs" / "results" / "fashion_mnist_generator"
+RESULTS = ROOT / "docs" / "results"
+RECORDS = {
+    "fashion-mnist": (
+        RESULTS / "fashion_mnist_generator" / "sample_accuracy.json",
+        [RESULTS / "fashion_mnist_generator" / "samples.json"],
+    ),
+    "spoken-digits": (RESULTS / "fsdd_samples.json", []),
+}
 
 
 @pytest.fixture
 def script(monkeypatch):
-    path = ROOT / "examples" / "fashion_mnist_generator.py"
-    spec = importlib.util.spec_from_file_location("fashion_mnist_generator", path)
+    path = ROOT / "examples" / "packaged_generators.py"
+    spec = importlib.util.spec_from_file_location("packaged_generators", path)
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name.
-    monkeypatch.setitem(sys.modules, "fashion_mnist_generator", module)
+    monkeypatch.setitem(sys.modules, "packaged_generators", module)
     spec.loader.exec_module(module)
     return module
 
@@ -41,21 +48,25 @@ def settings_of(path):
     return {place: value for place, value in places(json.loads(path.read_text()), ()).items() if place[-1] != VERSION}
 
 
-def run(script, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["fashion_mnist_generator.py", "--generator", str(SHIPPED), *map(str, words)])
+def run(script, monkeypatch, *words, name="fashion-mnist"):
+    given = ("--name", name, "--generator", pretrained(name))
+    monkeypatch.setattr(sys, "argv", ["packaged_generators.py", *given, *map(str, words)])
     script.main()
 
 
-def test_the_shipped_folder_comes_out_again(script, tmp_path, monkeypatch, capsys):
-    evaluations = f"[{RECORDS / 'samples.json'}]"
-    accuracy = RECORDS / "sample_accuracy.json"
-    run(script, monkeypatch, "--output_dir", tmp_path, "--accuracy", accuracy, "--evaluations", evaluations)
+@pytest.mark.parametrize("name", list(RECORDS))
+def test_a_shipped_folder_comes_out_again(script, tmp_path, monkeypatch, capsys, name):
+    accuracy, reports = RECORDS[name]
+    evaluations = json.dumps(list(map(str, reports)))
+    words = ("--output_dir", tmp_path, "--accuracy", accuracy, "--evaluations", evaluations)
+    run(script, monkeypatch, *words, name=name)
     printed = json.loads(capsys.readouterr().out)
+    shipped_folder = Path(pretrained(name))
     assert printed["files"] == {path.name: path.stat().st_size for path in tmp_path.iterdir()}
-    assert printed["files"].keys() == {path.name for path in SHIPPED.iterdir()}
-    for name in ("model.safetensors", "README.md"):
-        assert (tmp_path / name).read_bytes() == (SHIPPED / name).read_bytes(), name
-    for path in SHIPPED.glob("*.json"):
+    assert printed["files"].keys() == {path.name for path in shipped_folder.iterdir()}
+    for file in ("model.safetensors", "README.md"):
+        assert (tmp_path / file).read_bytes() == (shipped_folder / file).read_bytes(), file
+    for path in shipped_folder.glob("*.json"):
         # Settings that the library has gained since are no difference.
         shipped, written = settings_of(path), settings_of(tmp_path / path.name)
         assert {place: written.get(place) for place in shipped} == shipped
@@ -79,3 +90,10 @@ def test_half_the_bytes_and_integers_as_they_are(script, tmp_path):
     save_file({"weight": torch.tensor([7e4])}, path)
     with pytest.raises(ValueError, match="weight are too large"):
         script.store_in_half(path)
+
+
+def test_a_generator_that_is_not_there_is_named(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["packaged_generators.py", "--name", "spoken-digits"])
+    with pytest.raises(SystemExit, match="no generator in runs/fsdd_prior/generator: train it first"):
+        script.main()
