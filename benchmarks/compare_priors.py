@@ -75,6 +75,7 @@ class Comparison:
     report_only: Annotated[bool, "train nothing, report what is finished"] = False
 
 
+@errors_as_messages()
 def main() -> None:
     config = script_options(Comparison, __doc__ or "")
     if not config.tokenizers or not config.priors:
@@ -84,8 +85,7 @@ def main() -> None:
     unknown = [name for name in chosen if name not in config.priors]
     if unknown:
         raise SystemExit(f"error: --only names {unknown}; the priors are {', '.join(config.priors)}.")
-    with errors_as_messages():
-        _training_config(config)
+    _training_config(config)
     if not config.report_only:
         judge = Judge(config)
         if judge.accelerator.num_processes > 1:

@@ -116,6 +116,7 @@ class Comparison:
 SPEEDS = "images/s are those of each run's machine, and of what else it did: they do not compare systems."
 
 
+@errors_as_messages()
 def main() -> None:
     config = script_options(Comparison, __doc__)
     if not config.systems:
@@ -136,7 +137,8 @@ def main() -> None:
         if config.metrics.features is not None:
             compare = SampleComparison(config.data, config.metrics, config.num_samples, create_accelerator())
         for name, seed in runs:
-            run_system(config, name, seed, compare)
+            with errors_as_messages(f"system {name!r}: "):
+                run_system(config, name, seed, compare)
     write_results(config)
 
 
@@ -155,8 +157,7 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
                 train, _, test = load_splits(training)
             check_model(training, train)
     if missing:
-        with errors_as_messages():
-            _check_judges(config, test)
+        _check_judges(config, test)
 
 
 def _check_judges(config: Comparison, rows: ImageRows) -> None:
@@ -176,14 +177,14 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
     Raises:
         SystemExit: If the record is of another model, budget or data than the configuration's, or its folder holds a
             longer run.
+        ValueError: If its folder holds a run of other options.
     """
     if finished_run(config, name, seed):
         return
     print(f"== {name}, seed {seed}", flush=True)
     folder = run_folder(config, name, seed)
     training = _training_config(config, name, seed)
-    with errors_as_messages(f"system {name!r}: "):
-        report = train_tokenizer(training)
+    report = train_tokenizer(training)
     if abs(report["epochs"] - config.epochs) * report["steps"] > report["epochs"]:
         raise SystemExit(f"error: {folder} holds a run of {report['epochs']:g} epochs: give another output_dir.")
     rows = _held_out(training)

@@ -21,6 +21,7 @@ from plots import new_figure
 from records import check_names, slug, write_record
 from transformers import AutoModel
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.image_decoding import decode_image
@@ -51,6 +52,7 @@ class Photographs:
     name: Annotated[str, "name of record and pictures"] = "photographs"
 
 
+@errors_as_messages()
 def main() -> None:
     config = script_options(Photographs, __doc__ or "")
     check_names(config.stages)

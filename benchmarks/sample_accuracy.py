@@ -23,6 +23,7 @@ from records import write_record
 from torch import nn
 from tqdm.auto import trange
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
@@ -129,6 +130,7 @@ def learned_by_heart(images: torch.Tensor, train: ImageRows, held_out: ImageRows
     }
 
 
+@errors_as_messages()
 def main() -> None:
     options = script_options(Options, __doc__)
     train, test = load_image_splits(options.data, "train_split", "validation_split")

@@ -30,6 +30,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.codes import CodeGroup, CodeLayout
 from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
@@ -49,6 +50,7 @@ class Options:
     output: Annotated[str | None, "JSON file of the figures"] = None
 
 
+@errors_as_messages()
 def main() -> None:
     options = script_options(Options, __doc__)
     torch.set_num_threads(options.threads)

@@ -1,6 +1,6 @@
 r"""How many generated sounds does a classifier of real sounds hear as asked, and whom in converted voices?
 
-    python benchmarks/sound_accuracy.py --generator runs/fsdd_prior/generator --data.name parquet --data.path FOLDER \
+    python benchmarks/sound_accuracy.py --generator runs/spoken-digits --data.name parquet --data.path FOLDER \
         --data.files '{train: fsdd-train.parquet, test: fsdd-test.parquet}' --data.sound.speaker_column speaker \
         --output docs/results/fsdd_samples.json --grid docs/figures/fsdd_samples.png --sounds runs/fsdd_samples
 
@@ -26,6 +26,7 @@ from records import write_record
 from torch import nn
 from transformers import pipeline
 
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import Batch
 from hq_tokenizers.data.sound import SoundRows
@@ -111,6 +112,7 @@ def share(found: torch.Tensor, expected: torch.Tensor) -> float:
     return (found == expected).float().mean().item()
 
 
+@errors_as_messages()
 def main() -> None:
     options = script_options(Options, __doc__)
     generator = HQGeneratorModel.from_pretrained(options.generator).eval()

@@ -11,37 +11,39 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from hq_tokenizers import HQGeneratorModel
+from hq_tokenizers.checks import check_choice
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.hub import create_model_card
+from hq_tokenizers.pretrained_models import DEFAULT
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.reporting.tables import table_rows
 
 FRONT_END = "preprocessor_config.json"
 
 
-def accuracies_of_images(record: dict[str, Any]) -> dict[str, float]:
+def accuracies_of_images(record: dict[str, Any], data: str) -> dict[str, float]:
     """Figures of the card from a record of benchmarks/sample_accuracy.py."""
     figures = {}
     for reader, found in (("convolutional classifier", record), ("random forest", record["forest"])):
-        drawn = f"class accuracy, Fashion-MNIST, {record['samples']:,} samples, {reader}"
-        real = f"class accuracy, Fashion-MNIST, real test images, {reader}"
+        drawn = f"class accuracy, {data}, {record['samples']:,} samples, {reader}"
+        real = f"class accuracy, {data}, real test images, {reader}"
         figures[drawn] = round(found["class_accuracy"], 4)
         figures[real] = round(found["classifier_accuracy_on_held_out_images"], 4)
-    copies = "exact copies of training images, Fashion-MNIST"
+    copies = f"exact copies of training images, {data}"
     return figures | {f"{copies}, {record['samples']:,} samples": record["exact_copies_of_training_images"]}
 
 
-def accuracies_of_sounds(record: dict[str, Any]) -> dict[str, float]:
+def accuracies_of_sounds(record: dict[str, Any], data: str) -> dict[str, float]:
     """Figures of the card from a record of benchmarks/sound_accuracy.py."""
     of = {
         "real": "real test sounds",
@@ -49,7 +51,7 @@ def accuracies_of_sounds(record: dict[str, Any]) -> dict[str, float]:
         "generated": f"{record['num_samples']:,} samples",
     }
     heard = (("digit accuracy", record["classes"]), ("speaker accuracy", record["speakers"]))
-    return {f"{name}, FSDD, {of[what]}": round(found[what], 4) for name, found in heard for what in of}
+    return {f"{name}, {data}, {of[what]}": round(found[what], 4) for name, found in heard for what in of}
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Package:
     title: str
     dataset: str
     license: str
-    accuracies: Callable[[dict[str, Any]], dict[str, float]]
+    accuracies: Callable[[dict[str, Any], str], dict[str, float]]
     trained: str
     """Where the recipes leave it."""
     description: str
@@ -79,13 +81,14 @@ PACKAGES = {
     ),
     "spoken-digits": Package(
         "FSDD",
-        "Jakobovski/free-spoken-digit-dataset",
+        "free-spoken-digit-dataset",
         "cc-by-sa-4.0",
         accuracies_of_sounds,
         "runs/fsdd_prior/generator",
         "A generator of spoken digits, told the digit and one of six speakers, that comes with the library "
         "hq_tokenizers, to have something to listen to in the first minute. It was trained on the 2,700 training "
-        "sounds of the Free Spoken Digit Dataset (8 kHz), by the recipes `examples/fsdd_voices.yaml` and "
+        "sounds of the Free Spoken Digit Dataset (Zohar Jackson and others, CC BY-SA 4.0, 8 kHz, "
+        "https://github.com/Jakobovski/free-spoken-digit-dataset), by the recipes `examples/fsdd_voices.yaml` and "
         "`examples/fsdd_prior.yaml`, on one core of a CPU in minutes. Weights are stored in float16 and load as "
         "float32.",
     ),
@@ -96,9 +99,9 @@ PACKAGES = {
 class Options:
     """Options of the script."""
 
-    name: Annotated[Literal["fashion-mnist", "spoken-digits"], "which generator of the package"] = "fashion-mnist"
+    name: Annotated[str, f"which generator of the package: {' or '.join(PACKAGES)}"] = DEFAULT
     generator: Annotated[str | None, "folder that train-prior left; null takes where the recipes leave it"] = None
-    output_dir: Annotated[str, "folder to write"] = "runs/packaged"
+    output_dir: Annotated[str | None, "folder to write; null is runs/NAME"] = None
     generation: Annotated[dict[str, Any], "sampling settings to store; default: those stored already"] = field(
         default_factory=dict
     )
@@ -112,7 +115,7 @@ def read_figures(options: Options, package: Package) -> dict[str, float | str]:
     """Figures of the card by name."""
     figures: dict[str, float | str] = {}
     if options.accuracy is not None:
-        figures |= package.accuracies(json.loads(Path(options.accuracy).read_text(encoding="utf-8")))
+        figures |= package.accuracies(json.loads(Path(options.accuracy).read_text(encoding="utf-8")), package.title)
     for path in options.evaluations:
         results = json.loads(Path(path).read_text(encoding="utf-8"))["results"]
         for label, value, conditions in table_rows(results):
@@ -135,19 +138,30 @@ def store_in_half(path: Path) -> None:
     save_file(halved, path, metadata={"format": "pt"})
 
 
+@errors_as_messages()
 def main() -> None:
     """Writes the folder and prints the sizes of its files."""
     options = script_options(Options, __doc__)
-    package, folder = PACKAGES[options.name], Path(options.output_dir)
+    check_choice("name", options.name, tuple(PACKAGES))
+    package = PACKAGES[options.name]
+    folder = Path(options.output_dir or f"runs/{options.name}")
     source = Path(options.generator or package.trained)
     if not source.is_dir():
         raise SystemExit(f"error: there is no generator in {source}: train it first, or set generator to its folder.")
     generator = HQGeneratorModel.from_pretrained(source, dtype=torch.float32)
     settings = settings_from_options(options.generation)
     generator.generation_config = generator.generation_config.with_overrides(**settings)
+    front_end = (source / FRONT_END).read_bytes()
     generator.save_pretrained(folder)
-    shutil.copyfile(source / FRONT_END, folder / FRONT_END)
+    (folder / FRONT_END).write_bytes(front_end)
     store_in_half(folder / "model.safetensors")
+    write_card(generator, options, package, folder)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    print(json.dumps({"files": sizes, "bytes": sum(sizes.values())}, indent=2))
+
+
+def write_card(generator: HQGeneratorModel, options: Options, package: Package, folder: Path) -> None:
+    """README.md of the folder."""
     card = create_model_card(
         generator,
         options.name,
@@ -160,8 +174,6 @@ def main() -> None:
     name = f'"{options.name}"'
     card.content = card.content.replace(f"model={name}", f"model=hq_tokenizers.pretrained({name})")
     card.save(folder / "README.md")
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    print(json.dumps({"files": sizes, "bytes": sum(sizes.values())}, indent=2))
 
 
 if __name__ == "__main__":

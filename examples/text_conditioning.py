@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel
 
 from hq_tokenizers.cli.demo import judge_samples, tokenizer_recipe
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.loading import load_image_splits
@@ -82,6 +83,7 @@ def train(encoded: EncodedImages, epochs: int, batch_size: int = 50) -> tuple[Te
     return encoder.eval(), prior.eval()
 
 
+@errors_as_messages()
 def main() -> None:
     """Runs the example."""
     options = script_options(Options, __doc__)

@@ -50,7 +50,7 @@ def register() -> None:
         AutoFeatureExtractor.register(config_class, HQFeatureExtractor, exist_ok=True)
     for task in set(TASKS) - set(PIPELINE_REGISTRY.get_supported_tasks()):
         name = DEFAULT if TASKS[task] is HQGenerationPipeline else DEFAULT_OF_SOUNDS
-        # transformers wants a revision, too, which a folder has not. A package may come without its weights.
+        # A folder has no revision, which transformers wants. Without its folders the package can still make them anew.
         default = {"model": (pretrained(name), "main")} if name in pretrained_names() else None
         PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=TASKS[task], pt_model=AutoModel, default=default)
     # Here, since the models know nothing of cards; transformers' own would write a boilerplate one.

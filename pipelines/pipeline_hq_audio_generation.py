@@ -34,16 +34,17 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
     rest; `reconstruct` lets hear what the tokenizer preserves, `convert_voice` with another speaker.
 
     `pipeline("hq-audio-generation", model=…)` takes a directory, a Hub id, or a model object with
-    `feature_extractor=…`. Settings given there become the defaults of every call. `vocoder=…` maps log-mel spectrograms
-    in dB to samples, see `HQFeatureExtractor.to_waveforms`; without one it is the Griffin-Lim algorithm.
+    `feature_extractor=…`; without a model it is the spoken digits of the package. Settings given there become the
+    defaults of every call. `vocoder=…` maps log-mel spectrograms in dB to samples, see
+    `HQFeatureExtractor.to_waveforms`; without one it is the Griffin-Lim algorithm.
 
     Example:
         >>> import hq_tokenizers
         >>> from transformers import pipeline
-        >>> speak = pipeline("hq-audio-generation", model="my-generator")  # doctest: +SKIP
-        >>> sound = speak("seven", speakers="jackson", seed=0)  # doctest: +SKIP
-        >>> sound["audio"].shape, sound["sampling_rate"]  # doctest: +SKIP
-        ((7520,), 8000)
+        >>> speak = pipeline("hq-audio-generation", model=hq_tokenizers.pretrained("spoken-digits"))
+        >>> sound = speak("7", speakers="jackson", seed=0)
+        >>> sound["audio"].dtype, sound["sampling_rate"]
+        (dtype('float32'), 8000)
     """
 
     _load_image_processor = False

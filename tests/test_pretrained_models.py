@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from hq_tokenizers import (
     HQAudioGenerationPipeline,
@@ -22,6 +23,7 @@ from hq_tokenizers import (
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound_loading import load_sound_splits
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.registration import register
 from hq_tokenizers.tensor_files import tensor_types
 
 NAMES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -95,6 +97,14 @@ def test_a_pipeline_of_sounds_that_names_no_model_speaks_with_it(speak):
     assert isinstance(unnamed, HQAudioGenerationPipeline)
     sounds = [each("7", speakers="theo", seed=3)["audio"] for each in (unnamed, speak)]
     assert sounds[0].tobytes() == sounds[1].tobytes()
+
+
+def test_without_its_folders_the_package_imports_and_has_no_default(tmp_path, monkeypatch):
+    """The script that makes a folder anew imports the package."""
+    monkeypatch.setattr("hq_tokenizers.pretrained_models._FOLDER", tmp_path)
+    monkeypatch.delitem(PIPELINE_REGISTRY.supported_tasks, "hq-audio-generation")
+    register()
+    assert PIPELINE_REGISTRY.supported_tasks["hq-audio-generation"].get("default") is None
 
 
 def test_loads_as_float32_without_being_told(draw):

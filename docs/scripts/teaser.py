@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 
 from hq_tokenizers import Codes, HQGeneratorModel, pretrained
+from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.metrics.psnr import psnr
@@ -105,6 +106,7 @@ def draw_samples(figure: SubFigure, model: HQGeneratorModel, rows: int, seed: in
 
 
 @torch.no_grad()
+@errors_as_messages()
 def main() -> None:
     """Draws the teaser."""
     options = script_options(Options, __doc__)

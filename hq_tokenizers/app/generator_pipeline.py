@@ -10,7 +10,7 @@ from hq_tokenizers.processes import create_accelerator
 
 
 def shipped_generator() -> str:
-    """Folder of the generator that comes with the package."""
+    """Folder of the generator of clothes that comes with the package."""
     return pretrained(DEFAULT)
 
 

@@ -63,7 +63,7 @@ from transformers import AutoFeatureExtractor, AutoModel
 extractor = AutoFeatureExtractor.from_pretrained("{model_id}")
 model = AutoModel.from_pretrained("{model_id}").eval()
 inputs = extractor(["sound.wav"])
-reconstruction = model(**inputs, return_loss=False).reconstruction
+reconstruction = model(**inputs{speaker}, return_loss=False).reconstruction
 waveforms = extractor.to_waveforms(reconstruction, inputs["attention_mask"])
 """,
     "autoencoder": """import hq_tokenizers
@@ -119,6 +119,7 @@ def create_model_card(
     metrics = _plain_metrics(metrics)
     id2label = model.config.id2label if kind in _GENERATORS else {}
     speakers = model.config.speaker_names if kind == "sound generator" else {}
+    arguments = _arguments(model, kind, id2label, speakers)
     data = ModelCardData(
         # `pipeline(model=…)` takes the task from the Hub for models of transformers only; it knows ours once
         # hq_tokenizers is imported. The other models have no task there, and are better refused than misread.
@@ -133,7 +134,7 @@ def create_model_card(
     sections = [
         f"# {model_id}",
         description or f"This is {_KINDS[kind]} of the library hq_tokenizers.",
-        _usage(kind, model_id, {"label": id2label, "speaker": speakers}, self_contained),
+        _usage(kind, model_id, arguments, self_contained),
         _codes_section(layout, kind) if layout is not None else "",
         _parameters_section(model, kind),
         _names_section("Classes", id2label, "id2label"),
@@ -204,11 +205,20 @@ def _topics(kind: str, id2label: Mapping[int, str]) -> list[str]:
     return [_GENERATORS[kind], *(["class-conditional"] if id2label else [])]
 
 
-def _usage(kind: str, model_id: str, names: Mapping[str, Mapping[int, str]], self_contained: bool) -> str:
-    """The lines that load a model; of generators they ask for the first of the classes, and of the speakers."""
-    written = {"label": '"{}"', "speaker": ', speakers="{}"'}
-    first = {part: written[part].format(each[0]) if each else "" for part, each in names.items()}
-    code = _USAGE[kind].format(model_id=model_id, **first).replace("generate(, ", "generate(")
+def _arguments(
+    model: PreTrainedModel, kind: str, id2label: Mapping[int, str], speakers: Mapping[int, str]
+) -> dict[str, str]:
+    """What a call asks for, as it is written: the first of the classes and of the speakers."""
+    speaker = f', speakers="{speakers[0]}"' if speakers else ""
+    if kind == "sound tokenizer" and model.config.num_speakers:
+        speaker = ", speaker_ids=torch.tensor([0])"
+    return {"label": f'"{id2label[0]}"' if id2label else "", "speaker": speaker}
+
+
+def _usage(kind: str, model_id: str, arguments: Mapping[str, str], self_contained: bool) -> str:
+    code = _USAGE[kind].format(model_id=model_id, **arguments).replace("generate(, ", "generate(")
+    if "torch." in code:
+        code = code.replace("import hq_tokenizers\n", "import hq_tokenizers\nimport torch\n")
     text = f"## How to use\n\nWith hq_tokenizers installed:\n\n```python\n{code}```"
     if self_contained:
         trusting = code.removeprefix("import hq_tokenizers\n").replace(
@@ -222,6 +232,9 @@ def _usage(kind: str, model_id: str, names: Mapping[str, Mapping[int, str]], sel
 
 
 def _item(kind: str) -> str:
+    """What one set of codes is of; a prior does not know."""
+    if kind == "prior":
+        return "example"
     return "sound" if kind.startswith("sound") else "image"
 
 

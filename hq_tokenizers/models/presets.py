@@ -86,8 +86,10 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"A tokenizer has no field {field!r}. {did_you_mean(field, _FIELDS)}".rstrip())
     fields = {**NETWORKS[name], **overrides}
     other = {"resnet": "diffusers", "diffusers": "resnet"}
+    backbone = fields.get("backbone", "resnet")
+    check_choice("backbone", backbone, tuple(other))
     # The network's own fields have no effect on another backbone; overrides that have none are refused later.
-    unused = set(BACKBONE_FIELDS.get(other.get(fields.get("backbone", "resnet"), ""), ())) - set(overrides)
+    unused = set(BACKBONE_FIELDS.get(other[backbone], ())) - set(overrides)
     return {field: value for field, value in fields.items() if field not in unused}
 
 

@@ -17,9 +17,7 @@ class AppConfig:
         ValueError: If the port is none.
     """
 
-    generator: Annotated[
-        Name | None, "folder or Hub id of a generator; null takes the one that comes with the package"
-    ] = None
+    generator: Annotated[Name | None, "folder or Hub id of a generator; null takes the package's, of clothes"] = None
     host: Annotated[Name, "address to serve at; 0.0.0.0 lets other machines in, who may then use this one's time"] = (
         "127.0.0.1"
     )

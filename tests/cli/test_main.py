@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -277,12 +278,18 @@ def test_a_reader_that_has_enough_gets_no_traceback():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_a_command_leaves_the_process_group_that_it_worked_in(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [(["--version"], nullcontext()), (["train-prior", "--codes", "gone"], pytest.raises(SystemExit, match="gone"))],
+    ids=["done", "refused"],
+)
+def test_a_command_leaves_the_process_group_that_it_worked_in(tmp_path, capsys, words, end):
     from torch import distributed
 
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
-        main(["--version"])
+        with end:
+            main(words)
         assert not distributed.is_initialized()
     finally:
         if distributed.is_initialized():

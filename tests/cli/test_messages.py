@@ -13,8 +13,8 @@ def test_what_says_what_to_do_ends_as_a_message(error):
     assert isinstance(exit_.value.__cause__, error)
 
 
-@pytest.mark.parametrize("error", [TypeError, RuntimeError, KeyError])
-def test_defects_keep_their_traceback(error):
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, KeyError, BrokenPipeError])
+def test_others_keep_their_traceback(error):
     with pytest.raises(error, match="defect"), errors_as_messages():
         raise error("defect")
 

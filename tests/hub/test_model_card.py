@@ -146,38 +146,52 @@ def test_metrics_that_are_none(metrics):
         create_model_card(SQVAEModel(sq_vae("digits", hidden_size=8)), "a/b", metrics=metrics)
 
 
-def test_code_of_the_card_of_a_tokenizer_of_sounds_works(tmp_path, monkeypatch):
+def run_code(card):
+    """The names that the code of a card leaves."""
+    scope: dict = {}
+    exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
+    return scope
+
+
+@pytest.mark.parametrize("num_speakers", [0, 2])
+def test_code_of_the_card_of_a_tokenizer_of_sounds_works(tmp_path, monkeypatch, num_speakers):
     monkeypatch.chdir(tmp_path)
-    model = SQVAEModel(sq_vae("fsdd", hidden_size=4, codebook_dim=4, codebook_size=8)).eval()
+    fields = {"hidden_size": 4, "codebook_dim": 4, "codebook_size": 8, "num_speakers": num_speakers}
+    model = SQVAEModel(sq_vae("fsdd", **fields)).eval()
     model.save_pretrained("model")
     HQFeatureExtractor(sampling_rate=8000, pad_to_multiple_of=4).save_pretrained("model")
     (tmp_path / "sound.wav").write_bytes(encode_wav(0.1 * np.sin(np.arange(4000)), 8000))
     card = create_model_card(model, "model")
     assert card.data.pipeline_tag is None
     assert "20 × 16" in card.text
-    scope: dict = {}
-    exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
+    scope = run_code(card)
     assert scope["reconstruction"].shape == (1, 1, 80, 28)
     assert scope["waveforms"][0].shape == (25 * 160,)
 
 
-def test_code_of_the_card_of_a_generator_that_asks_for_a_speaker_works(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("classes", "call"),
+    [
+        ({"num_classes": 2, "id2label": {0: "no", 1: "yes"}}, 'generate("no", speakers="ann", seed=0)'),
+        ({}, 'generate(speakers="ann", seed=0)'),
+    ],
+)
+def test_code_of_the_card_of_a_generator_that_asks_for_a_speaker_works(tmp_path, monkeypatch, classes, call):
     monkeypatch.chdir(tmp_path)
     fields = {"hidden_size": 8, "codebook_dim": 4, "codebook_size": 8, "num_speakers": 2, "recurrent_size": 6}
     tokenizer = SQVAEModel(sq_vae("speech", image_size=[1, 16], num_channels=16, **fields)).eval()
-    names = {"num_classes": 2, "id2label": {0: "no", 1: "yes"}, "num_speakers": 2, "speaker_names": ["ann", "bob"]}
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    prior = RQPriorModel(RQPriorConfig(code_layout=tokenizer.code_layout().to_dict(), **names, **size)).eval()
+    layout, speakers = tokenizer.code_layout().to_dict(), {"num_speakers": 2, "speaker_names": ["ann", "bob"]}
+    prior = RQPriorModel(RQPriorConfig(code_layout=layout, **classes, **speakers, **size)).eval()
     generator = HQGeneratorModel.from_sub_models(tokenizer, prior)
     generator.save_pretrained("model")
-    HQFeatureExtractor(
-        16, 8000, 80, 200, mean_db=-40.0, std_db=20.0, grid_dims=1, pad_to_multiple_of=2
-    ).save_pretrained("model")
+    front_end = HQFeatureExtractor(16, 8000, 80, 200, mean_db=-40.0, std_db=20.0, grid_dims=1, pad_to_multiple_of=2)
+    front_end.save_pretrained("model")
     card = create_model_card(generator, "model")
-    assert 'generate("no", speakers="ann", seed=0)' in card.text
+    assert call in card.text
     assert "## Speakers\n\n0: ann, 1: bob.\n" in card.text
     assert "| sound tokenizer | `SQVAEModel` |" in card.text
     assert "may reproduce single training sounds." in card.text
-    scope: dict = {}
-    exec(card.text.partition("```python\n")[2].partition("```")[0], scope)
-    assert scope["sound"]["sampling_rate"] == 8000
+    assert run_code(card)["sound"]["sampling_rate"] == 8000
+    # A prior does not know what its codes are of.
+    assert "image" not in create_model_card(prior, "prior").text.partition("## Codes")[2]

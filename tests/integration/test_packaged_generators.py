@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,4 +97,20 @@ def test_a_generator_that_is_not_there_is_named(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["packaged_generators.py", "--name", "spoken-digits"])
     with pytest.raises(SystemExit, match="no generator in runs/fsdd_prior/generator: train it first"):
+        script.main()
+
+
+def test_a_folder_is_halved_in_place(script, tmp_path, monkeypatch):
+    shutil.copytree(SHIPPED, tmp_path / "generator")
+    monkeypatch.chdir(tmp_path)
+    words = ["packaged_generators.py", "--generator", "generator", "--output_dir", "generator"]
+    monkeypatch.setattr(sys, "argv", words)
+    script.main()
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        assert (tmp_path / "generator" / name).read_bytes() == (SHIPPED / name).read_bytes()
+
+
+def test_an_unknown_name_is_told_the_known_ones(script, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["packaged_generators.py", "--name", "digits"])
+    with pytest.raises(SystemExit, match="error: name must be one of 'fashion-mnist', 'spoken-digits', got 'digits'"):
         script.main()

@@ -317,6 +317,12 @@ def test_groups_are_described_once(preset: Any, arguments: dict[str, int]) -> No
         preset(code_groups=groups, **arguments)
 
 
+@pytest.mark.parametrize("backbone", [[5], {"resnet": 1}, "vit", None])
+def test_an_unknown_backbone_is_told_the_known_ones(backbone: Any) -> None:
+    with pytest.raises(ValueError, match="backbone must be one of 'resnet', 'diffusers', got"):
+        sq_vae(backbone=backbone)
+
+
 @pytest.mark.parametrize("preset", [rsq_vae, sq_vae_2, hybrid_vae])
 def test_groups_that_are_no_list_are_refused_by_their_name(preset: Any) -> None:
     with pytest.raises(ValueError, match="code_groups is a list with one line per resolution, got 5"):
