@@ -59,11 +59,14 @@ def read_record(path: Path, description: Mapping[str, Any]) -> Record | None:
         description: What the record has to be of.
 
     Raises:
-        SystemExit: If the record is of something else.
+        SystemExit: If the record is of something else, or damaged.
     """
     if not path.is_file():
         return None
-    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"error: {path} is no record ({error}): delete it to train anew.") from error
     for key, now in description.items():
         if record.get(key) != now:
             raise SystemExit(

@@ -16,7 +16,7 @@ from transformers.audio_utils import mel_filter_bank, window_function
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from .sound_decoding import decode_sound, is_waveform
+from .sound_decoding import check_batch, decode_sound, is_waveform
 
 Vocoder = Callable[[torch.Tensor], torch.Tensor]
 _MOMENTUM = 0.99
@@ -278,4 +278,5 @@ def _is_batch(sounds: Any) -> bool:
     """Whether these are several sounds: a list of anything but numbers, or an array of two axes."""
     if isinstance(sounds, Sequence) and not isinstance(sounds, str | bytes | bytearray | memoryview):
         return not is_waveform(sounds)
+    check_batch(sounds)
     return isinstance(sounds, np.ndarray | torch.Tensor) and sounds.ndim > 1

@@ -20,6 +20,7 @@ import torch
 SOUND_ENDINGS = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aif", ".aiff", ".au"})
 
 _LARGEST_RATE, _LARGEST_FACTOR = 1_000_000, 48_000
+_MOST_CHANNELS = 8
 
 
 class UnreadableSoundError(ValueError):
@@ -33,7 +34,7 @@ def decode_sound(
 
     Args:
         source: A path, bytes of a sound file, the {"bytes", "path"} or {"array", "sampling_rate"} of `datasets`, or
-            samples: floats in [-1, 1] or integers, (n,) or (channels, n).
+            samples: floats in [-1, 1] or integers, (n,), (channels, n) or (n, channels), of which the longer side is n.
         sampling_rate: Samples per second of the result.
         source_rate: Samples per second of samples that do not say it; None: `sampling_rate`.
         name: What errors call it; by default its path.
@@ -53,6 +54,8 @@ def decode_sound(
         samples, source_rate = _read(source, shown)
     elif isinstance(source, np.ndarray | torch.Tensor | list | tuple):
         samples = np.asarray(source.cpu() if isinstance(source, torch.Tensor) else source)
+        if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
+            samples = samples.T  # scipy and soundfile have channels last
     else:
         raise TypeError(
             f"{shown} must be a path, the bytes of a sound file or an array of samples, got {type(source).__name__}."
@@ -64,6 +67,20 @@ def decode_sound(
     if not np.isfinite(waveform).all():
         raise UnreadableSoundError(f"{shown} has samples that are NaN or infinite.")
     return waveform
+
+
+def check_batch(sounds: Any) -> None:
+    """Refuses an array that is one sound with its channels, and not several sounds of a few samples.
+
+    Raises:
+        ValueError: For (n, channels), as scipy and soundfile read files.
+    """
+    shape = getattr(sounds, "shape", ())
+    if len(shape) == 2 and shape[1] <= _MOST_CHANNELS < shape[0]:
+        raise ValueError(
+            f"An array {tuple(shape)} would be {shape[0]:,} sounds of {shape[1]} samples: if it is one sound with its "
+            'channels, give {"array": samples, "sampling_rate": rate}, or their mean.'
+        )
 
 
 def is_waveform(samples: Sequence[Any]) -> bool:
@@ -120,7 +137,7 @@ def _mono(samples: np.ndarray, shown: str) -> np.ndarray:
     if samples.ndim == 2:
         samples = samples.mean(axis=0)
     if samples.ndim != 1:
-        raise ValueError(f"{shown} must have shape (n,) or (channels, n), got {samples.shape}.")
+        raise ValueError(f"{shown} must have shape (n,), (channels, n) or (n, channels), got {samples.shape}.")
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 

@@ -361,10 +361,11 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
         width = self.model.code_layout.groups[0].width * self.model.image_tokenizer.config.stride
         inputs = self.feature_extractor(waveform, padding="max_length", max_length=width)
         if inputs["pixel_values"].shape[-1] > width:
-            seconds = width / self.feature_extractor.frames_per_second
+            # A sound of n samples has 1 + n // hop frames.
+            longest = width * self.feature_extractor.hop_length - 1
             raise ValueError(
-                f"The prior makes sounds of up to {seconds:.2f} s, and this one has "
-                f"{len(waveform) / self.feature_extractor.sampling_rate:.2f} s: cut it."
+                f"The prior makes sounds of up to {longest:,} samples at {self.feature_extractor.sampling_rate:,} a "
+                f"second, and this one has {len(waveform):,}: cut it."
             )
         return inputs["pixel_values"], inputs["attention_mask"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hq_tokenizers.checks import is_list
-from hq_tokenizers.sound_decoding import decode_sound, is_waveform
+from hq_tokenizers.sound_decoding import check_batch, decode_sound, is_waveform
 
 _ARRAYS = (np.ndarray, torch.Tensor)
 
@@ -40,6 +40,7 @@ def decode_sounds(audio: Any, sampling_rate: int) -> Iterator[np.ndarray]:
     Raises:
         TypeError: If it is neither, or an item is no single sound.
         FileNotFoundError: If a path leads to no file.
+        ValueError: For an array of one sound with its channels.
         UnreadableSoundError: If a sound is broken or empty, by its index.
     """
     if is_single_sound(audio):
@@ -52,6 +53,7 @@ def decode_sounds(audio: Any, sampling_rate: int) -> Iterator[np.ndarray]:
 
 
 def _items(audio: Any) -> Iterable[Any]:
+    check_batch(audio)
     if is_list(audio) or isinstance(audio, (*_ARRAYS, Iterator, torch.utils.data.Dataset)):
         return audio
     raise TypeError(f"audio is a sound (path, bytes, samples) or a list of sounds, got {type(audio).__name__}.")
@@ -74,17 +76,20 @@ def mark_spans(spans: Any, frames_per_second: float, num_frames: int) -> torch.T
 
     Raises:
         TypeError: If it is none of these.
-        ValueError: If a span ends before it starts, or lies outside of the sound.
+        ValueError: If there is none, or one ends before it starts, starts outside of the sound or is not finite.
     """
     pairs = [spans] if is_list(spans) and len(spans) == 2 and all(isinstance(end, Real) for end in spans) else spans
     if not is_list(pairs) or not all(is_list(pair) and len(pair) == 2 for pair in pairs):
         raise TypeError(f"spans is a pair (start, end) in seconds, or a list of such, got {spans!r}.")
+    if not len(pairs):
+        raise ValueError("spans is empty: name at least one span of time.")
     seconds = num_frames / frames_per_second
     marked = torch.zeros(num_frames, dtype=torch.bool)
     for start, end in pairs:
-        if not 0 <= start < end or start >= seconds:
+        if not 0 <= start < end < math.inf or start >= seconds:
             raise ValueError(
-                f"A span (start, end) must lie within the {seconds:.2f} s of the sound, got {(start, end)}."
+                f"A span (start, end) must start within the {seconds:.2f} s of the sound, and end later, got "
+                f"{(start, end)}."
             )
         # 0.29 s at 100 frames a second is frame 29, whatever the product is rounded to.
         first = math.floor(start * frames_per_second + 1e-6)

@@ -56,6 +56,18 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(decode_sound(wav(samples.tobytes(), 2, channels=2), RATE) * 2**15, [2000, 0], atol=1e-3)
 
 
+@pytest.mark.parametrize("of", [np.asarray, torch.from_numpy, lambda a: {"array": a, "sampling_rate": RATE}])
+def test_channels_are_the_shorter_side_of_an_array(of) -> None:
+    samples = np.random.default_rng(0).uniform(-1, 1, (2, 9)).astype(np.float32)
+    for each in (samples, np.ascontiguousarray(samples.T)):
+        np.testing.assert_allclose(decode_sound(of(each), RATE), (samples[0] + samples[1]) / 2, atol=1e-7)
+
+
+def test_a_file_of_one_frame_has_its_channels_averaged() -> None:
+    samples = np.array([[1000, 3000]], "<i2")
+    np.testing.assert_allclose(decode_sound(wav(samples.tobytes(), 2, channels=2), RATE) * 2**15, [2000], atol=1e-3)
+
+
 def test_a_tone_keeps_its_frequency_and_what_would_alias_goes() -> None:
     seconds = np.arange(16000) / 16000
     low, high = (np.sin(2 * np.pi * frequency * seconds).astype(np.float32) for frequency in (440, 7000))

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.image_processing_hq import HQImageProcessor
 from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
-from hq_tokenizers.models.processors import processor_for
+from hq_tokenizers.models.processors import processor_to_share
 from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
@@ -79,11 +79,12 @@ def export_self_contained(
 
     Raises:
         TypeError: If the model is of none of the three kinds, or the front end is not that of such a model.
-        ValueError: If the code of a part is not of this package and cannot be flattened.
+        ValueError: If the code of a part is not of this package and cannot be flattened, or a generator of sounds comes
+            without its front end.
     """
     directory = Path(directory)
     card = create_model_card(model, self_contained=True) if card is None else _of_own_code(card)
-    processor = processor_for(model, feature_extractor)
+    processor = processor_to_share(model, feature_extractor)
     sources = _sources(model, processor)
     model.save_pretrained(directory, max_shard_size=max_shard_size)
     for name, text in sources.items():

@@ -12,7 +12,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from transformers import PreTrainedModel
 
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
-from hq_tokenizers.models.processors import processor_for
+from hq_tokenizers.models.processors import processor_to_share
 from hq_tokenizers.pipelines.code_sampling_pipeline import CodeSamplingPipeline
 from hq_tokenizers.pipelines.pipeline_hq_audio_generation import HQAudioGenerationPipeline
 
@@ -61,11 +61,12 @@ def push_to_hub(
 
     Raises:
         TypeError: If the model is of none of the three kinds, or the front end is not that of such a model.
+        ValueError: For a generator of sounds without its front end.
     """
     pipeline, model = (model, model.model) if isinstance(model, CodeSamplingPipeline) else (None, model)
     if isinstance(pipeline, HQAudioGenerationPipeline):
         feature_extractor = pipeline.processor_of_outputs
-    processor = processor_for(model, feature_extractor) if pipeline is None else pipeline.processor_of_outputs
+    processor = processor_to_share(model, feature_extractor) if pipeline is None else pipeline.processor_of_outputs
     new_card = create_model_card(model, repo_id, self_contained=self_contained)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

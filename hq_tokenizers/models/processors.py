@@ -33,6 +33,25 @@ def processor_for(
     return HQImageProcessor.for_config(config)
 
 
+def processor_to_share(
+    model: PreTrainedModel, front_end: HQFeatureExtractor | None = None
+) -> HQImageProcessor | HQFeatureExtractor | None:
+    """`processor_for` of a model that others shall use.
+
+    Raises:
+        TypeError: As `processor_for` does.
+        ValueError: For a generator of sounds without its front end, with which no pipeline can do anything.
+    """
+    processor = processor_for(model, front_end)
+    config = getattr(model.config, "image_tokenizer_config", None)
+    if processor is None and config is not None and is_of_sound(config):
+        raise ValueError(
+            "A generator of sounds does not know its front end: give feature_extractor=pipeline.feature_extractor, or "
+            "HQFeatureExtractor.from_pretrained of its folder."
+        )
+    return processor
+
+
 def save_processor(
     model: PreTrainedModel, folder: str | os.PathLike[str], front_end: HQFeatureExtractor | None = None
 ) -> None:

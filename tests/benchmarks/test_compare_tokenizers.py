@@ -193,6 +193,14 @@ def test_foreign_records_are_refused_before_others_are_trained(compare, no_train
         compare("--only", "RSQ-VAE L=3")
 
 
+def test_a_damaged_record_is_named(compare, no_training, tmp_path):
+    path = tmp_path / "report" / "small" / "vae-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(SystemExit, match=r"vae-seed0\.json is no record .*: delete it to train anew"):
+        compare("--only", "VAE")
+
+
 def test_a_record_of_another_budget_is_refused(compare, no_training, tmp_path):
     path = tmp_path / "report" / "small" / "vae-seed0.json"
     path.parent.mkdir(parents=True)

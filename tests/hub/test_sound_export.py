@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hq_tokenizers import HQFeatureExtractor, HQGeneratorModel, RQPriorConfig, RQPriorModel, SQVAEModel
-from hq_tokenizers.hub import create_model_card, export_self_contained
+from hq_tokenizers.hub import create_model_card, export_self_contained, push_to_hub
 from hq_tokenizers.models.presets import sq_vae
 
 WITHOUT_THE_PACKAGE = """
@@ -82,6 +82,14 @@ def test_a_front_end_of_another_model_is_refused(generator, front_end, tmp_path)
     for model, given in ((generator, other), (generator.prior, front_end)):
         with pytest.raises(TypeError, match="is not the front end of this"):
             export_self_contained(model, tmp_path, feature_extractor=given)
+
+
+def test_a_generator_without_its_front_end_is_not_shared(generator, tmp_path) -> None:
+    for share in (lambda: export_self_contained(generator, tmp_path / "export"), lambda: push_to_hub(generator, "a/b")):
+        with pytest.raises(ValueError, match="does not know its front end: give feature_extractor="):
+            share()
+    assert not (tmp_path / "export").exists()
+    export_self_contained(generator.image_tokenizer, tmp_path / "tokenizer")
 
 
 def test_the_card_says_how_to_hear_it(generator) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hq_tokenizers import HQFeatureExtractor
 from hq_tokenizers.pipelines.call_arguments import sample_seeds, stream_seeds
 from hq_tokenizers.pipelines.class_labels import resolve_speakers, resolve_speakers_of_sounds
 from hq_tokenizers.pipelines.sound_arguments import decode_sounds, is_single_sound, mark_spans
@@ -40,6 +41,28 @@ def test_spans_mark_the_frames_that_they_touch() -> None:
     assert mark_spans((0.034, 0.036), 100, 5).tolist() == [False, False, False, True, False]
     for frame in range(100):
         assert mark_spans((frame / 100, (frame + 1) / 100), 100, 100).nonzero().tolist() == [[frame]]
+
+
+@pytest.mark.parametrize("span", [(0.1, float("inf")), (float("nan"), 0.2), (0.2, 0.1), (-0.1, 0.1), (0.5, 0.6)])
+def test_spans_that_are_none_are_refused(span) -> None:
+    with pytest.raises(ValueError, match=r"must start within the 0\.50 s of the sound, and end later, got \("):
+        mark_spans(span, 100, 50)
+    with pytest.raises(ValueError, match="spans is empty"):
+        mark_spans([], 100, 50)
+
+
+@pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])
+def test_one_sound_with_its_channels_is_not_taken_for_many(of) -> None:
+    stereo = np.zeros((400, 2), np.float32)
+    with pytest.raises(
+        ValueError, match=r"would be 400 sounds of 2 samples: if it is one sound with its channels, give"
+    ):
+        list(decode_sounds(of(stereo), 8000))
+    with pytest.raises(ValueError, match="would be 400 sounds of 2 samples"):
+        HQFeatureExtractor(16, 8000, 80, 200)(of(stereo))
+    (mean,) = decode_sounds({"audio": of(stereo + np.float32([0.5, 0.1])), "sampling_rate": 8000}, 8000)
+    np.testing.assert_allclose(mean, np.full(400, 0.3, np.float32), atol=1e-7)
+    assert len(list(decode_sounds(of(np.zeros((2, 400), np.float32)), 8000))) == 2
 
 
 def test_speakers_are_labels_of_their_own() -> None:
