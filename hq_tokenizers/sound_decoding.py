@@ -75,10 +75,10 @@ def check_batch(sounds: Any) -> None:
     Raises:
         ValueError: For (n, channels), as scipy and soundfile read files.
     """
-    shape = getattr(sounds, "shape", ())
+    shape: tuple[int, ...] = tuple(getattr(sounds, "shape", ()))
     if len(shape) == 2 and shape[1] <= _MOST_CHANNELS < shape[0]:
         raise ValueError(
-            f"An array {tuple(shape)} would be {shape[0]:,} sounds of {shape[1]} samples: if it is one sound with its "
+            f"An array {shape} would be {shape[0]:,} sounds of {shape[1]} samples: if it is one sound with its "
             'channels, give {"array": samples, "sampling_rate": rate}, or their mean.'
         )
 
