@@ -236,7 +236,7 @@ class TestElboBound:
         layout = model.code_layout()
         codes = Codes((torch.arange(3).reshape(3, 1, 1, 1),), layout)
         means = model.decode(codes).double().flatten(1).numpy()
-        decoder_scale = math.exp(float(model.likelihood.log_variance) / 2)
+        decoder_scale = math.exp(model.likelihood.log_variance.item() / 2)
         log_likelihoods = stats.norm.logpdf(pixels.double().flatten().numpy(), means, decoder_scale).sum(axis=1)
         assert np.ptp(log_likelihoods) > 0.3, "the codes must matter"
         log_evidence = float(np.logaddexp.reduce(log_likelihoods - math.log(3)))
