@@ -206,6 +206,7 @@ def build_single_quantizer(config: SQVAEConfig) -> nn.Module:
         max_elements=config.max_quantizer_elements,
         averages=_build_averages(config, config.codebook_size),
         straight_through=config.bottleneck_gradient == "straight_through",
+        reestimation=_build_reestimation(config),
     )
 
 
@@ -225,6 +226,7 @@ def build_group_quantizer(config: HQVAEConfig, index: int) -> nn.Module:
         averages_for=lambda num_codes: _build_averages(config, num_codes),
         residual_variance=_build_residual_variance(config, len(sizes)),
         straight_through=config.bottleneck_gradient == "straight_through",
+        reestimation=_build_reestimation(config),
     )
 
 
@@ -232,14 +234,6 @@ def _vector_quantizer(
     config: ImageTokenizerConfig, codebook_sizes: Sequence[int], shared: bool
 ) -> ResidualVectorQuantizer:
     """The deterministic quantiser, with a level per codebook size."""
-    reestimation = None
-    if config.reestimation_epochs:
-        reestimation = CodebookReestimation(
-            warmup_epochs=config.warmup_epochs,
-            reestimation_epochs=config.reestimation_epochs,
-            reservoir_size=config.reservoir_size,
-            code_dim=config.codebook_dim,
-        )
     return ResidualVectorQuantizer(
         codebook_sizes,
         config.codebook_dim,
@@ -247,8 +241,20 @@ def _vector_quantizer(
         commitment_weight=config.commitment_weight,
         averages_for=lambda size: _build_averages(config, size),
         linear=config.codebook_update == "linear",
-        reestimation=reestimation,
+        reestimation=_build_reestimation(config),
         max_elements=config.max_quantizer_elements,
+    )
+
+
+def _build_reestimation(config: ImageTokenizerConfig) -> CodebookReestimation | None:
+    """The schedule by which codebooks are estimated from data, if there is one."""
+    if not config.reestimation_epochs:
+        return None
+    return CodebookReestimation(
+        warmup_epochs=config.warmup_epochs,
+        reestimation_epochs=config.reestimation_epochs,
+        reservoir_size=config.reservoir_size,
+        code_dim=config.codebook_dim,
     )
 
 

@@ -112,9 +112,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
             step t.
         restart_threshold: With "ema": a code whose count per batch, and its moving average, are below this, and below
             a quarter of what all would have alike, is replaced by a random vector of the batch; 0 switches it off.
-        warmup_epochs: VQ only: epochs without quantisation, while encoder outputs are collected.
-        reestimation_epochs: VQ only: epochs after the warm-up at whose start the codebook is re-estimated by k-means.
-        reservoir_size: VQ only: encoder outputs collected for the re-estimation.
+        warmup_epochs: VQ and Gaussian quantisers: epochs without quantisation, while encoder outputs are collected.
+        reestimation_epochs: VQ and Gaussian quantisers: epochs after the warm-up at whose start the codebooks are
+            re-estimated by k-means.
+        reservoir_size: With `reestimation_epochs`: encoder outputs collected for it.
         max_quantizer_elements: Largest number of elements of the latents × codes matrix held in memory at once; larger
             batches are quantised in slices.
     """
@@ -290,6 +291,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
     def _purposes(self) -> dict[str, tuple[bool, str]]:
         """Of fields that not every system has a use for: whether this one has, and what they are for."""
         vq, fsq, stochastic = self.quantizer == "vq", self.quantizer == "fsq", self.is_stochastic
+        estimated = self.quantizer in ("vq", "gaussian")
         averages = (vq or stochastic) and self.codebook_update == "ema"
         residual = stochastic and self.variance_update == "residual"
         gaussian_images = not self.is_deterministic and not self.for_label_maps
@@ -327,9 +329,9 @@ class ImageTokenizerConfig(PreTrainedConfig):
             ),
             **dict.fromkeys(("bottleneck_gradient", "variance_update"), (stochastic, "stochastic quantizers")),
             **dict.fromkeys(("variance_factor", "variance_share"), (residual, "variance_update='residual'")),
-            **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (vq, "quantizer='vq'")),
+            **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (estimated, "quantizer='vq' or 'gaussian'")),
             **dict.fromkeys(("ema_decay", "ema_warmup", "restart_threshold"), (averages, "codebook_update='ema'")),
-            "reservoir_size": (vq and self.reestimation_epochs > 0, "quantizer='vq' with reestimation_epochs"),
+            "reservoir_size": (estimated and self.reestimation_epochs > 0, "codebooks with reestimation_epochs"),
             "codebook_learning_rate_factor": (
                 (vq or stochastic) and not averages,
                 "codebooks learned by gradient, not by moving averages",

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import initialization as init
 
 from hq_tokenizers.losses.likelihoods import GaussianImages
+from hq_tokenizers.quantization.codebook import Codebook
 from hq_tokenizers.quantization.moving_averages import FRESH
 from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
@@ -73,7 +73,7 @@ def _batch_norm(module: nn.BatchNorm2d, config: ImageTokenizerConfig) -> None:
     init.zeros_(module.num_batches_tracked)
 
 
-def _codebook(module: StochasticCodebook | VectorCodebook, config: ImageTokenizerConfig) -> None:
+def _codebook(module: Codebook, config: ImageTokenizerConfig) -> None:
     init.normal_(module.weight, std=config.codebook_init_std)
     if module.averages is not None:
         count = max(1.0, FRESH * module.averages.restart_threshold)
@@ -117,7 +117,7 @@ _INITIALIZERS: dict[type | tuple[type, ...], Callable[..., None]] = {
     SpeakerDecoder: _speaker_decoder,
     nn.GroupNorm: _group_norm,
     nn.BatchNorm2d: _batch_norm,
-    (StochasticCodebook, VectorCodebook): _codebook,
+    Codebook: _codebook,
     ResidualVariance: _residual_variance,
     Reservoir: _reservoir,
     CodebookReestimation: _reestimation,

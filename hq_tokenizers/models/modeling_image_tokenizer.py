@@ -19,7 +19,7 @@ from hq_tokenizers.padding import Padding, quantize_real, real_codes
 from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
+from hq_tokenizers.quantization.reestimation import ReestimatedQuantizer
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
@@ -267,16 +267,16 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         Returns:
             Whether codebooks were replaced.
         """
-        replaced = [quantizer.start_epoch(epoch, seed) for quantizer in self._vector_quantizers()]
+        replaced = [quantizer.start_epoch(epoch, seed) for quantizer in self._reestimated_quantizers()]
         return any(replaced)
 
     @property
     def warming_up(self) -> bool:
         """Whether it is in its epochs without quantisation: until they end, its codebooks have learned nothing."""
-        return any(quantizer.warming_up for quantizer in self._vector_quantizers())
+        return any(quantizer.warming_up for quantizer in self._reestimated_quantizers())
 
-    def _vector_quantizers(self) -> list[ResidualVectorQuantizer]:
-        return [module for module in self.modules() if isinstance(module, ResidualVectorQuantizer)]
+    def _reestimated_quantizers(self) -> list[ReestimatedQuantizer]:
+        return [module for module in self.modules() if isinstance(module, ReestimatedQuantizer)]
 
     def codebooks(self) -> tuple[torch.Tensor, ...]:
         """Copies of the code vectors of every level, coarse to fine: float32 tensors (K_l, d), without gradient.

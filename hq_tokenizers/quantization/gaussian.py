@@ -15,6 +15,7 @@ from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
 from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.reestimation import CodebookReestimation, ReestimatedQuantizer
 from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
 from hq_tokenizers.quantization.seeded_relaxation import quantize_grid
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
@@ -64,7 +65,7 @@ class GaussianVariance(nn.Module):
         return (variance + self.floor).clamp_min(MINIMUM_VARIANCE)
 
 
-class GaussianQuantizer(nn.Module):
+class GaussianQuantizer(ReestimatedQuantizer):
     """Gaussian stochastic quantisation of one grid (SQ-VAE, section 3).
 
     Contributes to the negative ELBO, per image in nats:
@@ -82,6 +83,7 @@ class GaussianQuantizer(nn.Module):
         averages: See `StochasticCodebook`.
         straight_through: Whether training draws codes exactly and gives the encoder the decoder's gradient as it is,
             instead of through a relaxed sample; the two terms keep their own gradients.
+        reestimation: Data-dependent re-estimation of the codebook, or None.
     """
 
     supports_codes_only = True
@@ -95,8 +97,9 @@ class GaussianQuantizer(nn.Module):
         max_elements: int,
         averages: MovingAverages | None = None,
         straight_through: bool = False,
+        reestimation: CodebookReestimation | None = None,
     ):
-        super().__init__()
+        super().__init__(1, reestimation)
         self.codebook = StochasticCodebook(
             num_codes, code_dim, gaussian_factors, max_elements, averages, exact_samples=straight_through
         )
@@ -120,7 +123,7 @@ class GaussianQuantizer(nn.Module):
     ) -> QuantizerOutput:
         """Quantises latents (B, h, w, d), see `QuantizerOutput`; which code vectors, see `quantize_grid`."""
         with torch.autocast(latents.device.type, enabled=False):
-            latents = latents.float()
+            encoded = latents = latents.float()
             variance = self._variance(log_variance_map)
             precision = variance.reciprocal()
             noise_energy = 0.0
@@ -138,7 +141,8 @@ class GaussianQuantizer(nn.Module):
             if learning:
                 self._learn(latents, quantized)
                 quantized = straight_through(latents, quantized) if self.straight_through else quantized
-            return QuantizerOutput.of_one_level(latents, quantized, indices, terms, entropy, variance)
+            output = QuantizerOutput.of_one_level(latents, quantized, indices, terms, entropy, variance)
+            return self._as_scheduled(encoded, output) if learning else output
 
     def _learn(self, latents: torch.Tensor, quantized: torch.Tensor) -> None:
         """What follows the training batch by itself, without a gradient."""

@@ -14,11 +14,11 @@ from torch import nn
 from hq_tokenizers.checks import check_value
 from hq_tokenizers.codes import check_code_values, values_are_at_hand
 from hq_tokenizers.evaluation_mode import evaluation_mode
+from hq_tokenizers.quantization.codebook import Codebook
 from hq_tokenizers.quantization.finite_batches import FiniteBatchNorm1d
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.hard_codes import for_codes
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 MASKED_CODE = -1
@@ -45,7 +45,7 @@ class QuantizeLayer(nn.Module):
         self.norm = FiniteBatchNorm1d(dim) if normalize else None
         self.quantizer: Any = quantizer
         for module in self.modules():
-            if isinstance(module, StochasticCodebook | VectorCodebook):
+            if isinstance(module, Codebook):
                 _init_codebook(module)
 
     @property
@@ -207,7 +207,7 @@ class QuantizeLayer(nn.Module):
 
 
 @torch.no_grad()
-def _init_codebook(codebook: StochasticCodebook | VectorCodebook) -> None:
+def _init_codebook(codebook: Codebook) -> None:
     """Normal code vectors, of unit norm before the linear layer of SimVQ, and the averages that give them."""
     linear = isinstance(codebook, VectorCodebook) and codebook.projection is not None
     nn.init.normal_(codebook.weight, std=codebook.weight.shape[1] ** -0.5 if linear else 1.0)

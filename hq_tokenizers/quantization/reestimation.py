@@ -9,13 +9,15 @@ training resumes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from hq_tokenizers.processes import broadcast, is_main_process, main_process_says
+from hq_tokenizers.quantization.codebook import Codebook
 from hq_tokenizers.quantization.finite_batches import all_finite
-from hq_tokenizers.quantization.vector_codebook import VectorCodebook
+from hq_tokenizers.quantization.outputs import QuantizerOutput
 
 KMEANS_ITERATIONS = 20
 SHARED_ROUNDS = 5
@@ -96,7 +98,7 @@ class CodebookReestimation(nn.Module):
         return self.epoch < self.warmup_epochs
 
     @torch.no_grad()
-    def start_epoch(self, epoch: int, codebooks: Sequence[VectorCodebook], num_levels: int, seed: int) -> bool:
+    def start_epoch(self, epoch: int, codebooks: Sequence[Codebook], num_levels: int, seed: int) -> bool:
         """Called before the first step of every epoch (from 0); returns whether the codebooks were replaced.
 
         With a codebook per level, each is estimated on what those before leave over. One that all levels share is
@@ -128,7 +130,55 @@ class CodebookReestimation(nn.Module):
         return enough
 
 
-def _estimate_shared(codebook: VectorCodebook, vectors: torch.Tensor, num_levels: int, seed: int) -> None:
+class ReestimatedQuantizer(nn.Module):
+    """A quantiser of one grid whose codebooks may be re-estimated from data.
+
+    In the warm-up the decoder is given the latents as they are, and the reconstruction is all that is charged. Moving
+    averages, of codebooks and of variances, follow what quantisation would do.
+
+    Args:
+        num_levels: Levels of codes D.
+        reestimation: The schedule, or None.
+    """
+
+    def __init__(self, num_levels: int, reestimation: CodebookReestimation | None):
+        super().__init__()
+        self.num_levels = num_levels
+        self.reestimation = reestimation
+
+    def level_codebooks(self) -> Sequence[Codebook]:
+        """The codebook of every level; the same object where they share it."""
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int, seed: int) -> bool:
+        """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.
+
+        See `CodebookReestimation.start_epoch`.
+        """
+        if self.reestimation is None:
+            return False
+        codebooks = list(dict.fromkeys(self.level_codebooks()))
+        return self.reestimation.start_epoch(epoch, codebooks, self.num_levels, seed)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether quantisation is still switched off in training."""
+        return self.reestimation is not None and bool(self.reestimation.warming_up)
+
+    def _as_scheduled(self, latents: torch.Tensor, output: QuantizerOutput) -> QuantizerOutput:
+        """The output for latents (B, h, w, d) of a training batch, or, in the warm-up, the latents and no loss."""
+        if self.reestimation is None:
+            return output
+        self.reestimation.collect(latents)
+        identity = self.reestimation.warming_up
+        return replace(
+            output,
+            partial_sums=tuple(torch.where(identity, latents, total) for total in output.partial_sums),
+            terms={name: term * ~identity for name, term in output.terms.items()},
+        )
+
+
+def _estimate_shared(codebook: Codebook, vectors: torch.Tensor, num_levels: int, seed: int) -> None:
     codebook.assign(*_main_process_clusters(vectors, codebook.codes, seed))
     for _ in range(SHARED_ROUNDS):
         inputs = [vectors]
@@ -137,7 +187,7 @@ def _estimate_shared(codebook: VectorCodebook, vectors: torch.Tensor, num_levels
         codebook.assign(*_main_process_clusters(torch.cat(inputs), codebook.codes, seed))
 
 
-def _residual(vectors: torch.Tensor, codebook: VectorCodebook) -> torch.Tensor:
+def _residual(vectors: torch.Tensor, codebook: Codebook) -> torch.Tensor:
     return vectors - codebook.codes[codebook.nearest(vectors)]
 
 

@@ -17,12 +17,13 @@ from hq_tokenizers.losses.elbo import categorical_kl, learned_prior_kl, mahalano
 from hq_tokenizers.quantization.functional import gaussian_factors, straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.reestimation import CodebookReestimation, ReestimatedQuantizer
 from hq_tokenizers.quantization.residual_variance import ResidualVariance, level_moments
 from hq_tokenizers.quantization.seeded_relaxation import quantize_grid
 from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
 
 
-class ResidualGaussianQuantizer(nn.Module):
+class ResidualGaussianQuantizer(ReestimatedQuantizer):
     """Gaussian stochastic quantisation of one grid by a sum of D codes (HQ-VAE: an injected layer and its residuals).
 
     Starting from r ← ẑ, level l draws z_l from P̂(b_{l,k}) = softmax_k(−‖r − b_{l,k}‖² / (2 s_l²)) and passes
@@ -42,6 +43,7 @@ class ResidualGaussianQuantizer(nn.Module):
         residual_variance: The variances when they are tied to what the levels leave over; None trains them.
         straight_through: Whether training draws codes exactly and gives the encoder the decoder's gradient as it is,
             instead of through relaxed samples; the terms keep their own gradients.
+        reestimation: Data-dependent re-estimation of the codebooks, or None.
     """
 
     supports_codes_only = True
@@ -59,8 +61,9 @@ class ResidualGaussianQuantizer(nn.Module):
         averages_for: Callable[[int], MovingAverages | None] = lambda num_codes: None,
         residual_variance: ResidualVariance | None = None,
         straight_through: bool = False,
+        reestimation: CodebookReestimation | None = None,
     ):
-        super().__init__()
+        super().__init__(len(codebook_sizes), reestimation)
         self.codebooks = nn.ModuleList(
             StochasticCodebook(
                 size, code_dim, gaussian_factors, max_elements, averages_for(size), exact_samples=straight_through
@@ -72,7 +75,6 @@ class ResidualGaussianQuantizer(nn.Module):
         self.log_variances: nn.Parameter | None = None
         if residual_variance is None:
             self.log_variances = nn.Parameter(torch.empty(len(codebook_sizes)), requires_grad=train_variance)
-        self.num_levels = len(codebook_sizes)
         self.prior_log_variances = nn.Parameter(torch.empty(len(codebook_sizes))) if learned_prior else None
         self.log_variance_range = tuple(log_variance_range)
 
@@ -142,10 +144,11 @@ class ResidualGaussianQuantizer(nn.Module):
                 terms["continuous"] = mahalanobis(residual, variances.sum().reciprocal())
                 terms["discrete"] = torch.stack(discrete).sum()
             level_stats = torch.stack(moments)
-            if temperature is not None and generators is None:
+            learning = temperature is not None and generators is None
+            if learning:
                 self._learn(level_stats)
                 sums = [straight_through(latents.float(), total) for total in sums] if self.straight_through else sums
-            return QuantizerOutput(
+            output = QuantizerOutput(
                 tuple(sums),
                 torch.stack(indices, -1),
                 terms,
@@ -154,6 +157,7 @@ class ResidualGaussianQuantizer(nn.Module):
                 latent_energy=latents.detach().float().square().mean(),
                 residual_energy=level_stats[:, 0],
             )
+            return self._as_scheduled(latents.float(), output) if learning else output
 
     def _learn(self, moments: torch.Tensor) -> None:
         """What follows the training batch by itself, without a gradient; moments (D, d + 2) of the levels."""

@@ -15,11 +15,11 @@ from torch import nn
 from hq_tokenizers.quantization.functional import straight_through
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.reestimation import CodebookReestimation
+from hq_tokenizers.quantization.reestimation import CodebookReestimation, ReestimatedQuantizer
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 
-class ResidualVectorQuantizer(nn.Module):
+class ResidualVectorQuantizer(ReestimatedQuantizer):
     """Nearest-neighbour quantisation by a sum of D codes with a straight-through gradient.
 
     Starting from r ← z, level l takes the code nearest to r and passes r ← r − b on; the recursion runs on detached
@@ -51,14 +51,12 @@ class ResidualVectorQuantizer(nn.Module):
         reestimation: CodebookReestimation | None,
         max_elements: int,
     ):
-        super().__init__()
+        super().__init__(len(codebook_sizes), reestimation)
         self.codebooks = nn.ModuleList(
             VectorCodebook(size, code_dim, averages_for(size), max_elements, linear)
             for size in codebook_sizes[: 1 if shared_codebook else None]
         )
-        self.num_levels = len(codebook_sizes)
         self.commitment_weight = commitment_weight
-        self.reestimation = reestimation
 
     def level_codebooks(self) -> list[VectorCodebook]:
         """The codebook of every level; the same object where they share it."""
@@ -87,19 +85,10 @@ class ResidualVectorQuantizer(nn.Module):
             learning = temperature is not None
             indices, sums = self._quantize(latents.detach(), learning)
             terms = self._terms(latents, sums)
-            partial_sums = [straight_through(latents, total) for total in sums]
-            if self.reestimation is not None and learning:
-                self.reestimation.collect(latents)
-                identity = self.reestimation.warming_up
-                partial_sums = [torch.where(identity, latents, total) for total in partial_sums]
-                terms = {name: term * ~identity for name, term in terms.items()}
-            if learning:
-                for codebook in cast(Sequence[VectorCodebook], self.codebooks):
-                    codebook.end_of_part()
             zeros = latents.new_zeros(self.num_levels)
             remaining = torch.stack([F.mse_loss(total.detach(), latents.detach()) for total in sums])
-            return QuantizerOutput(
-                tuple(partial_sums),
+            output = QuantizerOutput(
+                tuple(straight_through(latents, total) for total in sums),
                 torch.stack(indices, -1),
                 terms,
                 zeros,
@@ -107,21 +96,11 @@ class ResidualVectorQuantizer(nn.Module):
                 latent_energy=latents.detach().square().mean(),
                 residual_energy=remaining,
             )
-
-    def start_epoch(self, epoch: int, seed: int) -> bool:
-        """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.
-
-        See `CodebookReestimation.start_epoch`.
-        """
-        if self.reestimation is None:
-            return False
-        codebooks = cast(Sequence[VectorCodebook], self.codebooks)
-        return self.reestimation.start_epoch(epoch, codebooks, self.num_levels, seed)
-
-    @property
-    def warming_up(self) -> bool:
-        """Whether quantisation is still switched off in training."""
-        return self.reestimation is not None and bool(self.reestimation.warming_up)
+            if not learning:
+                return output
+            for codebook in cast(Sequence[VectorCodebook], self.codebooks):
+                codebook.end_of_part()
+            return self._as_scheduled(latents, output)
 
     def _quantize(self, latents: torch.Tensor, learning: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         residual, total = latents, torch.zeros_like(latents)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from hq_tokenizers.quantization.codebook import Codebook
 from hq_tokenizers.quantization.functional import Factors, entropy_of, in_chunks
 from hq_tokenizers.quantization.moving_averages import MovingAverages
 from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
@@ -20,7 +20,7 @@ from hq_tokenizers.randomness import sample_exponential
 FactorsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Factors]
 
 
-class StochasticCodebook(nn.Module):
+class StochasticCodebook(Codebook):
     """A codebook whose codes are drawn from P̂(z_q = b_k | z).
 
     Args:
@@ -36,8 +36,6 @@ class StochasticCodebook(nn.Module):
             samples.
     """
 
-    weight: torch.Tensor
-
     def __init__(
         self,
         num_codes: int,
@@ -47,15 +45,9 @@ class StochasticCodebook(nn.Module):
         averages: MovingAverages | None = None,
         exact_samples: bool = False,
     ):
-        super().__init__()
+        super().__init__(num_codes, code_dim, averages, max_elements)
         self.exact_samples = exact_samples
         self.factors = factors
-        self.max_elements = max_elements
-        self.averages = averages
-        if averages is None:
-            self.weight = nn.Parameter(torch.empty(num_codes, code_dim))
-        else:
-            self.register_buffer("weight", torch.empty(num_codes, code_dim))
 
     @property
     def codes(self) -> torch.Tensor:
@@ -144,13 +136,6 @@ class StochasticCodebook(nn.Module):
     def _logits(self, latents: torch.Tensor, codes: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         query, key = self.factors(latents, codes, precision)
         return query @ key.T
-
-    def end_of_part(self) -> None:
-        """After every training forward, when all levels have been quantised: follows the moving averages."""
-        moved = None if self.averages is None else self.averages.end_of_part()
-        if moved is not None:
-            with torch.no_grad():
-                self.weight.copy_(moved)
 
     def _sample_in_parts(
         self,

@@ -28,8 +28,8 @@ from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.quantization.codebook import codebook_tensors
 from hq_tokenizers.quantization.moving_averages import set_accumulation
-from hq_tokenizers.quantization.vector_codebook import codebook_tensors
 from hq_tokenizers.reporting.figures import reconstruction_grid, save_curves, save_png
 from hq_tokenizers.reporting.folder_lock import lock_folder
 from hq_tokenizers.reporting.reports import images_per_second, write_report
@@ -309,7 +309,7 @@ class TokenizerStage(Stage):
         warming_up = self.model.warming_up
         if not self.model.start_epoch(epoch, self.config.seed):
             if warming_up and not self.model.warming_up:
-                tracker.say("warning: too few vectors were seen for the codebooks, which stay as they were initialised")
+                tracker.say("warning: too few vectors were seen to estimate the codebooks, which stay as they are")
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
         return codebook_tensors(self.model)

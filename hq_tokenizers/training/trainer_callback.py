@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
-from hq_tokenizers.quantization.vector_codebook import codebook_tensors
+from hq_tokenizers.quantization.codebook import codebook_tensors
 
 
 class ImageTokenizerCallback(TrainerCallback):

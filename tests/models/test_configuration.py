@@ -222,7 +222,11 @@ def test_fields_of_transformers_itself_pass() -> None:
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (SQVAEConfig, {"warmup_epochs": 2, "reestimation_epochs": 2}, "warmup_epochs is for quantizer='vq'"),
+        (
+            SQVAEConfig,
+            {"quantizer": "vmf", "warmup_epochs": 2, "reestimation_epochs": 2},
+            "warmup_epochs is for quantizer=.vq. or .gaussian.",
+        ),
         (
             SQVAEConfig,
             {"quantizer": "none", "codebook_update": "ema"},
@@ -250,7 +254,11 @@ def test_fields_of_transformers_itself_pass() -> None:
             {"quantizer": "vq", "ema_decay": 0.5},
             "ema_decay is for codebook_update='ema'",
         ),
-        (SQVAEConfig, {"quantizer": "vq", "reservoir_size": 5}, "reservoir_size is for .* with reestimation_epochs"),
+        (
+            SQVAEConfig,
+            {"quantizer": "vq", "reservoir_size": 5},
+            "reservoir_size is for codebooks with reestimation_epochs",
+        ),
         (SQVAEConfig, {"quantizer": "none", "gumbel_decay": 0.1}, "gumbel_decay is for stochastic quantizers"),
         (SQVAEConfig, {"quantizer": "none", "codebook_learning_rate_factor": 3.0}, "learned by gradient"),
         (SQVAEConfig, {"quantizer": "none", "commitment_weight": 1.0}, "leave it at 0.25"),

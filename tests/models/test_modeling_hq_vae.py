@@ -565,15 +565,16 @@ class TestState:
         assert {term.dtype for term in output.terms.values()} == {torch.float32}
         assert {value.dtype for value in output.diagnostics.values()} == {torch.float32}
 
-    def test_reestimation_reaches_every_group(self, tmp_path: Path) -> None:
-        model = build("progressive vq", warmup_epochs=1, reestimation_epochs=1, reservoir_size=200).train()
+    @pytest.mark.parametrize("system", ["progressive vq", "hybrid, following"])
+    def test_reestimation_reaches_every_group(self, system: str, tmp_path: Path) -> None:
+        model = build(system, warmup_epochs=1, reestimation_epochs=1, reservoir_size=200).train()
         model.start_epoch(0)
         model(data(16))
         model.save_pretrained(tmp_path)
         again = HQVAEModel.from_pretrained(tmp_path).train()
         assert model.start_epoch(1, seed=2)
         assert again.start_epoch(1, seed=2)
-        fresh = build("progressive vq", warmup_epochs=1, reestimation_epochs=1, reservoir_size=200)
+        fresh = build(system, warmup_epochs=1, reestimation_epochs=1, reservoir_size=200)
         for a, b, c in zip(model.quantizer, again.quantizer, fresh.quantizer, strict=True):
             for first, second, third in zip(a.codebooks, b.codebooks, c.codebooks, strict=True):
                 assert torch.equal(first.weight, second.weight)

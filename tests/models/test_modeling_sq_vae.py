@@ -45,6 +45,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "vq gradient": {"quantizer": "vq"},
     "vq ema": {"quantizer": "vq", "codebook_update": "ema", "restart_threshold": 1.0},
     "robust vq": {"quantizer": "vq", "bottleneck_batch_norm": True, "warmup_epochs": 1, "reestimation_epochs": 1},
+    "estimated gaussian": {**FOLLOWING, "warmup_epochs": 1, "reestimation_epochs": 1},
     "sim vq": {"quantizer": "vq", "codebook_update": "linear"},
     "fsq": {"quantizer": "fsq", "fsq_levels": [8, 2], "codebook_dim": 2},
     "categorical labels": {**LABELS, "likelihood": "categorical"},
@@ -443,23 +444,28 @@ class TestSchedule:
         frozen = model.quantizer.variance.log_variance
         assert all(p is not frozen for group in model.parameter_groups(0.1) for p in group["params"])
 
-    def test_robust_training(self, tmp_path: Path) -> None:
-        model = build("robust vq", reservoir_size=500).train()
+    @pytest.mark.parametrize("system", ["robust vq", "estimated gaussian"])
+    def test_robust_training(self, system: str, tmp_path: Path) -> None:
+        model = build(system, reservoir_size=500).train()
         pixels = data(model.config, 8)
         assert not model.start_epoch(0)
         model.quantizer.reestimation.reservoir.clear()
         output = model(pixels)
-        assert float(output.terms["commitment"]) == float(output.terms["codebook"]) == 0
+        charged = {name for name in output.terms if name != "reconstruction"}
+        assert charged == {"robust vq": {"commitment", "codebook"}}.get(system, {"continuous", "discrete"})
+        assert all(float(output.terms[name].detach()) == 0 for name in charged)
         model.save_pretrained(tmp_path)
         again = SQVAEModel.from_pretrained(tmp_path).train()
         states = []
         for either in (model, again):
-            before = either.quantizer.codebooks[0].weight.clone()
+            (book,) = either.quantizer.level_codebooks()
+            before = book.weight.clone()
             assert either.start_epoch(1, seed=3)
-            states.append(either.quantizer.codebooks[0].weight)
+            states.append(book.weight.clone())
             assert not torch.equal(before, states[-1])
             assert not either.start_epoch(2)
-            assert float(either(pixels).terms["commitment"].detach()) > 0
+            after = either(pixels).terms
+            assert all(float(after[name].detach()) > 0 for name in charged)
         assert torch.equal(*states)
 
 

@@ -1,4 +1,4 @@
-"""Reservoir sampling against the sequential algorithm, k-means on planted clusters, and the schedule."""
+"""Reservoir sampling against the sequential algorithm, k-means on planted clusters, the schedule, and who keeps it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import pytest
 import torch
 from scipy import stats
 
+from hq_tokenizers.quantization.gaussian import GaussianQuantizer
 from hq_tokenizers.quantization.moving_averages import MovingAverages
-from hq_tokenizers.quantization.reestimation import CodebookReestimation, Reservoir, kmeans
+from hq_tokenizers.quantization.reestimation import CodebookReestimation, ReestimatedQuantizer, Reservoir, kmeans
+from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
+from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
 from hq_tokenizers.quantization.vector_codebook import VectorCodebook
 
 ON, OFF = torch.tensor(True), torch.tensor(False)
@@ -165,3 +169,132 @@ class TestSchedule:
         assert schedule.start_epoch(2, books, 1, seed=3)
         assert again.start_epoch(2, more_books, 1, seed=3)
         assert torch.equal(books[0].weight, more_books[0].weight)
+
+
+B, H, W, D, K = 2, 3, 2, 4, 8
+TRAINING = torch.tensor(1.0)
+
+
+def averages(num_codes: int) -> MovingAverages:
+    return MovingAverages(num_codes, D, 0.9, 0.0)
+
+
+def vector_quantizer(update: str, schedule: CodebookReestimation) -> ReestimatedQuantizer:
+    return ResidualVectorQuantizer(
+        (K, K),
+        D,
+        shared_codebook=False,
+        commitment_weight=0.4,
+        averages_for=averages if update == "ema" else lambda size: None,
+        linear=False,
+        reestimation=schedule,
+        max_elements=10**6,
+    )
+
+
+def gaussian_quantizer(update: str, schedule: CodebookReestimation) -> ReestimatedQuantizer:
+    return GaussianQuantizer(
+        K,
+        D,
+        ResidualVariance(1, 0.3, 0.1),
+        dequantization_noise=update == "noise",
+        max_elements=10**6,
+        averages=averages(K) if update == "ema" else None,
+        straight_through=update == "ema",
+        reestimation=schedule,
+    )
+
+
+def residual_gaussian_quantizer(update: str, schedule: CodebookReestimation) -> ReestimatedQuantizer:
+    module = ResidualGaussianQuantizer(
+        (K, K),
+        D,
+        shared_codebook=False,
+        log_variance_range=(-10.0, 5.0),
+        train_variance=True,
+        learned_prior=False,
+        max_elements=10**6,
+        averages_for=averages if update == "ema" else lambda size: None,
+        residual_variance=ResidualVariance(2, 0.3, 0.1) if update == "ema" else None,
+        straight_through=update == "ema",
+        reestimation=schedule,
+    )
+    if module.log_variances is not None:
+        torch.nn.init.zeros_(module.log_variances)
+    return module
+
+
+QUANTIZERS = {
+    "vq, gradient": (vector_quantizer, "gradient"),
+    "vq, averages": (vector_quantizer, "ema"),
+    "gaussian, gradient": (gaussian_quantizer, "gradient"),
+    "gaussian, noise": (gaussian_quantizer, "noise"),
+    "gaussian, averages": (gaussian_quantizer, "ema"),
+    "residual gaussian, gradient": (residual_gaussian_quantizer, "gradient"),
+    "residual gaussian, averages": (residual_gaussian_quantizer, "ema"),
+}
+
+
+@pytest.fixture(params=QUANTIZERS)
+def quantizer(request: pytest.FixtureRequest) -> ReestimatedQuantizer:
+    build, update = QUANTIZERS[request.param]
+    module = build(update, CodebookReestimation(1, 1, 1000, D))
+    for number, book in enumerate(module.level_codebooks()):
+        book.assign(torch.randn(K, D, generator=torch.Generator().manual_seed(number)))
+    return module
+
+
+class TestReestimatedQuantizer:
+    def latents(self, batch: int = B) -> torch.Tensor:
+        return 1.5 * torch.randn(batch, H, W, D, generator=torch.Generator().manual_seed(2))
+
+    def test_warm_up_is_the_identity_without_terms(self, quantizer: ReestimatedQuantizer) -> None:
+        z = self.latents().requires_grad_()
+        output = quantizer(z, TRAINING)
+        assert all(torch.equal(total, z) for total in output.partial_sums)
+        assert all(float(term.detach()) == 0 for term in output.terms.values())
+        loss = torch.stack(list(output.terms.values())).sum() + output.quantized.sum()
+        gradients = torch.autograd.grad(loss, [z, *quantizer.parameters()], materialize_grads=True)
+        assert torch.equal(gradients[0], torch.ones_like(z))
+        assert all(not gradient.any() for gradient in gradients[1:])
+        # What is reported is what quantisation would do.
+        assert output.residual_energy[-1] > 0
+
+    def test_only_training_collects_and_only_the_latents(self, quantizer: ReestimatedQuantizer) -> None:
+        assert quantizer.reestimation is not None
+        z = self.latents()
+        assert not torch.equal(quantizer(z, None).quantized, z)
+        assert len(quantizer.reestimation.reservoir.contents()) == 0
+        quantizer(z, TRAINING)
+        assert torch.equal(quantizer.reestimation.reservoir.contents(), z.flatten(0, 2))
+
+    @pytest.mark.parametrize("quantizer", [name for name in QUANTIZERS if "gaussian" in name], indirect=True)
+    def test_what_training_decodes_can_be_measured_meanwhile(self, quantizer: ReestimatedQuantizer) -> None:
+        assert quantizer.reestimation is not None
+        relaxed = quantizer(self.latents(), TRAINING, generators=[torch.Generator().manual_seed(i) for i in range(B)])
+        assert not torch.equal(relaxed.quantized, self.latents())
+        assert len(quantizer.reestimation.reservoir.contents()) == 0
+
+    def test_averages_follow_in_the_warm_up(self, quantizer: ReestimatedQuantizer) -> None:
+        before = [book.weight.detach().clone() for book in quantizer.level_codebooks()]
+        quantizer(self.latents(), TRAINING)
+        for book, old in zip(quantizer.level_codebooks(), before, strict=True):
+            assert torch.equal(book.weight, old) == (book.averages is None)
+
+    def test_then_codes_are_those_of_k_means_and_training_quantises(self, quantizer: ReestimatedQuantizer) -> None:
+        z = self.latents(40)
+        assert quantizer.warming_up
+        quantizer(z, TRAINING)
+        left_before = quantizer(z, None).residual_energy[-1]
+        assert quantizer.start_epoch(1, seed=3)
+        assert not quantizer.warming_up
+        vectors = z.flatten(0, 2)
+        for book in quantizer.level_codebooks():
+            codes = book.codes.detach()
+            assert torch.equal(codes, kmeans(vectors, K, seed=3)[0])
+            vectors = vectors - codes[torch.cdist(vectors, codes).argmin(-1)]
+        torch.testing.assert_close(quantizer(z, None).residual_energy[-1], vectors.square().mean(), rtol=1e-3, atol=0)
+        assert vectors.square().mean() < left_before
+        after = quantizer(z, TRAINING)
+        assert not torch.equal(after.quantized, z)
+        assert any(float(term.detach()) != 0 for term in after.terms.values())

@@ -165,26 +165,6 @@ def test_shared_codebook_is_one_codebook() -> None:
     assert all(book is first for book in others)
 
 
-def test_warm_up_is_the_identity_without_terms() -> None:
-    module = quantizer(num_levels=1, reestimation=CodebookReestimation(1, 1, 100, D))
-    z = latents().requires_grad_()
-    output = module(z, TRAINING)
-    assert all(torch.equal(total, z) for total in output.partial_sums)
-    assert all(float(term.detach()) == 0 for term in output.terms.values())
-    gradients = torch.autograd.grad(sum(output.terms.values()) + output.quantized.sum(), [z, *module.parameters()])
-    assert torch.equal(gradients[0], torch.ones_like(z))
-    assert all(not gradient.any() for gradient in gradients[1:])
-    # Evaluation quantises all the same, and collects nothing.
-    assert not torch.equal(module(z, None).quantized, z)
-    assert module.reestimation is not None
-    assert int(module.reestimation.reservoir.num_seen) == B * H * W
-
-    module.start_epoch(1, seed=0)
-    after = module(z, TRAINING)
-    assert torch.equal(after.partial_sums[0], module.embed(after.indices)[0])
-    assert float(after.terms["commitment"].detach()) > 0
-
-
 def test_shared_codebook_is_reestimated_for_all_levels() -> None:
     """Three levels that add up to 27 points have them all after it, within a fifth of their spacing."""
     module = quantizer("ema", shared=True, reestimation=CodebookReestimation(1, 1, 1080, D))

@@ -35,6 +35,7 @@ RESIDUAL = {
     **SIZE,
     **SCHEDULE,
 }
+STOCHASTIC = {"preset": "sq_vae_2", "network": "digits", "codebook_size": 16, **SIZE, **SCHEDULE}
 
 
 def _config(folder, model=MODEL, **options):
@@ -43,7 +44,7 @@ def _config(folder, model=MODEL, **options):
     return TokenizerTrainingConfig(data=data, output_dir=str(folder), model=dict(model), **options)
 
 
-@pytest.mark.parametrize("model", [MODEL, RESIDUAL], ids=["gradient", "residual EMA"])
+@pytest.mark.parametrize("model", [MODEL, RESIDUAL, STOCHASTIC], ids=["gradient", "residual EMA", "SQ-VAE-2"])
 def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(tmp_path, model, monkeypatch):
     whole = train_tokenizer(_config(tmp_path / "whole", model, ema_decay=0.9))
     save = TrainingLoop._save
