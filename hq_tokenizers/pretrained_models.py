@@ -38,6 +38,14 @@ def pretrained(name: str) -> str:
     return str(_FOLDER / name.replace("-", "_"))
 
 
+def folder_of(path: str) -> str:
+    """What an option that names a model means: the folder of `pretrained` for its names, anything else as it is.
+
+    A folder of that name in the working directory comes first.
+    """
+    return pretrained(path) if path in pretrained_names() and not Path(path).exists() else path
+
+
 def pretrained_names() -> tuple[str, ...]:
     """The names that `pretrained` knows, in alphabetical order."""
     return tuple(sorted(path.parent.name.replace("_", "-") for path in _FOLDER.glob("*/config.json")))

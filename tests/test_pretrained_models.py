@@ -21,7 +21,8 @@ from hq_tokenizers import (
     pretrained_names,
 )
 from hq_tokenizers.data.loading import load_image_splits
-from hq_tokenizers.data.sound_loading import load_sound_splits
+from hq_tokenizers.data.sound_loading import load_front_end, load_sound_splits
+from hq_tokenizers.models.trained_models import load_generator, load_tokenizer
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.registration import register
 from hq_tokenizers.tensor_files import tensor_types
@@ -53,6 +54,18 @@ def test_names_are_those_of_the_folders():
 def test_an_unknown_name_is_told_the_known_ones(name):
     with pytest.raises(ValueError, match=r"must be one of 'fashion-mnist', 'spoken-digits', got"):
         pretrained(name)
+
+
+def test_options_that_name_a_model_know_them(tmp_path, monkeypatch):
+    """Unless a folder of that name is there."""
+    generator = load_generator("spoken-digits")
+    assert generator.config.name_or_path == str(DIGITS)
+    assert isinstance(load_front_end("spoken-digits", generator.image_tokenizer.config), HQFeatureExtractor)
+    assert load_tokenizer("fashion-mnist").config.image_size == 28
+    monkeypatch.chdir(tmp_path)
+    Path("fashion-mnist").mkdir()
+    with pytest.raises(ValueError, match="generator 'fashion-mnist' is neither the folder"):
+        load_generator("fashion-mnist")
 
 
 def test_a_near_name_is_suggested():

@@ -11,6 +11,7 @@ import yaml
 
 from hq_tokenizers._version import __version__
 from hq_tokenizers.files import write_text
+from hq_tokenizers.pretrained_models import folder_of
 
 _MARK = '"""The page of a generator, written by `hq-tokenizers app --export_space`."""'
 _APP = f'''{_MARK}
@@ -51,7 +52,7 @@ def export_space(generator: str, directory: str | Path) -> Path:
     A generator on the Hub is not copied: app.py names it, and the Space loads it from there.
 
     Args:
-        generator: Folder or Hub id; one that `load_generator_pipeline` accepts.
+        generator: Folder, Hub id or name that `pretrained` knows; one that `load_generator_pipeline` accepts.
         directory: Where to write; created when missing. An earlier export there is replaced.
 
     Returns:
@@ -60,7 +61,7 @@ def export_space(generator: str, directory: str | Path) -> Path:
     Raises:
         ValueError: If the directory holds something else, or the generator itself.
     """
-    directory, source = Path(directory), Path(generator)
+    directory, source = Path(directory), Path(folder_of(generator))
     _check_directory(directory)
     copied = source.is_dir()
     if copied and source.resolve().is_relative_to(directory.resolve()):

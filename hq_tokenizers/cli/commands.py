@@ -91,6 +91,7 @@ COMMANDS = {
             "leaves WAV files, the spectrograms as samples.png, and samples.html, which plays them."
         ),
         examples=(
+            "hq-tokenizers generate --generator fashion-mnist",
             "hq-tokenizers generate --generator runs/prior/generator --class_labels '[3, 7]' --num_images 16",
             "hq-tokenizers generate --generator runs/prior/generator --generation.temperature 0.9 --seed 1",
         ),

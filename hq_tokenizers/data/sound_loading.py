@@ -8,6 +8,7 @@ from transformers import AutoFeatureExtractor, PreTrainedConfig
 
 from hq_tokenizers.feature_extraction_hq import HQFeatureExtractor
 from hq_tokenizers.options.data import DataConfig
+from hq_tokenizers.pretrained_models import folder_of
 from hq_tokenizers.processes import is_main_process
 
 from .classes import read_classes
@@ -51,14 +52,14 @@ def load_front_end(path: str, config: PreTrainedConfig) -> HQFeatureExtractor:
     """The front end that is saved beside a tokenizer.
 
     Args:
-        path: Folder or Hub id of the tokenizer.
+        path: Folder, Hub id or name that `pretrained` knows, of the tokenizer.
         config: Its configuration.
 
     Raises:
         ValueError: If there is none, or one of another form.
     """
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(path)
+        extractor = AutoFeatureExtractor.from_pretrained(folder_of(path))
     except (OSError, ValueError):
         extractor = None
     if not isinstance(extractor, HQFeatureExtractor) or not extractor.suits(config):

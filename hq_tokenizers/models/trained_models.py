@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hq_tokenizers.image_processing_hq import HQImageProcessor
+from hq_tokenizers.pretrained_models import folder_of
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .input_checks import check_beam
@@ -16,7 +17,7 @@ def load_tokenizer(path: str) -> PreTrainedModel:
     """Loads a tokenizer, in evaluation mode; of a generator, the one that it has.
 
     Args:
-        path: Folder or Hub id, as the option `tokenizer` gives it.
+        path: Folder, Hub id or name that `pretrained` knows, as the option `tokenizer` gives it.
 
     Raises:
         ValueError: If there is no model, or one of another kind.
@@ -47,7 +48,7 @@ def load_generator(path: str) -> PreTrainedModel:
     """Loads a generator, in evaluation mode.
 
     Args:
-        path: Folder or Hub id, as the option `generator` gives it.
+        path: Folder, Hub id or name that `pretrained` knows, as the option `generator` gives it.
 
     Raises:
         ValueError: If there is no model, or one of another kind.
@@ -62,6 +63,7 @@ def _is_generator(config: PreTrainedConfig) -> bool:
 
 def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConfig], ...]) -> PreTrainedModel:
     """A generator, or a model whose configuration is one of `besides`."""
+    path = folder_of(path)
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -86,13 +88,13 @@ def load_image_processor(path: str, config: ImageTokenizerConfig) -> HQImageProc
     """The image processor beside a model, or the one that its tokenizer's configuration asks for; None for label maps.
 
     Args:
-        path: Folder or Hub id of the model.
+        path: Folder, Hub id or name that `pretrained` knows, of the model.
         config: Configuration of the tokenizer, of images or label maps.
     """
     if config.for_label_maps:
         return None
     try:
-        processor: HQImageProcessor = AutoImageProcessor.from_pretrained(path)
+        processor: HQImageProcessor = AutoImageProcessor.from_pretrained(folder_of(path))
     except (OSError, ValueError):  # Saved by the model alone.
         processor = HQImageProcessor.for_config(config)
     return processor

@@ -17,7 +17,9 @@ class AppConfig:
         ValueError: If the port is none.
     """
 
-    generator: Annotated[Name | None, "folder or Hub id of a generator; null takes the package's, of clothes"] = None
+    generator: Annotated[
+        Name | None, "folder or Hub id of a generator, or a name of pretrained(); null takes the package's, of clothes"
+    ] = None
     host: Annotated[Name, "address to serve at; 0.0.0.0 lets other machines in, who may then use this one's time"] = (
         "127.0.0.1"
     )

@@ -72,8 +72,13 @@ class EvaluateConfig:
         ValueError: If not exactly one subject is given, an option is for another subject, or a number is out of range.
     """
 
-    tokenizer: Annotated[Name | None, "folder or Hub id of a tokenizer or generator: judges its reconstructions"] = None
-    generator: Annotated[Name | None, "folder or Hub id of a generator: judges its samples against the data"] = None
+    tokenizer: Annotated[
+        Name | None,
+        "folder or Hub id of a tokenizer or generator, or a name of pretrained(): judges its reconstructions",
+    ] = None
+    generator: Annotated[
+        Name | None, "folder or Hub id of a generator, or a name of pretrained(): judges its samples against the data"
+    ] = None
     images: Annotated[Name | None, "folder of images: judges these against the data"] = None
     output_dir: Annotated[Name, "where the report goes"] = "runs/evaluation"
     data: DataConfig = field(default_factory=DataConfig)

@@ -18,7 +18,9 @@ class GenerateConfig:
         ValueError: If a number is out of its range.
     """
 
-    generator: Annotated[Name, "folder or Hub id of a generator"] = "runs/prior/generator"
+    generator: Annotated[Name, "folder or Hub id of a generator, or a name of pretrained(), such as fashion-mnist"] = (
+        "runs/prior/generator"
+    )
     output_dir: Annotated[Name, "folder of the images or sounds to write"] = "runs/samples"
     class_labels: Annotated[
         Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,

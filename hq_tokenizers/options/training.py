@@ -300,7 +300,9 @@ class PriorTrainingConfig(LoopConfig):
 class EncodeConfig:
     """Options of `encode`."""
 
-    tokenizer: Annotated[Name, "folder or Hub id of a trained tokenizer or generator"] = "runs/tokenizer"
+    tokenizer: Annotated[Name, "folder or Hub id of a trained tokenizer or generator, or a name of pretrained()"] = (
+        "runs/tokenizer"
+    )
     output_dir: Annotated[Name, "folder of the codes to write"] = "runs/codes"
     batch_size: Annotated[Count, "images at a time"] = 256
     soft_targets: Annotated[

@@ -32,6 +32,7 @@ from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.pipelines.code_decoding import decode_codes, layout_for, num_speakers
 from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
+from hq_tokenizers.pretrained_models import folder_of
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.priors.likelihood import dense_soft_targets
 from hq_tokenizers.processes import create_accelerator
@@ -184,12 +185,12 @@ def train_prior_and_save_generator(config: PriorTrainingConfig) -> dict[str, Any
 
 
 def save_generator(tokenizer: str, prior: str, output_dir: Path, beam_width: int = 1) -> HQGeneratorModel:
-    """Joins a tokenizer and a prior, each loaded from its folder, and saves the generator with its image processor or
-    front end.
+    """Joins a tokenizer, or that of a generator, and a prior, each loaded from its folder, and saves the generator with
+    its image processor or front end.
 
     The generator chooses the codes of given images as those were that the prior knows, by `beam_width`.
     """
-    generator = HQGeneratorModel.from_sub_models_pretrained(tokenizer, prior)
+    generator = HQGeneratorModel.from_sub_models(load_tokenizer(tokenizer), AutoModel.from_pretrained(prior))
     config = generator.image_tokenizer.config
     set_beam_width(generator.image_tokenizer, beam_width)
     front_end = load_front_end(tokenizer, config) if is_of_sound(config) else None
@@ -351,8 +352,9 @@ def _build_model(
 def _tokenizer_path(config: PriorTrainingConfig, made_the_codes: str) -> str | None:
     """The tokenizer that was asked for, or the one that made the codes where it still is."""
     if config.tokenizer is not None:
-        return config.tokenizer
-    return made_the_codes if Path(made_the_codes, "config.json").is_file() else None
+        return folder_of(config.tokenizer)
+    path = folder_of(made_the_codes)
+    return path if Path(path, "config.json").is_file() else None
 
 
 def _load_tokenizer(

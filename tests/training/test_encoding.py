@@ -14,14 +14,16 @@ import torch
 from PIL import Image
 from transformers import AutoModel
 
+from hq_tokenizers import HQGeneratorModel
 from hq_tokenizers.data.batches import BatchPlan
 from hq_tokenizers.data.encoded import EncodedImages
 from hq_tokenizers.data.feeds import RowFeed
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.presets import hybrid_vae, sq_vae, vq_vae
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.training import EncodeConfig, PriorTrainingConfig
-from hq_tokenizers.priors import RQPriorConfig
+from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
 from hq_tokenizers.training.encoding import _Encoder, encode_images
 from hq_tokenizers.training.prior import train_prior_and_save_generator
 
@@ -108,6 +110,24 @@ def _tiny_hierarchy(folder):
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
     return str(folder)
+
+
+def test_a_prior_on_the_codes_of_a_generator_becomes_one_with_its_tokenizer(tmp_path):
+    tokenizer = AutoModel.from_pretrained(_tiny_hierarchy(tmp_path / "tokenizer"))
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    first = RQPriorModel(RQPriorConfig(code_layout=tokenizer.code_layout().to_dict(), **small))
+    HQGeneratorModel.from_sub_models(tokenizer, first).save_pretrained(tmp_path / "first")
+    encode_images(EncodeConfig(tokenizer=str(tmp_path / "first"), output_dir=str(tmp_path / "codes")))
+    train_prior_and_save_generator(
+        PriorTrainingConfig(
+            codes=str(tmp_path / "codes"),
+            output_dir=str(tmp_path / "prior"),
+            model={"model_type": "rq_prior", **small},
+            max_steps=1,
+        )
+    )
+    second = AutoModel.from_pretrained(tmp_path / "prior" / "generator")
+    assert weights_sha256(second.image_tokenizer) == weights_sha256(tokenizer)
 
 
 def test_codes_of_a_beam(tmp_path):
