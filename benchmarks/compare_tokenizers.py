@@ -64,6 +64,8 @@ from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import read_history
+from hq_tokenizers.training.checkpoints import newest_checkpoint, read_state
+from hq_tokenizers.training.continuation import check_options
 from hq_tokenizers.training.model_options import (
     FROM_DATA,
     build_tokenizer_config,
@@ -146,7 +148,7 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
     """Reads all records and builds what will be trained: the last system's mistake must not wait for the first to end.
 
     Raises:
-        SystemExit: If a record is of something else, or a system, the budget or the data are not acceptable.
+        SystemExit: If a record or a run is of something else, or a system, the budget or the data are not acceptable.
     """
     finished = {name: finished_runs(config, name) for name in config.systems}
     missing = [(name, seed) for name, seed in runs if seed not in [run["seed"] for run in finished[name]]]
@@ -156,6 +158,9 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
             if index == 0:
                 train, _, test = load_splits(training)
             check_model(training, train)
+            checkpoint, _ = newest_checkpoint(Path(training.output_dir))
+            if checkpoint is not None:
+                check_options(training, read_state(checkpoint)["options"], len(train) // training.batch_size)
     if missing:
         _check_judges(config, test)
 

@@ -24,6 +24,7 @@ from transformers import AutoModel
 from hq_tokenizers.cli.messages import errors_as_messages
 from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.loading import load_image_splits
+from hq_tokenizers.hashing import file_sha256
 from hq_tokenizers.image_decoding import decode_image
 from hq_tokenizers.options.reading import options_from_dict
 from hq_tokenizers.options.training import TokenizerTrainingConfig
@@ -77,7 +78,9 @@ def cut(config: Photographs, source: str, split: str, number: int | None) -> str
     """Writes the crops of a file of photographs, all or so many, and returns the name of their file."""
     from datasets import Dataset, Features, Image
 
-    target = Path(config.output_dir) / f"{split}-{config.crop_size}.parquet"
+    # Crops of other photographs, or another number of them, are another file.
+    digest = file_sha256(Path(source))[:12]
+    target = Path(config.output_dir) / f"{split}-{config.crop_size}-{number or 'all'}-{digest}.parquet"
     if not target.exists():
         rows = Dataset.from_parquet(source)
         crops = [crop for row in rows for crop in squares(decode_image(row["image"]).convert("RGB"), config.crop_size)]

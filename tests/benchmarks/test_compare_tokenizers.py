@@ -178,11 +178,12 @@ def test_a_longer_run_in_the_folder_is_no_run_of_this_budget(compare, tmp_path):
     assert not (tmp_path / "report" / "other" / "vae-seed0.json").exists()
 
 
-def test_another_run_in_the_folder_is_refused_with_a_message(compare, tmp_path):
+def test_another_run_in_the_folder_is_refused_before_others_are_trained(compare, tmp_path, request):
     compare("--only", "VAE", "--seeds", "[0]")
+    request.getfixturevalue("no_training")
     message = r"^error: system 'VAE': .*vae/seed0' holds a run of another call \(batch_size was 32, is 16\)"
     with pytest.raises(SystemExit, match=message):
-        compare("--only", "VAE", "--seeds", "[0]", "--name", "other", "--batch_size", "16")
+        compare("--seeds", "[0]", "--name", "other", "--batch_size", "16")
 
 
 def test_foreign_records_are_refused_before_others_are_trained(compare, no_training, tmp_path):
