@@ -46,7 +46,8 @@ def decode_sound(
     """
     shown = name or (f"The sound {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else "The sound")
     if isinstance(source, Mapping) and "array" in source:
-        source, source_rate = np.asarray(source["array"]), source.get("sampling_rate") or source_rate
+        said = source.get("sampling_rate")
+        source, source_rate = np.asarray(source["array"]), source_rate if said is None else said
     elif isinstance(source, Mapping) and {"bytes", "path"} & set(source):
         stored = source.get("bytes")
         source = source.get("path") if stored is None else stored
@@ -58,7 +59,8 @@ def decode_sound(
             samples = samples.T  # scipy and soundfile have channels last
     else:
         raise TypeError(
-            f"{shown} must be a path, the bytes of a sound file or an array of samples, got {type(source).__name__}."
+            f"{shown} must be a path, the bytes of a sound file, an array of samples, or a dict with one of them as "
+            f"'path', 'bytes' or 'array', got {_described(source)}."
         )
     source_rate = sampling_rate if source_rate is None else _checked_rate(source_rate, sampling_rate, shown)
     waveform = resample(_mono(samples, shown), source_rate, sampling_rate)
@@ -67,6 +69,11 @@ def decode_sound(
     if not np.isfinite(waveform).all():
         raise UnreadableSoundError(f"{shown} has samples that are NaN or infinite.")
     return waveform
+
+
+def _described(source: Any) -> str:
+    """The type of what is no sound, of a dict its keys."""
+    return f"a dict with {list(source)}" if isinstance(source, Mapping) else type(source).__name__
 
 
 def check_batch(sounds: Any) -> None:

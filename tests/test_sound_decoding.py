@@ -93,8 +93,10 @@ def test_what_is_no_sound_is_refused_by_name(tmp_path) -> None:
         decode_sound(wav(b"", 2), RATE)
     with pytest.raises(UnreadableSoundError, match="NaN"):
         decode_sound(np.array([np.nan], np.float32), RATE)
-    with pytest.raises(TypeError, match="an array of samples, got int"):
+    with pytest.raises(TypeError, match=r"an array of samples, or a dict .*, got int"):
         decode_sound(3, RATE)
+    with pytest.raises(TypeError, match=r"'path', 'bytes' or 'array', got a dict with \['raw', 'sampling_rate'\]"):
+        decode_sound({"raw": np.zeros(8), "sampling_rate": RATE}, RATE)
     with pytest.raises(ValueError, match=r"shape \(n,\)"):
         decode_sound(np.zeros((2, 2, 2), np.float32), RATE)
 
@@ -115,7 +117,7 @@ def test_rates_of_arrays() -> None:
     samples = np.zeros(80, np.float32)
     assert decode_sound({"array": samples, "sampling_rate": RATE / 2}, RATE).shape == (160,)
     assert decode_sound({"array": samples}, RATE).shape == (80,)
-    for rate in (RATE + 0.5, float("nan"), -1):
+    for rate in (RATE + 0.5, float("nan"), -1, 0):
         with pytest.raises(UnreadableSoundError, match="a whole number from 1"):
             decode_sound({"array": samples, "sampling_rate": rate}, RATE)
 

@@ -137,11 +137,16 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
         figures: Figures of a split: "test" of that file, or a validation's line of metrics.jsonl.
 
     Raises:
-        ValueError: If the figures are of another number of levels, or of a tokenizer that is trained without relaxed
-            samples where the configuration has them.
+        ValueError: If they are no figures of a split, of another number of levels, or of a tokenizer that is trained
+            without relaxed samples where the configuration has them.
     """
-    if "perplexity" not in figures:
+    if not config.has_codes:
         return []
+    if "perplexity" not in figures:
+        raise ValueError(
+            "The figures have no 'perplexity': give those of one split, 'test' of report.json or a validation's line "
+            "of metrics.jsonl."
+        )
     if len(figures["perplexity"]) != len(codebook_sizes):
         raise ValueError(
             f"The figures are of {len(figures['perplexity'])} levels, codebook_sizes are {list(codebook_sizes)}."

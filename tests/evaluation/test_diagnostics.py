@@ -82,6 +82,12 @@ def test_figures_of_other_levels_are_refused():
         )
 
 
+def test_a_whole_report_is_no_figures():
+    report = {"test": figures([400.0], [510], [2.0], [0.5]), "steps": 300}
+    with pytest.raises(ValueError, match="no 'perplexity': give those of one split"):
+        diagnose(SQVAEConfig(), [512], report)
+
+
 def test_figures_without_relaxed_samples_are_refused_where_they_are_drawn():
     measured = figures([400.0, 300.0], [510, 500], [2.0, 3.0], [0.5, 0.6])
     without = {name: value for name, value in measured.items() if name not in ("mse_relaxed", "temperature")}
