@@ -6,7 +6,7 @@ import difflib
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 NULL_LABEL = -1
@@ -30,6 +30,8 @@ class _Words:
     many: str
     attribute: str
     none: str
+    optional: bool = True
+    """Whether an item may have none of them."""
 
 
 _CLASSES = _Words(
@@ -40,6 +42,7 @@ _SPEAKERS = _Words(
     *("speakers", "speaker", "speaker", "speakers", "model.config.speaker_names"),
     "this model knows no speakers, leave speakers out.",
 )
+_NEEDED_SPEAKERS = replace(_SPEAKERS, optional=False)
 
 
 def resolve_class_labels(class_labels: Any, id2label: Mapping[int, str]) -> list[int]:
@@ -72,7 +75,7 @@ def resolve_speakers(speakers: Any, names: Mapping[int, str], needed: bool = Fal
         TypeError: As `resolve_class_labels` does.
         ValueError: Likewise, or if a speaker is needed and not given.
     """
-    found = _resolve_all(speakers, names, _SPEAKERS)
+    found = _resolve_all(speakers, names, _NEEDED_SPEAKERS if needed else _SPEAKERS)
     if needed and NULL_LABEL in found:
         listed = ", ".join(map(repr, list(names.values())[:_MAX_LISTED]))
         raise ValueError(f"This model decodes for a speaker: say who speaks by speakers, such as {listed}.")
@@ -140,15 +143,14 @@ def _resolve(label: Any, id2label: Mapping[int, str], words: _Words) -> int:
             raise TypeError
         index = operator.index(label)
     except TypeError:
-        raise TypeError(
-            f"A {words.label} is a name, an integer, or None for no {words.one}, got {label!r} of type "
-            f"{type(label).__name__}."
-        ) from None
+        accepted = f"a name, an integer, or None for no {words.one}" if words.optional else "a name or an integer"
+        raise TypeError(f"A {words.label} is {accepted}, got {label!r} of type {type(label).__name__}.") from None
     if index != NULL_LABEL and index not in id2label:
         raise ValueError(
             f"{words.label.capitalize()} {index} is out of range: "
             + (
-                f"this model has the {words.many} 0 to {len(id2label) - 1}, and None for no {words.one}."
+                f"this model has the {words.many} 0 to {len(id2label) - 1}"
+                + (f", and None for no {words.one}." if words.optional else ".")
                 if id2label
                 else words.none
             )

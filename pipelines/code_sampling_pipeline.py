@@ -101,7 +101,7 @@ class CodeSamplingPipeline(Pipeline):
         callback_on_step_end: StepCallback | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        check_setting_names(settings, (*self.own_arguments, *_ARGUMENTS))
+        self._check_names(settings)
         # A config given in a call replaces everything the pipeline was built with; settings alone are put over it.
         if generation_config is None:
             defaults = getattr(self, "_forward_params", {})
@@ -118,6 +118,10 @@ class CodeSamplingPipeline(Pipeline):
         if callback_on_step_end is not None:
             forward["callback_on_step_end"] = callback_on_step_end
         return {}, forward, {} if output_type is None else {"output_type": output_type}
+
+    def _check_names(self, settings: Mapping[str, Any]) -> None:
+        """Refuses what is neither a setting of sampling nor an argument; before what depends on one being given."""
+        check_setting_names(settings, (*self.own_arguments, *_ARGUMENTS))
 
     def _sample(
         self,
@@ -160,6 +164,7 @@ class CodeSamplingPipeline(Pipeline):
 
         `sampling` and `settings` are those of `_sample`, and so is the result, of a single item the item's own.
         """
+        self._check_names({name: value for name, value in settings.items() if name not in _ARGUMENTS})
         number, items = self.decoded_items(given)
         labels = self._labels(class_labels, number)
         voices = self.voices(speakers, number)

@@ -118,6 +118,7 @@ class HQAudioGenerationPipeline(CodeSamplingPipeline):
             TypeError: For an argument that is neither one of the above nor a generation setting, or of a wrong type.
             ValueError: For an unknown class or speaker, an id out of range, or a value that is not accepted.
         """
+        self._check_names(generation_settings)
         config, streamed = self.model.config, is_stream(class_labels)
         pairs: Iterable[tuple[int, int | None]]
         if streamed:

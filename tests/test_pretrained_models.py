@@ -192,6 +192,12 @@ def test_reconstructs_real_images(draw, real_images):
     assert errors[-1] < 0.004
 
 
+def test_a_misspelt_argument_is_named_before_what_is_missing(speak):
+    for call in (lambda: speak("7", speaker="theo"), lambda: speak.variations(np.zeros(800), 1, speaker="theo")):
+        with pytest.raises(TypeError, match=r"Unknown argument 'speaker'. Did you mean speakers\?"):
+            call()
+
+
 def test_a_digit_is_spoken_by_whom_it_is_asked_of(speak):
     assert list(speak.model.config.id2label.values()) == list("0123456789")
     assert list(speak.model.config.speaker_names.values()) == SPEAKERS

@@ -79,6 +79,11 @@ def test_speakers_are_labels_of_their_own() -> None:
         resolve_speakers(None, NAMES, needed=True)
     with pytest.raises(TypeError, match="A speaker is a name, an integer, or None for no speaker"):
         resolve_speakers(1.5, NAMES)
+    # Where none is refused, none is not offered.
+    with pytest.raises(ValueError, match=r"the speakers 0 to 1\.$"):
+        resolve_speakers(2, NAMES, needed=True)
+    with pytest.raises(TypeError, match=r"A speaker is a name or an integer, got 1\.5"):
+        resolve_speakers(1.5, NAMES, needed=True)
 
 
 def test_seeds_of_sounds_are_said_to_be_theirs() -> None:
