@@ -418,8 +418,9 @@ def _repeated(
     """Padding and speakers of a batch, for `number` rows that are the batch several times."""
     if padding is not None:
         padding = replace(padding, frames=padding.frames.repeat(number // len(padding.frames), 1))
-    if speaker_ids is not None and len(speaker_ids) and number % len(speaker_ids) == 0:
-        speaker_ids = speaker_ids.repeat(number // len(speaker_ids))
+    # What is no batch of speakers is refused by the decoder.
+    if isinstance(speaker_ids, torch.Tensor) and speaker_ids.ndim == 1 and number % max(1, len(speaker_ids)) == 0:
+        speaker_ids = speaker_ids.repeat(number // max(1, len(speaker_ids)))
     return padding, speaker_ids
 
 

@@ -157,13 +157,19 @@ class SpeakerDecoder(nn.Module):
         """(B, d, h, w) and speakers (B,) → (B, C, H, W).
 
         Raises:
-            ValueError: Without a speaker per item.
+            ValueError: Without a speaker per item, or where the device says so, for one out of range.
         """
-        if speaker_ids is None or speaker_ids.shape != hidden_states.shape[:1]:
-            raise ValueError(
-                f"This tokenizer decodes for a speaker: give speaker_ids, LongTensor ({len(hidden_states)},), from 0 "
-                f"to {self.speakers.num_embeddings - 1}."
-            )
-        embedding = F.embedding(speaker_ids, self.speakers.weight).to(hidden_states.dtype)
+        message = (
+            f"This tokenizer decodes for a speaker: give speaker_ids, LongTensor ({len(hidden_states)},), from 0 to "
+            f"{self.speakers.num_embeddings - 1}"
+        )
+        if not isinstance(speaker_ids, torch.Tensor) or speaker_ids.shape != hidden_states.shape[:1]:
+            raise ValueError(f"{message}.")
+        if speaker_ids.dtype not in (torch.long, torch.int):
+            raise ValueError(f"{message}, got {speaker_ids.dtype}.")
+        try:
+            embedding = F.embedding(speaker_ids, self.speakers.weight).to(hidden_states.dtype)
+        except IndexError as error:  # on the CPU; asking on other devices would wait for them
+            raise ValueError(f"{message}, got {speaker_ids.tolist()}.") from error
         spread = embedding[:, :, None, None].expand(-1, -1, *hidden_states.shape[2:])
         return run(self.decoder, torch.cat([hidden_states, spread], dim=1), padding)
