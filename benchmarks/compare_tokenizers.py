@@ -64,8 +64,7 @@ from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
 from hq_tokenizers.reporting.tracking import read_history
-from hq_tokenizers.training.checkpoints import newest_checkpoint, read_state
-from hq_tokenizers.training.continuation import check_options
+from hq_tokenizers.training.continuation import check_run
 from hq_tokenizers.training.model_options import (
     FROM_DATA,
     build_tokenizer_config,
@@ -158,9 +157,7 @@ def check_systems(config: Comparison, runs: list[tuple[str, int]]) -> None:
             if index == 0:
                 train, _, test = load_splits(training)
             check_model(training, train)
-            checkpoint, _ = newest_checkpoint(Path(training.output_dir))
-            if checkpoint is not None:
-                check_options(training, read_state(checkpoint)["options"], len(train) // training.batch_size)
+            check_run(training, len(train) // training.batch_size)
     if missing:
         _check_judges(config, test)
 

@@ -28,8 +28,8 @@ from hq_tokenizers.cli.scripts import script_options
 from hq_tokenizers.data.images import ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.nearest_images import nearest_difference
+from hq_tokenizers.models.trained_models import load_generator
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.reporting.figures import image_grid, save_png
 
@@ -137,7 +137,7 @@ def main() -> None:
     if train.labels is None or test.labels is None:
         raise SystemExit("error: the data have no classes; set data.label_column.")
     classifier = train_classifier(train, options.epochs, options.seed)
-    generator = HQGeneratorModel.from_pretrained(options.generator).eval()
+    generator = load_generator(options.generator)
     num_classes = len(generator.config.id2label)
     labels = torch.arange(num_classes).repeat(options.samples_per_class)
     settings = settings_from_options(options.generation)

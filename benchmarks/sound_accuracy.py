@@ -32,8 +32,8 @@ from hq_tokenizers.data.images import Batch
 from hq_tokenizers.data.sound import SoundRows
 from hq_tokenizers.data.sound_loading import load_front_end, load_sound_splits
 from hq_tokenizers.evaluation.sound import spectrogram_pictures
+from hq_tokenizers.models.trained_models import load_generator
 from hq_tokenizers.options.data import DataConfig
-from hq_tokenizers.pipelines.modeling_hq_generator import HQGeneratorModel
 from hq_tokenizers.priors.configuration_code_generation import settings_from_options
 from hq_tokenizers.reporting.figures import image_grid, save_png
 from hq_tokenizers.sound_decoding import encode_wav
@@ -115,7 +115,7 @@ def share(found: torch.Tensor, expected: torch.Tensor) -> float:
 @errors_as_messages()
 def main() -> None:
     options = script_options(Options, __doc__)
-    generator = HQGeneratorModel.from_pretrained(options.generator).eval()
+    generator = load_generator(options.generator)
     front_end = load_front_end(options.generator, generator.image_tokenizer.config)
     split = "test_split" if options.data.test_split else "validation_split"
     train, held_out = load_sound_splits(options.data, front_end, "train_split", split)

@@ -19,6 +19,8 @@ from transformers.utils import ModelOutput
 from hq_tokenizers.checked_loading import CheckedLoading
 from hq_tokenizers.codes import CodeLayout, Codes
 from hq_tokenizers.memory import check_samples_memory
+from hq_tokenizers.priors.configuration_code_generation import CodeGenerationConfig
+from hq_tokenizers.priors.modeling_code_prior import CodePriorModel
 from hq_tokenizers.priors.progress import PartialCodes, ProgressLike, StepCallback, show_progress
 from hq_tokenizers.randomness import GeneratorLike, sample_generators
 
@@ -228,6 +230,10 @@ class HQGeneratorModel(CheckedLoading, GenerationMixin):
             ValueError: If a label, a setting, a count or the known codes are not acceptable; the error says what is.
             TypeError: If a label, the generator or `known_codes` is of a wrong type.
         """
+        if isinstance(self.prior, CodePriorModel):
+            # Before the labels: one that is missing may be under a misspelt name.
+            config = self.generation_config if generation_config is None else generation_config
+            CodeGenerationConfig.from_generation_config(config).with_overrides(**overrides)
         labels = resolve_class_labels(class_labels, self.config.id2label or {})
         voices = resolve_speakers(speakers, self.config.speaker_names, self.config.decodes_for_speaker)
         num_inputs = self._count_inputs(class_labels=len(labels), speakers=len(voices), known_codes=known_codes)

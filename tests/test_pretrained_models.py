@@ -20,9 +20,10 @@ from hq_tokenizers import (
     pretrained,
     pretrained_names,
 )
+from hq_tokenizers.app.space import export_space
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.sound_loading import load_front_end, load_sound_splits
-from hq_tokenizers.models.trained_models import load_generator, load_tokenizer
+from hq_tokenizers.models.trained_models import load_generator, load_image_processor, load_tokenizer
 from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.registration import register
 from hq_tokenizers.tensor_files import tensor_types
@@ -61,8 +62,13 @@ def test_options_that_name_a_model_know_them(tmp_path, monkeypatch):
     generator = load_generator("spoken-digits")
     assert generator.config.name_or_path == str(DIGITS)
     assert isinstance(load_front_end("spoken-digits", generator.image_tokenizer.config), HQFeatureExtractor)
-    assert load_tokenizer("fashion-mnist").config.image_size == 28
+    clothes = load_tokenizer("fashion-mnist").config
+    assert clothes.image_size == 28
+    processor = load_image_processor("fashion-mnist", clothes)
+    assert processor.to_dict() == load_image_processor(str(FOLDER), clothes).to_dict()
     monkeypatch.chdir(tmp_path)
+    export_space("fashion-mnist", "space")
+    assert Path("space", "generator", "config.json").read_bytes() == (FOLDER / "config.json").read_bytes()
     Path("fashion-mnist").mkdir()
     with pytest.raises(ValueError, match="generator 'fashion-mnist' is neither the folder"):
         load_generator("fashion-mnist")
@@ -196,6 +202,8 @@ def test_a_misspelt_argument_is_named_before_what_is_missing(speak):
     for call in (lambda: speak("7", speaker="theo"), lambda: speak.variations(np.zeros(800), 1, speaker="theo")):
         with pytest.raises(TypeError, match=r"Unknown argument 'speaker'. Did you mean speakers\?"):
             call()
+    with pytest.raises(ValueError, match="speaker='theo' means nothing"):
+        speak.model.generate("7", speaker="theo")
 
 
 def test_a_digit_is_spoken_by_whom_it_is_asked_of(speak):

@@ -18,7 +18,7 @@ def load_generator_pipeline(generator: str) -> HQGenerationPipeline:
     """Loads a generator of images onto the accelerator there is.
 
     Args:
-        generator: Folder or Hub id.
+        generator: Folder, Hub id or name that `pretrained` knows.
 
     Raises:
         ValueError: If there is no generator, or it does not draw images.

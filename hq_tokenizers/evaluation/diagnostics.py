@@ -134,7 +134,7 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
     Args:
         config: The tokenizer's configuration.
         codebook_sizes: K of every level: "codebook_sizes" of a training's report.json.
-        figures: Figures of a split: "test" of that file, or a validation's line of metrics.jsonl.
+        figures: Figures of a split: "test" of that file, or a line of metrics.jsonl of a validation after the warm-up.
 
     Raises:
         ValueError: If they are no figures of a split, of another number of levels, or of a tokenizer that is trained

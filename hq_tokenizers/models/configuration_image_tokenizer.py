@@ -331,7 +331,10 @@ class ImageTokenizerConfig(PreTrainedConfig):
             **dict.fromkeys(("variance_factor", "variance_share"), (residual, "variance_update='residual'")),
             **dict.fromkeys(("warmup_epochs", "reestimation_epochs"), (estimated, "quantizer='vq' or 'gaussian'")),
             **dict.fromkeys(("ema_decay", "ema_warmup", "restart_threshold"), (averages, "codebook_update='ema'")),
-            "reservoir_size": (estimated and self.reestimation_epochs > 0, "codebooks with reestimation_epochs"),
+            "reservoir_size": (
+                estimated and self.reestimation_epochs > 0,
+                "quantizer='vq' or 'gaussian' with reestimation_epochs",
+            ),
             "codebook_learning_rate_factor": (
                 (vq or stochastic) and not averages,
                 "codebooks learned by gradient, not by moving averages",

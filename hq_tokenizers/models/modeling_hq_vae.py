@@ -101,8 +101,9 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
     ) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
-        In training mode the codes are relaxed samples; in evaluation mode the most probable codes are used, level after
-        level, and everything is deterministic.
+        In training mode the codes are samples, relaxed with the pathwise gradient, and while `warming_up` the decoder
+        gets the latents instead; in evaluation mode the most probable codes are used, level after level, and everything
+        is deterministic.
 
         Args:
             pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the coarsest stride. A model of sound
@@ -362,7 +363,8 @@ class HQVAEModel(ImageTokenizerPreTrainedModel):
         """The decoder's last layer for each of the finest states."""
         if self.training:
             # Together, so that batch normalisation sees in training the mixture that its running averages describe.
-            return list(self._run_decoder(torch.cat(states), padding, speaker_ids).chunk(len(states)))
+            copies = len(states)
+            return list(self._run_decoder(torch.cat(states), padding, speaker_ids, copies).chunk(copies))
         return [self._run_decoder(state, padding, speaker_ids) for state in states]
 
     def _codes(self, quantized: Sequence[QuantizerOutput]) -> Codes:

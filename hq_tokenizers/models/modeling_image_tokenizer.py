@@ -147,8 +147,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         Returns:
             The output of `forward` in evaluation mode, whose codes are the most probable ones, and reconstructions of
             the first n images: "sampled", from codes drawn from P̂, and for models with the pathwise gradient "relaxed",
-            from relaxed samples at the current temperature, which are what training decodes there. None for systems
-            that are not stochastic, or without generators.
+            from relaxed samples at the current temperature, which training decodes there after a warm-up. None for
+            systems that are not stochastic, or without generators.
         """
         padding = self._padding(pixel_values, attention_mask)
         encoded = self._encoded(pixel_values, padding)
@@ -372,15 +372,19 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         return quantize_real(quantizer, padding, latents, temperature, *others, sums=sums, one_by_one=one_by_one)
 
     def _run_decoder(
-        self, hidden_states: torch.Tensor, padding: Padding | None, speaker_ids: torch.Tensor | None
+        self, hidden_states: torch.Tensor, padding: Padding | None, speaker_ids: torch.Tensor | None, copies: int = 1
     ) -> torch.Tensor:
-        """The decoder's last layer; `hidden_states` may be several batches one after the other."""
+        """The decoder's last layer; `hidden_states` may be the batch several times, one after the other."""
         decoder = self.decoder
+        if padding is not None:
+            padding = replace(padding, frames=padding.frames.repeat(copies, 1))
         if isinstance(decoder, SpeakerDecoder):
-            return decoder(hidden_states, *_repeated(len(hidden_states), padding, speaker_ids))
+            # What is no batch of speakers is refused by the decoder.
+            several = isinstance(speaker_ids, torch.Tensor) and speaker_ids.ndim == 1
+            return decoder(hidden_states, padding, speaker_ids.repeat(copies) if several else speaker_ids)
         if speaker_ids is not None:
             raise ValueError("speaker_ids are for tokenizers with num_speakers > 0, which this one does not have.")
-        return run(decoder, hidden_states, _repeated(len(hidden_states), padding, None)[0])
+        return run(decoder, hidden_states, padding)
 
     def _reconstruction(self, decoded: torch.Tensor, padding: Padding | None) -> torch.Tensor:
         """What the decoder's last layer means, 0 where there is padding."""
@@ -410,18 +414,6 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """The loss: the sum of the terms, those that charge for codes and latents times `kl_weight`."""
         weights = {"reconstruction": 1.0, "progressive": 1.0}
         return torch.stack([weights.get(name, self.config.kl_weight) * term for name, term in terms.items()]).sum()
-
-
-def _repeated(
-    number: int, padding: Padding | None, speaker_ids: torch.Tensor | None
-) -> tuple[Padding | None, torch.Tensor | None]:
-    """Padding and speakers of a batch, for `number` rows that are the batch several times."""
-    if padding is not None:
-        padding = replace(padding, frames=padding.frames.repeat(number // len(padding.frames), 1))
-    # What is no batch of speakers is refused by the decoder.
-    if isinstance(speaker_ids, torch.Tensor) and speaker_ids.ndim == 1 and number % max(1, len(speaker_ids)) == 0:
-        speaker_ids = speaker_ids.repeat(number // max(1, len(speaker_ids)))
-    return padding, speaker_ids
 
 
 def unquantized(quantizer: nn.Module, latents: torch.Tensor) -> torch.Tensor:

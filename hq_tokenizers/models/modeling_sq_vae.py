@@ -104,8 +104,9 @@ class SQVAEModel(ImageTokenizerPreTrainedModel):
     ) -> ImageTokenizerOutput:
         """Reconstructs images and computes the negative ELBO.
 
-        In training mode the codes are relaxed samples and the loss is an unbiased estimate for the relaxed model; in
-        evaluation mode the most probable codes are used and everything is deterministic.
+        In training mode the codes are samples, relaxed with the pathwise gradient, for whose model the loss is then an
+        unbiased estimate, and while `warming_up` the decoder gets the latents instead; in evaluation mode the most
+        probable codes are used and everything is deterministic.
 
         Args:
             pixel_values: (B, C, H, W), floats in [0, 1]; H and W multiples of the stride. A model of label maps takes

@@ -256,7 +256,10 @@ class PriorTrainingConfig(LoopConfig):
 
     output_dir: OutputDir = "runs/prior"
     codes: Annotated[Name, "folder that `encode` wrote"] = "runs/codes"
-    tokenizer: Annotated[Name | None, "the tokenizer, for sample images; null takes the one that made the codes"] = None
+    tokenizer: Annotated[
+        Name | None,
+        "folder of the tokenizer, or of a generator with it, for sample images; null takes the one that made the codes",
+    ] = None
     conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
     soft_targets: Annotated[
         bool,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, mahalanobis
@@ -153,10 +152,6 @@ class GaussianQuantizer(ReestimatedQuantizer):
     def level_codebooks(self) -> list[StochasticCodebook]:
         """The codebook of every level: one."""
         return [self.codebook]
-
-    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
-        """Code vectors of codes (B, h, w, 1): a list of one (B, h, w, d)."""
-        return [F.embedding(indices[..., 0], self.codebook.codes)]
 
     def log_probabilities(self, latents: torch.Tensor, log_variance_map: torch.Tensor | None) -> torch.Tensor:
         """Log P̂(z_q = b_k | z), (B, h, w, K)."""

@@ -13,7 +13,8 @@ class QuantizerOutput:
 
     Args:
         partial_sums: Code vectors summed over the first 1, …, D levels: D tensors (B, h, w, d). Relaxed while a
-            stochastic quantiser trains, with a straight-through gradient from the deterministic ones.
+            stochastic quantiser trains, with a straight-through gradient from the deterministic ones; in a warm-up the
+            latents themselves.
         indices: Hard codes, LongTensor (B, h, w, D); None for a continuous bottleneck.
         terms: The quantiser's contributions to the loss, scalars; none `for_codes`.
         entropy: Mean entropy of P̂ per position in nats, (D,); zeros for deterministic quantisers, and `for_codes`.

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.processes import broadcast, is_main_process, main_process_says
 from hq_tokenizers.quantization.codebook import Codebook
 from hq_tokenizers.quantization.finite_batches import all_finite
 from hq_tokenizers.quantization.outputs import QuantizerOutput
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 
 KMEANS_ITERATIONS = 20
 SHARED_ROUNDS = 5
@@ -134,7 +136,7 @@ class ReestimatedQuantizer(nn.Module):
     """A quantiser of one grid whose codebooks may be re-estimated from data.
 
     In the warm-up the decoder is given the latents as they are, and the reconstruction is all that is charged. Moving
-    averages, of codebooks and of variances, follow what quantisation would do.
+    averages, of codebooks and of variances, follow what quantisation would do; what is trained, stands still.
 
     Args:
         num_levels: Levels of codes D.
@@ -150,6 +152,11 @@ class ReestimatedQuantizer(nn.Module):
         """The codebook of every level; the same object where they share it."""
         raise NotImplementedError
 
+    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
+        """Code vectors of codes (B, h, w, D'), D' ≤ D: one (B, h, w, d) per level."""
+        columns = indices.unbind(-1)
+        return [F.embedding(i, book.codes) for i, book in zip(columns, self.level_codebooks(), strict=False)]
+
     def start_epoch(self, epoch: int, seed: int) -> bool:
         """Runs the re-estimation that is due at the start of an epoch; returns whether codebooks were replaced.
 
@@ -158,7 +165,11 @@ class ReestimatedQuantizer(nn.Module):
         if self.reestimation is None:
             return False
         codebooks = list(dict.fromkeys(self.level_codebooks()))
-        return self.reestimation.start_epoch(epoch, codebooks, self.num_levels, seed)
+        replaced = self.reestimation.start_epoch(epoch, codebooks, self.num_levels, seed)
+        for module in self.modules() if replaced else ():
+            if isinstance(module, ResidualVariance):
+                module.restart()
+        return replaced
 
     @property
     def warming_up(self) -> bool:

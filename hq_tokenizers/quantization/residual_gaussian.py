@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.losses.elbo import categorical_kl, learned_prior_kl, mahalanobis
@@ -95,11 +94,6 @@ class ResidualGaussianQuantizer(ReestimatedQuantizer):
         """Clamped to the range, with the gradient of the identity: a level that overshoots finds its way back."""
         value = log_variance.float()
         return value + (value.clamp(*self.log_variance_range) - value).detach()
-
-    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
-        """Code vectors of codes (B, h, w, D'), D' ≤ D: one (B, h, w, d) per level."""
-        columns = indices.unbind(-1)
-        return [F.embedding(i, book.codes) for i, book in zip(columns, self.level_codebooks(), strict=False)]
 
     def forward(
         self,

@@ -57,6 +57,10 @@ class ResidualVariance(nn.Module):
         energy, spread = snapshot(self.energy), snapshot(self.spread)
         return torch.maximum(self.factor * energy.float(), self.share * spread.float())
 
+    def restart(self) -> None:
+        """Lets the averages soon forget what they are: of codes that were replaced at once."""
+        self.step.zero_()
+
     @torch.no_grad()
     def observe(self, moments: torch.Tensor) -> None:
         """Takes the `level_moments` of every level in a forward pass of training, (L, d + 2)."""

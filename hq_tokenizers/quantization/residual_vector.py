@@ -63,11 +63,6 @@ class ResidualVectorQuantizer(ReestimatedQuantizer):
         codebooks = cast(Sequence[VectorCodebook], self.codebooks)
         return [codebooks[min(level, len(codebooks) - 1)] for level in range(self.num_levels)]
 
-    def embed(self, indices: torch.Tensor) -> list[torch.Tensor]:
-        """Code vectors of codes (B, h, w, D'), D' ≤ D: one (B, h, w, d) per level."""
-        columns = indices.unbind(-1)
-        return [F.embedding(i, book.codes) for i, book in zip(columns, self.level_codebooks(), strict=False)]
-
     def forward(
         self,
         latents: torch.Tensor,

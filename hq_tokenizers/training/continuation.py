@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hq_tokenizers.options.reading import options_from_dict, options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.reporting.reports import changes, check_same_call
+
+from .checkpoints import newest_checkpoint, read_state
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 # Where images, codes and pretrained weights come from may change, too, since their hashes may not: see `check_inputs`.
@@ -21,6 +24,32 @@ _FREE_SECTION_OPTIONS = {
     "perceptual": {"weights"},
     "model": {"from_autoencoder"},
 }
+
+
+def check_run(config: LoopConfig, steps_per_epoch: int) -> None:
+    """Refuses an output folder early for what a run into it would find wrong with the run that it holds.
+
+    Raises:
+        ValueError: See `check_checkpoints` and `check_options`.
+    """
+    output_dir = Path(config.output_dir)
+    checkpoint, problems = newest_checkpoint(output_dir)
+    check_checkpoints(output_dir, checkpoint, problems)
+    if checkpoint is not None:
+        check_options(config, read_state(checkpoint)["options"], steps_per_epoch)
+
+
+def check_checkpoints(output_dir: Path, checkpoint: Path | None, problems: Sequence[str]) -> None:
+    """Checks what `newest_checkpoint` has found.
+
+    Raises:
+        ValueError: If there are checkpoints, and all are damaged.
+    """
+    if checkpoint is None and problems:
+        raise ValueError(
+            f"{output_dir} holds a run whose checkpoints are all damaged ({'; '.join(problems)}): put a copy of one "
+            "back, or delete them to start over, or choose another output_dir."
+        )
 
 
 def count_steps(options: Mapping[str, Any], steps_per_epoch: int) -> int:

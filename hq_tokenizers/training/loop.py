@@ -28,10 +28,10 @@ from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_checkpoint, weights_damage
-from .continuation import check_inputs, check_options, count_steps
+from .continuation import check_checkpoints, check_inputs, check_options, count_steps
 from .interruption import Interruption
 from .log_window import LogWindow
-from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning
+from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning, without_gradients
 from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
@@ -142,8 +142,11 @@ class TrainingLoop:
                         break
 
     def _forget_past(self, replaced: list[torch.Tensor]) -> None:
-        """What optimiser and average know of these tensors belongs to values that are gone."""
-        for tensor in replaced:
+        """What optimiser and average know of these tensors belongs to values that are gone.
+
+        With them the optimiser forgets what had no gradient while they were not in use.
+        """
+        for tensor in [*replaced, *without_gradients(self.optimizer)] if replaced else ():
             self.optimizer.state.pop(tensor, None)
         if self.average is not None:
             self.average.take_over(self.model, replaced)
@@ -301,12 +304,8 @@ class TrainingLoop:
     def _resume(self) -> list[str]:
         """Goes back to the newest checkpoint that is not damaged; returns what there is to warn of."""
         checkpoint, problems = main_process_finds(newest_checkpoint(self.output_dir))
+        check_checkpoints(self.output_dir, checkpoint, problems)
         if checkpoint is None:
-            if problems:
-                raise ValueError(
-                    f"{self.output_dir} holds a run whose checkpoints are all damaged ({'; '.join(problems)}): put a "
-                    "copy of one back, or delete them to start over, or choose another output_dir."
-                )
             return []
         earlier = read_state(checkpoint)
         check_options(self.config, earlier["options"], self.feed.steps_per_epoch)

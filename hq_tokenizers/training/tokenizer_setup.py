@@ -175,12 +175,12 @@ def check_warmup(
             f"epochs ({warmup} steps), and its codebooks are estimated after them: train for longer (epochs, "
             "max_steps), or set model.warmup_epochs lower."
         )
-    # Codebooks are estimated from what the first process saw.
-    images = warmup * config.batch_size // num_processes
+    # Codebooks are estimated from what the first process saw in the last epoch of the warm-up.
+    images = steps_per_epoch * config.batch_size // num_processes
     for group in model.code_layout().groups:
         vectors = min(images * group.num_positions, model.config.reservoir_size)
         if vectors < max(group.codebook_sizes):
             raise ValueError(
                 f"A codebook of {max(group.codebook_sizes)} codes cannot be estimated from the {vectors} vectors that "
-                "are kept before: raise model.reservoir_size or model.warmup_epochs, or use fewer codes."
+                "are kept of the epoch before: raise model.reservoir_size, use fewer codes, or more images."
             )

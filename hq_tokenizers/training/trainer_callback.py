@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
 from hq_tokenizers.quantization.codebook import codebook_tensors
+from hq_tokenizers.training.optimization import without_gradients
 
 
 class ImageTokenizerCallback(TrainerCallback):
@@ -41,9 +42,10 @@ class ImageTokenizerCallback(TrainerCallback):
         epoch = state.epoch or 0.0
         # A run that continues in the middle of an epoch announces it again.
         if epoch == int(epoch) and kwargs["model"].start_epoch(int(epoch), args.seed):
-            # What the optimiser knows of the codebooks belongs to values that are gone.
-            for tensor in codebook_tensors(kwargs["model"]):
-                kwargs["optimizer"].state.pop(tensor, None)
+            # What the optimiser knows belongs to codebooks that are gone, and to a time when nothing was quantised.
+            optimizer = kwargs["optimizer"]
+            for tensor in [*codebook_tensors(kwargs["model"]), *without_gradients(optimizer)]:
+                optimizer.state.pop(tensor, None)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts an optimiser step."""

@@ -336,6 +336,7 @@ def test_a_vq_vae_is_told_one_remedy_after_the_other(perplexity, active, symptom
     )
     if symptom:
         assert config.is_stochastic
+        assert (config.warmup_epochs, config.reestimation_epochs) == (2, 2)  # stochastic codes can have them, too
     else:
         assert diagnose(config, [512], figures([perplexity], [active], [0.0], [0.0])) == []
 

@@ -257,7 +257,7 @@ def test_fields_of_transformers_itself_pass() -> None:
         (
             SQVAEConfig,
             {"quantizer": "vq", "reservoir_size": 5},
-            "reservoir_size is for codebooks with reestimation_epochs",
+            "reservoir_size is for quantizer=.vq. or .gaussian. with reestimation_epochs",
         ),
         (SQVAEConfig, {"quantizer": "none", "gumbel_decay": 0.1}, "gumbel_decay is for stochastic quantizers"),
         (SQVAEConfig, {"quantizer": "none", "codebook_learning_rate_factor": 3.0}, "learned by gradient"),

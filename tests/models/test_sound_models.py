@@ -336,7 +336,14 @@ def test_speakers_reach_the_decoder_and_nothing_else() -> None:
     assert not torch.allclose(first.reconstruction[1], second.reconstruction[1])
     with pytest.raises(ValueError, match="give speaker_ids"):
         model(sound)
-    for wrong in ([0, 1], torch.tensor(1), torch.tensor([]), torch.tensor([0.0, 1.0]), torch.tensor([0, 3])):
+    for wrong in (
+        [0, 1],
+        torch.tensor(1),
+        torch.tensor([]),
+        torch.tensor([0]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([0, 3]),
+    ):
         with pytest.raises(ValueError, match=r"give speaker_ids, LongTensor \(2,\), from 0 to 2"):
             model.decode(first.codes, speaker_ids=wrong)
     with pytest.raises(ValueError, match="num_speakers > 0"):

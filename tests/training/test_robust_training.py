@@ -113,11 +113,14 @@ def test_a_run_whose_codebook_would_stay_random_is_refused(tmp_path, options, mo
     assert not list_checkpoints(tmp_path)
 
 
+@pytest.mark.parametrize("warmup_epochs", [1, 2])
 @pytest.mark.parametrize(("num_processes", "refused"), [(1, False), (2, True)])
-def test_only_what_the_first_process_sees_counts(num_processes, refused):
-    """20 images of 16 positions: 320 vectors, 160 for each of two processes."""
+def test_only_what_the_first_process_sees_in_an_epoch_counts(num_processes, refused, warmup_epochs):
+    """20 images of 16 positions: 320 vectors, 160 for each of two processes, however long the warm-up."""
     rows = load_image_splits(DataConfig(train_split="train[:20]"), "train_split")[0]
-    model = AutoModel.from_config(robust_vq_vae("digits", codebook_size=200, warmup_epochs=1, hidden_size=8))
+    model = AutoModel.from_config(
+        robust_vq_vae("digits", codebook_size=200, warmup_epochs=warmup_epochs, hidden_size=8)
+    )
     config = _config("unused", epochs=3)
     with pytest.raises(ValueError, match=r"200 codes cannot be .* the 160 vectors") if refused else nullcontext():
         check_warmup(config, model, rows, num_processes)
