@@ -84,6 +84,21 @@ def test_what_was_learned_of_the_old_codebook_is_forgotten(tmp_path, monkeypatch
     assert [f"Epoch {epoch}: codebooks replaced" in printed for epoch in range(5)] == [False, False, True, True, False]
 
 
+def test_variances_that_stood_still_begin_anew(tmp_path, monkeypatch):
+    """Of 20 steps without a gradient Adam would know a second moment of zero, and step too far."""
+    forget, seen = TrainingLoop._forget_past, []
+
+    def record(loop, replaced):
+        known = loop.model.quantizer.variance.log_variance in loop.optimizer.state
+        forget(loop, replaced)
+        seen.append((known, loop.model.quantizer.variance.log_variance in loop.optimizer.state))
+
+    monkeypatch.setattr(TrainingLoop, "_forget_past", record)
+    model = {"preset": "sq_vae", "recipe": "paper", "network": "digits", "codebook_size": 16, **SIZE, **SCHEDULE}
+    train_tokenizer(_config(tmp_path, model))
+    assert seen == [(False, False), (True, True), (True, False), (True, True), (True, True)]
+
+
 def test_validations_before_anything_is_quantised_decide_nothing(tmp_path, monkeypatch, capsys):
     judged = []
     judge = TrainingLoop._judge
