@@ -380,8 +380,9 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             padding = replace(padding, frames=padding.frames.repeat(copies, 1))
         if isinstance(decoder, SpeakerDecoder):
             # What is no batch of speakers is refused by the decoder.
-            several = isinstance(speaker_ids, torch.Tensor) and speaker_ids.ndim == 1
-            return decoder(hidden_states, padding, speaker_ids.repeat(copies) if several else speaker_ids)
+            if isinstance(speaker_ids, torch.Tensor) and speaker_ids.ndim == 1:
+                speaker_ids = speaker_ids.repeat(copies)
+            return decoder(hidden_states, padding, speaker_ids)
         if speaker_ids is not None:
             raise ValueError("speaker_ids are for tokenizers with num_speakers > 0, which this one does not have.")
         return run(decoder, hidden_states, padding)
