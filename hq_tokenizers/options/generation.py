@@ -24,7 +24,7 @@ class GenerateConfig:
     output_dir: Annotated[Name, "folder of the images or sounds to write"] = "runs/samples"
     class_labels: Annotated[
         Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,
-        "class names or ids, as in [cat, dog]; null draws every class, or none",
+        "class names or ids, as in [cat, dog], -1 for no class; null draws every class, or none",
     ] = None
     speakers: Annotated[
         Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,

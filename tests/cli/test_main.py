@@ -254,6 +254,12 @@ def test_a_folder_holds_the_images_of_one_call(generator_folder, tmp_path, capsy
     assert sorted(path.name for path in tmp_path.glob("0*.png")) == names
 
 
+def test_no_class_among_classes(generator_folder, tmp_path):
+    words = ["generate", "--generator", str(generator_folder / "generator"), "--num_images", "1"]
+    main([*words, "--class_labels", "[-1, a b]", "--output_dir", str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.glob("0*.png")) == ["00000-no-class.png", "00001-a-b.png"]
+
+
 def test_only_the_main_process_writes(generator_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     main(["generate", "--generator", str(generator_folder / "generator"), "--output_dir", str(tmp_path / "samples")])
