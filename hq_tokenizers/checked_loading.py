@@ -85,6 +85,23 @@ class CheckedLoading(PreTrainedModel):
         _check_values(model, types, source)
         return (model, info) if with_info else model
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves the model as transformers does, without the `spent_buffers` of its modules, which are empty.
+
+        Args:
+            save_directory: The folder.
+            *args: As transformers takes them.
+            **kwargs: Likewise.
+        """
+        always = self._keys_to_ignore_on_save
+        modules = list(self.named_modules())
+        spent = {f"{name}.{buffer}" for name, module in modules for buffer in getattr(module, "spent_buffers", ())}
+        self._keys_to_ignore_on_save = {*(always or ()), *spent}
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self._keys_to_ignore_on_save = always
+
 
 def _local_files(where: str, arguments: dict[str, Any]) -> tuple[list[Path], dict[str, str]]:
     """The weight files of a folder, if it is one, and the types of their tensors."""

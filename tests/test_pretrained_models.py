@@ -74,6 +74,13 @@ def test_options_that_name_a_model_know_them(tmp_path, monkeypatch):
         load_generator("fashion-mnist")
 
 
+@pytest.mark.parametrize("name", ["fashion-mnst", "Fashion_MNIST"])
+def test_a_misspelt_name_is_not_looked_for_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=rf"tokenizer '{name}' is neither .* Did you mean fashion-mnist\?"):
+        load_tokenizer(name)
+
+
 def test_a_near_name_is_suggested():
     with pytest.raises(ValueError, match=r"Did you mean fashion-mnist\?"):
         pretrained("fashion_mnist")

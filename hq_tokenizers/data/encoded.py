@@ -139,25 +139,29 @@ class EncodedImages:
         write_codes(folder, splits, description)
 
     @staticmethod
-    def check_folder(folder: str | Path, splits: Iterable[str]) -> None:
+    def check_folder(folder: str | Path, splits: Iterable[str]) -> bool:
         """Checks that `save` would replace nothing but codes.
 
         Args:
             folder: Where they are to go.
             splits: Names of the splits.
 
+        Returns:
+            Whether it would replace codes.
+
         Raises:
-            FileExistsError: If it would.
+            FileExistsError: If it would replace something else.
         """
         root = Path(folder)
         if (root / DESCRIPTION).is_file() or (root / _NEW / DESCRIPTION).is_file():
-            return
+            return True
         strange = [name for name in (*splits, "dataset_dict.json") if (root / name).exists()]
         if strange:
             raise FileExistsError(
                 f"output_dir {str(folder)!r} holds {', '.join(strange)}, which no `encode` wrote (no {DESCRIPTION}), "
                 "and which codes would replace: choose another output_dir."
             )
+        return False
 
     @staticmethod
     def load_description(folder: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from hq_tokenizers.checks import CodebookSize, check_value
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.presets import FIRM_SUM
@@ -137,9 +138,15 @@ def diagnose(config: ImageTokenizerConfig, codebook_sizes: Sequence[int], figure
         figures: Figures of a split: "test" of that file, or a line of metrics.jsonl of a validation after the warm-up.
 
     Raises:
+        TypeError: If `config` is no tokenizer's configuration, or `figures` no dictionary.
         ValueError: If they are no figures of a split, of another number of levels, or of a tokenizer that is trained
             without relaxed samples where the configuration has them.
     """
+    if not isinstance(config, ImageTokenizerConfig):
+        raise TypeError(f"config must be that of a tokenizer, as model.config, got {type(config).__name__}.")
+    if not isinstance(figures, Mapping):
+        raise TypeError(f"figures must be a dictionary, 'test' of report.json, got {type(figures).__name__}.")
+    check_value("codebook_sizes", codebook_sizes, list[CodebookSize] | tuple[CodebookSize, ...])
     if not config.has_codes:
         return []
     if "perplexity" not in figures:

@@ -94,6 +94,7 @@ class HQVAEConfig(ImageTokenizerConfig):
     def _check_relations(self) -> None:
         super()._check_relations()
         groups = self.groups
+        self._check_reservoir(max(size for group in groups for size in group.codebook_sizes))
         if any(coarse.stride <= fine.stride for coarse, fine in itertools.pairwise(groups)):
             raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
         if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):

@@ -217,6 +217,14 @@ class ImageTokenizerConfig(PreTrainedConfig):
         self.coarsest_grid(self.image_size, f"image_size and {self.stride_field} do not go together. ")
         super().__post_init__(**kwargs)
 
+    def _check_reservoir(self, most_codes: int) -> None:
+        """Refuses a reservoir from which the largest codebook could never be estimated."""
+        if self.reestimation_epochs and self.reservoir_size < most_codes:
+            raise ValueError(
+                f"reservoir_size must be at least the {most_codes} codes of the largest codebook, which are estimated "
+                f"from it, got {self.reservoir_size}."
+            )
+
     def _check_relations(self) -> None:
         """Refuses values that are right alone and wrong together."""
         if self.gumbel_min_temperature > self.gumbel_temperature:

@@ -73,6 +73,7 @@ class SQVAEConfig(ImageTokenizerConfig):
     def _check_relations(self) -> None:
         super()._check_relations()
         self._apply_fsq_levels()
+        self._check_reservoir(self.codebook_size)
         if self.variance_update == "residual" and self.variance_type != "I":
             raise ValueError(
                 f"variance_update='residual' ties one variance to what the codes leave over; variance_type "

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
-from hq_tokenizers.checks import check_choice
+from hq_tokenizers.checks import Range, Seed, check_choice, check_value
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
+from hq_tokenizers.quantization.codebook import codebook_tensors
 from hq_tokenizers.quantization.finite_scalar import FiniteScalarQuantizer
 from hq_tokenizers.quantization.full_precision import without_rounding
 from hq_tokenizers.quantization.outputs import QuantizerOutput
-from hq_tokenizers.quantization.reestimation import ReestimatedQuantizer
+from hq_tokenizers.quantization.reestimation import ReestimatedQuantizer, forget_past
 from hq_tokenizers.quantization.temperature import GumbelTemperature
 from hq_tokenizers.quantization.usage import active_codes, code_counts, code_entropy
 from hq_tokenizers.quantization.von_mises_fisher import VonMisesFisherQuantizer
@@ -86,6 +88,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
     _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen|step)$)", r"likelihood\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
+    # Finished models are saved without.
+    _keys_to_ignore_on_load_missing = [r"\.reestimation\.reservoir\."]  # noqa: RUF012
     # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -257,17 +261,34 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """Both sides of an image must be multiples of this."""
         return self.config.stride
 
-    def start_epoch(self, epoch: int, seed: int = 0) -> bool:
+    def start_epoch(self, epoch: int, seed: int = 0, optimizer: torch.optim.Optimizer | None = None) -> bool:
         """Tells the model that a training epoch starts; re-estimates codebooks where the configuration asks for it.
 
         Args:
-            epoch: Number of the epoch, from 0.
+            epoch: Number of the epoch, from 0. One before the last that was announced changes nothing: a model that has
+                been trained is trained further without another warm-up.
             seed: Seed of the k-means initialisation.
+            optimizer: The optimiser of the training, if it is to forget what it knows of codebooks that are replaced,
+                and of what had no gradient in the warm-up.
 
         Returns:
             Whether codebooks were replaced.
+
+        Raises:
+            ValueError: If `epoch` or `seed` is negative or no integer.
         """
+        check_value("epoch", epoch, Annotated[int, Range(0, 2**31 - 1)])
+        check_value("seed", seed, Seed)
+        was_warming_up = self.warming_up
         replaced = [quantizer.start_epoch(epoch, seed) for quantizer in self._reestimated_quantizers()]
+        if was_warming_up and not self.warming_up and not all(replaced):
+            warnings.warn(
+                "The warm-up has ended, and too few vectors were seen in its last epoch to estimate the codebooks, "
+                "which stay as they are: train on more images, or with fewer codes.",
+                stacklevel=2,
+            )
+        if any(replaced) and optimizer is not None:
+            forget_past(optimizer, codebook_tensors(self))
         return any(replaced)
 
     @property

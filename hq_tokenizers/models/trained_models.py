@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.pretrained_models import folder_of
+from hq_tokenizers.pretrained_models import folder_of, pretrained_names
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .input_checks import check_beam
@@ -64,6 +65,14 @@ def _is_generator(config: PreTrainedConfig) -> bool:
 def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConfig], ...]) -> PreTrainedModel:
     """A generator, or a model whose configuration is one of `besides`."""
     path = folder_of(path)
+    if "/" not in path and not Path(path).exists():
+        # Models on the Hub have an owner: to ask it would only take time.
+        names = pretrained_names()
+        suggestion = did_you_mean(path.lower().replace("_", "-"), names)
+        raise ValueError(
+            f"{kind} {path!r} is neither the folder of a {kind} nor the id of one on the Hub, as in owner/name, nor a "
+            f"name of the package's own ({', '.join(names)}); `{command}` writes one.{suggestion and f' {suggestion}'}"
+        )
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -32,7 +32,9 @@ class GenerateConfig:
     ] = None
     num_images: Annotated[Count, "images or sounds per class and speaker"] = 8
     seed: Annotated[Seed, "image i has the noise of seed + i"] = 0
-    batch_size: Annotated[Count, "images at a time; the images do not depend on it"] = 64
+    batch_size: Annotated[Count, "images at a time; their codes do not depend on it, their pixels but for rounding"] = (
+        64
+    )
     generation: Annotated[
         dict[str, Any], "sampling settings, such as --generation.temperature 0.9; default: those saved with the prior"
     ] = field(default_factory=dict)

@@ -8,8 +8,9 @@ training resumes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,17 @@ class Reservoir(nn.Module):
 
     def clear(self) -> None:
         """Empties the reservoir."""
+        self.vectors.zero_()
         self.num_seen.zero_()
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """As of any module; one that is not there, as in the files of finished models, is empty."""
+        if f"{prefix}vectors" in state_dict:
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        else:
+            self.clear()
 
 
 class CodebookReestimation(nn.Module):
@@ -92,16 +103,28 @@ class CodebookReestimation(nn.Module):
     def collect(self, latents: torch.Tensor) -> None:
         """Offers latents (B, h, w, d), if all are finite, to the reservoir, as long as a re-estimation is to come."""
         vectors = latents.detach().reshape(-1, latents.shape[-1])
-        self.reservoir.add(vectors, (self.epoch < self.last_epoch - 1) & all_finite(vectors))
+        self.reservoir.add(vectors, self.collecting & all_finite(vectors))
 
     @property
     def warming_up(self) -> torch.Tensor:
         """Whether quantisation is still switched off, a boolean scalar tensor."""
         return self.epoch < self.warmup_epochs
 
+    @property
+    def collecting(self) -> torch.Tensor:
+        """Whether a re-estimation is to come, for which vectors are kept, a boolean scalar tensor."""
+        return self.epoch < self.last_epoch - 1
+
+    @property
+    def spent_buffers(self) -> tuple[str, ...]:
+        """What `save_pretrained` leaves out: the reservoir, once no re-estimation is to come."""
+        return () if self.collecting else tuple(f"reservoir.{name}" for name, _ in self.reservoir.named_buffers())
+
     @torch.no_grad()
     def start_epoch(self, epoch: int, codebooks: Sequence[Codebook], num_levels: int, seed: int) -> bool:
         """Called before the first step of every epoch (from 0); returns whether the codebooks were replaced.
+
+        The schedule never goes back: an epoch before the last one that was announced is one of a further training.
 
         With a codebook per level, each is estimated on what those before leave over. One that all levels share is
         estimated on what every level is given, in a few rounds, since that depends on the codebook itself. With fewer
@@ -113,6 +136,8 @@ class CodebookReestimation(nn.Module):
             num_levels: Number of levels.
             seed: Seed of the k-means initialisation.
         """
+        if epoch < int(self.epoch):
+            return False
         self.epoch.fill_(epoch)
         if epoch < self.warmup_epochs:
             # As in the authors' code, the first estimate sees the last epoch of the warm-up only.
@@ -187,6 +212,22 @@ class ReestimatedQuantizer(nn.Module):
             partial_sums=tuple(torch.where(identity, latents, total) for total in output.partial_sums),
             terms={name: term * ~identity for name, term in output.terms.items()},
         )
+
+
+def forget_past(optimizer: torch.optim.Optimizer, replaced: Iterable[torch.Tensor]) -> None:
+    """Drops what an optimiser knows of codebooks that were replaced, and of what had no gradient in the warm-up.
+
+    An Adam that has seen no gradients but zeros moves a parameter by several times the learning rate as soon as there
+    are some, for it divides by the root of an average over all steps so far.
+
+    Args:
+        optimizer: The optimiser.
+        replaced: The tensors of the codebooks.
+    """
+    squares = {parameter: state.get("exp_avg_sq") for parameter, state in optimizer.state.items()}
+    idle = [parameter for parameter, average in squares.items() if average is not None and not average.any()]
+    for tensor in (*replaced, *idle):
+        optimizer.state.pop(tensor, None)
 
 
 def _estimate_shared(codebook: Codebook, vectors: torch.Tensor, num_levels: int, seed: int) -> None:

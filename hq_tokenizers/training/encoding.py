@@ -69,7 +69,8 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     _check_posterior(model, config)
     beam_width = _beam_width(model, config)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])
-    EncodedImages.check_folder(config.output_dir, names)
+    if EncodedImages.check_folder(config.output_dir, names) and accelerator.is_main_process:
+        print(f"{config.output_dir} has codes, which the new ones replace once they are complete.")
     train, others = _load_splits(config, model, *names)
     for name, other in zip(names[1:], others, strict=True):
         check_classes(train, other, _OPTIONS[name])

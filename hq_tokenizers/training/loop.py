@@ -24,6 +24,7 @@ from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointi
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.processes import average_gradients, broadcast, check_processes, main_process_finds
+from hq_tokenizers.quantization.reestimation import forget_past
 from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
@@ -31,7 +32,7 @@ from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_ch
 from .continuation import check_checkpoints, check_inputs, check_options, count_steps
 from .interruption import Interruption
 from .log_window import LogWindow
-from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning, without_gradients
+from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning
 from .stage import Metrics, Stage
 
 BEST_WEIGHTS = "best.safetensors"
@@ -146,8 +147,8 @@ class TrainingLoop:
 
         With them the optimiser forgets what had no gradient while they were not in use.
         """
-        for tensor in [*replaced, *without_gradients(self.optimizer)] if replaced else ():
-            self.optimizer.state.pop(tensor, None)
+        if replaced:
+            forget_past(self.optimizer, replaced)
         if self.average is not None:
             self.average.take_over(self.model, replaced)
 

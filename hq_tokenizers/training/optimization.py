@@ -32,16 +32,6 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
 
 
-def without_gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Parameters of which an Adam has seen no gradients but zeros.
-
-    It would move them by several times the learning rate as soon as there are some, for it divides by the root of an
-    average over all steps so far: forget them first.
-    """
-    known = [(parameter, state.get("exp_avg_sq")) for parameter, state in optimizer.state.items()]
-    return [parameter for parameter, squares in known if squares is not None and not squares.any()]
-
-
 class Schedule:
     """The learning rate: told of every optimiser step and of every validation loss.
 

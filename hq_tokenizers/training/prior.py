@@ -368,8 +368,10 @@ def _load_tokenizer(
     path = encoded.tokenizer if path is None else path
     tokenizer = load_tokenizer(path)
     if weights_sha256(tokenizer) != encoded.tokenizer_sha256:
+        other = "" if config.tokenizer is None else f"give the tokenizer that made them ({encoded.tokenizer!r}), or "
         raise ValueError(
-            f"The codes in {config.codes!r} were made by other weights than those in {path!r}: encode the images again."
+            f"The codes in {config.codes!r} were made by other weights than those in {path!r}: {other}encode the "
+            "images again."
         )
     own = layout_for(tokenizer, encoded.layout)
     if own != encoded.layout:

@@ -306,10 +306,7 @@ class TokenizerStage(Stage):
 
     def before_epoch(self, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
         """Re-estimates the codebooks where the configuration asks for it."""
-        warming_up = self.model.warming_up
         if not self.model.start_epoch(epoch, self.config.seed):
-            if warming_up and not self.model.warming_up:
-                tracker.say("warning: too few vectors were seen to estimate the codebooks, which stay as they are")
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
         return codebook_tensors(self.model)

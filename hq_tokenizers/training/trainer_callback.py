@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
-from hq_tokenizers.quantization.codebook import codebook_tensors
-from hq_tokenizers.training.optimization import without_gradients
 
 
 class ImageTokenizerCallback(TrainerCallback):
@@ -25,14 +24,30 @@ class ImageTokenizerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Checks the model.
+        """Checks the model, and that its warm-up will end.
 
         Raises:
             TypeError: If it is no image tokenizer.
+            ValueError: If the run has no more epochs than the model's warm-up, or none at all, as with an
+                `IterableDataset`.
         """
         if not isinstance(kwargs["model"], ImageTokenizerPreTrainedModel):
             raise TypeError(
                 f"ImageTokenizerCallback is for image tokenizers, got {type(kwargs['model']).__name__}: leave it out."
+            )
+        warmup_epochs = kwargs["model"].config.warmup_epochs
+        if not kwargs["model"].warming_up:
+            return
+        if not has_length(kwargs["train_dataloader"]):
+            raise ValueError(
+                f"The model quantises nothing in its first {warmup_epochs} epochs, and a dataset without a length has "
+                "none: give one that has a length, or a model with warmup_epochs and reestimation_epochs 0."
+            )
+        if state.num_train_epochs <= warmup_epochs:
+            raise ValueError(
+                f"The run has {state.num_train_epochs} epochs, but the model quantises nothing in its first "
+                f"{warmup_epochs}, and its codebooks are estimated after them: train for longer (num_train_epochs, "
+                "max_steps), or set the model's warmup_epochs lower."
             )
 
     def on_epoch_begin(
@@ -41,11 +56,8 @@ class ImageTokenizerCallback(TrainerCallback):
         """Tells the model that an epoch starts."""
         epoch = state.epoch or 0.0
         # A run that continues in the middle of an epoch announces it again.
-        if epoch == int(epoch) and kwargs["model"].start_epoch(int(epoch), args.seed):
-            # What the optimiser knows belongs to codebooks that are gone, and to a time when nothing was quantised.
-            optimizer = kwargs["optimizer"]
-            for tensor in [*codebook_tensors(kwargs["model"]), *without_gradients(optimizer)]:
-                optimizer.state.pop(tensor, None)
+        if epoch == int(epoch):
+            kwargs["model"].start_epoch(int(epoch), args.seed, kwargs["optimizer"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts an optimiser step."""

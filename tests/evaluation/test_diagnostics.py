@@ -382,6 +382,21 @@ def test_a_codebook_is_shared_within_its_group_only():
     assert "never nearest" in found[0].cause
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (({}, [512], {}), TypeError, "config must be that of a tokenizer, as model.config, got dict"),
+        ((SQVAEConfig(), [512], None), TypeError, "figures must be a dictionary, 'test' of report.json, got NoneType"),
+        ((SQVAEConfig(), 512, {}), ValueError, "codebook_sizes must be a list .*, got 512"),
+        ((SQVAEConfig(), ["512"], {}), ValueError, r"codebook_sizes must be a list .*, got \['512'\]"),
+        ((SQVAEConfig(), [-512], {}), ValueError, r"codebook_sizes must be a list .*, got \[-512\]"),
+    ],
+)
+def test_what_cannot_be_diagnosed_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        diagnose(*arguments)
+
+
 def test_every_symptom_has_its_section_in_the_page_that_messages_name():
     text = (Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     # GitHub and the site make the same anchors of headings of words.

@@ -259,6 +259,16 @@ def test_fields_of_transformers_itself_pass() -> None:
             {"quantizer": "vq", "reservoir_size": 5},
             "reservoir_size is for quantizer=.vq. or .gaussian. with reestimation_epochs",
         ),
+        (
+            SQVAEConfig,
+            {"warmup_epochs": 1, "reestimation_epochs": 1, "codebook_size": 64, "reservoir_size": 63},
+            "at least the 64 codes of the largest codebook",
+        ),
+        (
+            HQVAEConfig,
+            {"warmup_epochs": 1, "reestimation_epochs": 1, "code_groups": ["stride 4: 8, 32"], "reservoir_size": 9},
+            "at least the 32 codes of the largest codebook",
+        ),
         (SQVAEConfig, {"quantizer": "none", "gumbel_decay": 0.1}, "gumbel_decay is for stochastic quantizers"),
         (SQVAEConfig, {"quantizer": "none", "codebook_learning_rate_factor": 3.0}, "learned by gradient"),
         (SQVAEConfig, {"quantizer": "none", "commitment_weight": 1.0}, "leave it at 0.25"),

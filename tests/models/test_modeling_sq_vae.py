@@ -13,11 +13,13 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy import integrate, stats
 from torch import nn
 from transformers import AutoModel
 
 from hq_tokenizers.codes import CodeGroup, CodeLayout, Codes
+from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
 from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 from hq_tokenizers.models.presets import sq_vae
@@ -467,6 +469,50 @@ class TestSchedule:
             after = either(pixels).terms
             assert all(float(after[name].detach()) > 0 for name in charged)
         assert torch.equal(*states)
+
+    def test_a_finished_model_is_saved_without_its_reservoir(self, tmp_path: Path) -> None:
+        model = build("estimated gaussian", reservoir_size=500).train()
+        pixels = data(model.config, 8)
+        files = {}
+        for epoch in (0, 1):
+            model.start_epoch(epoch)
+            model(pixels)
+            model.save_pretrained(tmp_path / str(epoch))
+            files[epoch] = load_file(tmp_path / str(epoch) / "model.safetensors")
+        left_out = {name for name in files[0] if ".reservoir." in name}
+        assert len(left_out) == 2
+        assert files[1].keys() == files[0].keys() - left_out
+        model.eval()
+        again = SQVAEModel.from_pretrained(tmp_path / "1")
+        assert weights_sha256(again) == weights_sha256(model)
+        assert torch.equal(again.encode(pixels).flatten(), model.encode(pixels).flatten())
+        another = build("estimated gaussian", reservoir_size=500)
+        another.load_state_dict(files[1])
+        assert weights_sha256(another) == weights_sha256(model)
+        again.train()
+        again(pixels)
+        assert not again.warming_up
+
+    def test_a_model_that_was_trained_has_no_second_warm_up(self) -> None:
+        model = build("estimated gaussian", reservoir_size=500).train()
+        model.start_epoch(0)
+        model(data(model.config, 8))
+        assert model.start_epoch(1)
+        (book,) = model.quantizer.level_codebooks()
+        before = book.weight.clone()
+        assert not model.start_epoch(0)
+        assert not model.warming_up
+        assert not model.start_epoch(1)
+        assert torch.equal(book.weight, before)
+
+    def test_a_warm_up_that_saw_too_little_says_so(self) -> None:
+        model = build("estimated gaussian", reservoir_size=500).train()
+        model.start_epoch(0)
+        with pytest.warns(UserWarning, match="too few vectors were seen .* train on more images"):
+            assert not model.start_epoch(1)
+        for epoch in (-1, 1.5, "1", None, True):
+            with pytest.raises(ValueError, match="epoch must be an integer from 0"):
+                model.start_epoch(epoch)
 
 
 class TestCheckpoints:

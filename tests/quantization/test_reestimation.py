@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from hq_tokenizers.quantization.gaussian import GaussianQuantizer
 from hq_tokenizers.quantization.moving_averages import MovingAverages
-from hq_tokenizers.quantization.reestimation import CodebookReestimation, ReestimatedQuantizer, Reservoir, kmeans
+from hq_tokenizers.quantization.reestimation import (
+    CodebookReestimation,
+    ReestimatedQuantizer,
+    Reservoir,
+    forget_past,
+    kmeans,
+)
 from hq_tokenizers.quantization.residual_gaussian import ResidualGaussianQuantizer
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
 from hq_tokenizers.quantization.residual_vector import ResidualVectorQuantizer
@@ -169,6 +176,29 @@ class TestSchedule:
         assert schedule.start_epoch(2, books, 1, seed=3)
         assert again.start_epoch(2, more_books, 1, seed=3)
         assert torch.equal(books[0].weight, more_books[0].weight)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_what_had_no_gradients_moves_by_the_learning_rate_once_it_is_forgotten(forgets: bool) -> None:
+    idle, used, unseen, replaced = parameters = [nn.Parameter(torch.ones(2)) for _ in range(4)]
+    optimizer = torch.optim.Adam(parameters, 0.1)
+
+    def step(weight: float) -> None:
+        optimizer.zero_grad()
+        (weight * idle.sum() + used.sum() + replaced.sum()).backward()
+        optimizer.step()
+
+    for _ in range(80):
+        step(0.0)
+    if forgets:
+        forget_past(optimizer, [replaced])
+        assert [parameter is used for parameter in optimizer.state] == [True]
+    start = idle.detach().clone()
+    for _ in range(20):
+        step(1.0)
+    per_step = (start - idle.detach()).mean().item() / (20 * 0.1)
+    assert per_step == pytest.approx(1.0, abs=0.01) if forgets else per_step > 1.5
+    assert unseen not in optimizer.state
 
 
 B, H, W, D, K = 2, 3, 2, 4, 8

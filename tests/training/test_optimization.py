@@ -15,7 +15,6 @@ from hq_tokenizers.training.optimization import (
     build_optimizer,
     decay_groups,
     precision_warning,
-    without_gradients,
 )
 
 
@@ -39,29 +38,6 @@ def test_cosine_with_warm_up_in_closed_form():
     expected = [0.1 * t / 4 for t in range(4)]
     expected += [0.05 * (1 + math.cos(math.pi * (t - 4) / 16)) for t in range(4, 20)]
     assert rates == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("forgets", [False, True])
-def test_what_had_no_gradients_moves_by_the_learning_rate_once_it_is_forgotten(forgets):
-    idle, used, unseen = (nn.Parameter(torch.ones(2)) for _ in range(3))
-    optimizer = build_optimizer(LoopConfig(learning_rate=0.1), [{"params": [idle, used, unseen]}])
-
-    def step(weight):
-        optimizer.zero_grad()
-        (weight * idle.sum() + used.sum()).backward()
-        optimizer.step()
-
-    for _ in range(80):
-        step(0.0)
-    found = without_gradients(optimizer)
-    assert [parameter is idle for parameter in found] == [True]
-    for parameter in found if forgets else ():
-        del optimizer.state[parameter]
-    start = idle.detach().clone()
-    for _ in range(20):
-        step(1.0)
-    per_step = (start - idle.detach()).mean().item() / (20 * 0.1)
-    assert per_step == pytest.approx(1.0, abs=0.01) if forgets else per_step > 1.5
 
 
 def test_plateau_halves_after_four_bad_validations_also_for_negative_losses():

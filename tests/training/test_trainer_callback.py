@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from torch.utils.data import default_collate
+from torch.utils.data import IterableDataset, default_collate
 from transformers import Trainer, TrainingArguments
 
 from hq_tokenizers import (
@@ -126,6 +126,30 @@ def test_codebooks_are_estimated_anew_at_the_starts_of_epochs(tmp_path):
     assert [same for _, same, _ in seen] == [True, False, True]
     assert not seen[1][2]
     assert seen[2][2]
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield {"pixel_values": torch.zeros(1, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (pixel_rows(16), {"num_train_epochs": 1, "max_steps": -1}, "The run has 1 epochs.* train for longer"),
+        (pixel_rows(16), {"num_train_epochs": 9, "max_steps": 4}, "The run has 1 epochs.* train for longer"),
+        (Endless(), {"max_steps": 100}, "a dataset without a length has none"),
+    ],
+)
+def test_a_warm_up_that_would_not_end_is_refused(rows, options, message, tmp_path):
+    schedule = {"warmup_epochs": 1, "reestimation_epochs": 1, "reservoir_size": 128}
+    model = SQVAEModel(robust_vq_vae("digits", codebook_size=4, hidden_size=8, codebook_dim=4, **schedule))
+    trainer = Trainer(model, arguments(tmp_path, **options), train_dataset=rows, callbacks=[ImageTokenizerCallback()])
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    model.start_epoch(1)  # of an earlier training
+    trainer.train()
 
 
 def test_the_callback_is_for_tokenizers(tmp_path):
