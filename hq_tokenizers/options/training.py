@@ -258,8 +258,8 @@ class PriorTrainingConfig(LoopConfig):
     codes: Annotated[Name, "folder that `encode` wrote"] = "runs/codes"
     tokenizer: Annotated[
         Name | None,
-        "folder of the tokenizer, or of a generator with it, or a name of pretrained(), for sample images; null takes the "
-        "one that made the codes",
+        "folder of the tokenizer, or of a generator with it, or a name of pretrained(), for sample images; null takes "
+        "the one that made the codes",
     ] = None
     conditional: Annotated[bool | None, "whether to condition on the classes; null does when there are classes"] = None
     soft_targets: Annotated[
