@@ -42,6 +42,8 @@ class CheckedLoading(PreTrainedModel):
             has checked itself.
     """
 
+    _keys_to_ignore_on_save: set[str] | list[str] | None
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
         check_fields(config, below=PreTrainedConfig)
         super().__init__(config, *args, **kwargs)
