@@ -178,9 +178,9 @@ def check_warmup(
     # Codebooks are estimated from what the first process saw in the last epoch of the warm-up.
     images = steps_per_epoch * config.batch_size // num_processes
     for group in model.code_layout().groups:
-        vectors = min(images * group.num_positions, model.config.reservoir_size)
+        vectors = images * group.num_positions
         if vectors < max(group.codebook_sizes):
             raise ValueError(
                 f"A codebook of {max(group.codebook_sizes)} codes cannot be estimated from the {vectors} vectors that "
-                "are kept of the epoch before: raise model.reservoir_size, use fewer codes, or more images."
+                "the epoch before has: use fewer codes, or more images."
             )

@@ -119,7 +119,7 @@ def test_validations_before_anything_is_quantised_decide_nothing(tmp_path, monke
         ({"epochs": 2}, {}, "epochs is 2, but the model quantises nothing in its first 2 epochs"),
         ({"max_steps": 20}, {}, r"has 20 steps, but the model quantises nothing in its first 2 epochs \(20 steps\)"),
         ({"max_steps": 15}, {}, "has 15 steps"),
-        ({}, {"reservoir_size": 10}, "16 codes cannot be estimated from the 10 vectors"),
+        ({}, {"reservoir_size": 10}, "reservoir_size must be at least the 16 codes"),
     ],
 )
 def test_a_run_whose_codebook_would_stay_random_is_refused(tmp_path, options, model, message):
@@ -143,7 +143,7 @@ def test_only_what_the_first_process_sees_in_an_epoch_counts(num_processes, refu
 
 def test_every_grid_needs_vectors_for_its_own_codes_only(tmp_path):
     groups = {"code_groups": ["stride 8: 4", "stride 2: 256"], "warmup_epochs": 1, "restart_threshold": 0.0}
-    with pytest.raises(ValueError, match="256 codes cannot be estimated from the 200 vectors"):
+    with pytest.raises(ValueError, match="reservoir_size must be at least the 256 codes"):
         train_tokenizer(_config(tmp_path, RESIDUAL | groups | {"reservoir_size": 200}, epochs=2))
     report = train_tokenizer(_config(tmp_path, RESIDUAL | groups | {"reservoir_size": 1000}, epochs=2))
     assert report["codebook_sizes"] == [4, 256]
