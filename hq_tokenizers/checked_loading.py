@@ -88,16 +88,13 @@ class CheckedLoading(PreTrainedModel):
         return (model, info) if with_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Saves the model as transformers does, without the `spent_buffers` of its modules, which are empty.
-
-        Args:
-            save_directory: The folder.
-            *args: As transformers takes them.
-            **kwargs: Likewise.
-        """
+        """Saves the model with transformers' arguments, without the `spent_buffers` of its modules, which are empty."""
         always = self._keys_to_ignore_on_save
-        modules = list(self.named_modules())
-        spent = {f"{name}.{buffer}" for name, module in modules for buffer in getattr(module, "spent_buffers", ())}
+        spent = {
+            f"{name}.{buffer}"
+            for name, module in self.named_modules()
+            for buffer in getattr(module, "spent_buffers", ())
+        }
         self._keys_to_ignore_on_save = {*(always or ()), *spent}
         try:
             super().save_pretrained(save_directory, *args, **kwargs)

@@ -91,8 +91,8 @@ def _listed(given: Any) -> list[Any]:
 
 def _title(label: int | str | None, speaker: int | str | None, generator: PreTrainedModel) -> str:
     """What is drawn, in words; "" for no class and no speaker."""
-    classes = {-1: "no class", **(generator.config.id2label or {})}
-    known = (classes, label), (generator.config.speaker_names, speaker)
+    classes, speakers = generator.config.id2label or {}, generator.config.speaker_names
+    known = ({-1: "no class", **classes}, label), ({-1: "no speaker", **speakers}, speaker)
     words = [str(names.get(given, given)) for names, given in known if given is not None]
     return ", ".join(word for word in words if word)
 

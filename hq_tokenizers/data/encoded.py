@@ -139,29 +139,25 @@ class EncodedImages:
         write_codes(folder, splits, description)
 
     @staticmethod
-    def check_folder(folder: str | Path, splits: Iterable[str]) -> bool:
+    def check_folder(folder: str | Path, splits: Iterable[str]) -> None:
         """Checks that `save` would replace nothing but codes.
 
         Args:
             folder: Where they are to go.
             splits: Names of the splits.
 
-        Returns:
-            Whether it would replace codes.
-
         Raises:
-            FileExistsError: If it would replace something else.
+            FileExistsError: If it would.
         """
         root = Path(folder)
         if (root / DESCRIPTION).is_file() or (root / _NEW / DESCRIPTION).is_file():
-            return True
+            return
         strange = [name for name in (*splits, "dataset_dict.json") if (root / name).exists()]
         if strange:
             raise FileExistsError(
                 f"output_dir {str(folder)!r} holds {', '.join(strange)}, which no `encode` wrote (no {DESCRIPTION}), "
                 "and which codes would replace: choose another output_dir."
             )
-        return False
 
     @staticmethod
     def load_description(folder: str | Path) -> dict[str, Any]:

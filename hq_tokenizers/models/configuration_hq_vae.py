@@ -94,7 +94,6 @@ class HQVAEConfig(ImageTokenizerConfig):
     def _check_relations(self) -> None:
         super()._check_relations()
         groups = self.groups
-        self._check_reservoir(max(size for group in groups for size in group.codebook_sizes))
         if any(coarse.stride <= fine.stride for coarse, fine in itertools.pairwise(groups)):
             raise ValueError(f"The strides of code_groups must fall, coarse to fine: {list(self.code_groups)}.")
         if self.shared_codebook and any(len(set(group.codebook_sizes)) > 1 for group in groups):
@@ -108,6 +107,7 @@ class HQVAEConfig(ImageTokenizerConfig):
             raise ValueError("learned_prior predicts finer groups from coarser ones, and there is one group only.")
         if self.learned_prior and not self.is_stochastic:
             raise ValueError("learned_prior needs quantizer='gaussian'.")
+        self._check_reservoir(max(size for group in groups for size in group.codebook_sizes))
         low, high = self.log_variance_range
         if not low < high:
             raise ValueError(f"log_variance_range must be [smallest, largest], got {self.log_variance_range}.")

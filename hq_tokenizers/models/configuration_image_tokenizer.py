@@ -115,7 +115,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         warmup_epochs: VQ and Gaussian quantisers: epochs without quantisation, while encoder outputs are collected.
         reestimation_epochs: VQ and Gaussian quantisers: epochs after the warm-up at whose start the codebooks are
             re-estimated by k-means.
-        reservoir_size: With `reestimation_epochs`: encoder outputs collected for it.
+        reservoir_size: With `reestimation_epochs`: encoder outputs collected for it, at least as many as codes.
         max_quantizer_elements: Largest number of elements of the latents × codes matrix held in memory at once; larger
             batches are quantised in slices.
     """
@@ -222,7 +222,7 @@ class ImageTokenizerConfig(PreTrainedConfig):
         if self.reestimation_epochs and self.reservoir_size < most_codes:
             raise ValueError(
                 f"reservoir_size must be at least the {most_codes} codes of the largest codebook, which are estimated "
-                f"from it, got {self.reservoir_size}."
+                f"from it, got {self.reservoir_size}: raise it, or use fewer codes."
             )
 
     def _check_relations(self) -> None:

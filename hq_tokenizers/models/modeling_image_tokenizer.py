@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hq_tokenizers.checked_loading import CheckedLoading, check_config_memory
-from hq_tokenizers.checks import Range, Seed, check_choice, check_value
+from hq_tokenizers.checks import Range, check_choice, check_value
 from hq_tokenizers.codes import Codes
 from hq_tokenizers.evaluation_mode import evaluation_mode
 from hq_tokenizers.padding import Padding, quantize_real, real_codes
@@ -88,7 +88,7 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
     # Everything but the quantiser's counters: transformers would turn the integers into floats as well.
     _keep_in_fp32_modules_strict = [r"quantizer\.(?!\S+\.(?:epoch|num_seen|step)$)", r"likelihood\."]  # noqa: RUF012
     _keys_to_ignore_on_load_unexpected = [r"^prior\."]  # noqa: RUF012
-    # Finished models are saved without.
+    # Finished models are saved without, see `CodebookReestimation.spent_buffers`.
     _keys_to_ignore_on_load_missing = [r"\.reestimation\.reservoir\."]  # noqa: RUF012
     # A convolutional model has no attention: every implementation is supported, so that a composite may choose any.
     _supports_sdpa = True
@@ -265,8 +265,8 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
         """Tells the model that a training epoch starts; re-estimates codebooks where the configuration asks for it.
 
         Args:
-            epoch: Number of the epoch, from 0. One before the last that was announced changes nothing: a model that has
-                been trained is trained further without another warm-up.
+            epoch: Number of the epoch, from 0. One that was announced before changes nothing: a model that has been
+                trained is trained further without another warm-up.
             seed: Seed of the k-means initialisation.
             optimizer: The optimiser of the training, if it is to forget what it knows of codebooks that are replaced,
                 and of what had no gradient in the warm-up.
@@ -278,17 +278,18 @@ class ImageTokenizerPreTrainedModel(CheckedLoading):
             ValueError: If `epoch` or `seed` is negative or no integer.
         """
         check_value("epoch", epoch, Annotated[int, Range(0, 2**31 - 1)])
-        check_value("seed", seed, Seed)
+        check_value("seed", seed, Annotated[int, Range(0, 2**32 - 1)])
         was_warming_up = self.warming_up
         replaced = [quantizer.start_epoch(epoch, seed) for quantizer in self._reestimated_quantizers()]
-        if was_warming_up and not self.warming_up and not all(replaced):
+        ended = was_warming_up and not self.warming_up
+        if ended and not all(replaced) and epoch < self.config.warmup_epochs + self.config.reestimation_epochs:
             warnings.warn(
                 "The warm-up has ended, and too few vectors were seen in its last epoch to estimate the codebooks, "
                 "which stay as they are: train on more images, or with fewer codes.",
                 stacklevel=2,
             )
-        if any(replaced) and optimizer is not None:
-            forget_past(optimizer, codebook_tensors(self))
+        if optimizer is not None and (ended or any(replaced)):
+            forget_past(optimizer, codebook_tensors(self) if any(replaced) else [])
         return any(replaced)
 
     @property

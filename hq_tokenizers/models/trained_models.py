@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -18,7 +19,7 @@ def load_tokenizer(path: str) -> PreTrainedModel:
     """Loads a tokenizer, in evaluation mode; of a generator, the one that it has.
 
     Args:
-        path: Folder, Hub id or name that `pretrained` knows, as the option `tokenizer` gives it.
+        path: Folder, Hub id with its owner, or name that `pretrained` knows, as the option `tokenizer` gives it.
 
     Raises:
         ValueError: If there is no model, or one of another kind.
@@ -49,7 +50,7 @@ def load_generator(path: str) -> PreTrainedModel:
     """Loads a generator, in evaluation mode.
 
     Args:
-        path: Folder, Hub id or name that `pretrained` knows, as the option `generator` gives it.
+        path: Folder, Hub id with its owner, or name that `pretrained` knows, as the option `generator` gives it.
 
     Raises:
         ValueError: If there is no model, or one of another kind.
@@ -65,7 +66,7 @@ def _is_generator(config: PreTrainedConfig) -> bool:
 def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConfig], ...]) -> PreTrainedModel:
     """A generator, or a model whose configuration is one of `besides`."""
     path = folder_of(path)
-    if "/" not in path and not Path(path).exists():
+    if "/" not in path and not os.path.exists(path):
         # Models on the Hub have an owner: to ask it would only take time.
         names = pretrained_names()
         suggestion = did_you_mean(path.lower().replace("_", "-"), names)

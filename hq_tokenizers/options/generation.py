@@ -28,7 +28,8 @@ class GenerateConfig:
     ] = None
     speakers: Annotated[
         Annotated[list[ClassId | Name], Length(1, 1_000_000)] | ClassId | Name | None,
-        "speaker names or ids, of generators of sound that know speakers; null draws every speaker of every class",
+        "speaker names or ids, of generators of sound that know speakers, -1 for no speaker; null draws every speaker "
+        "of every class",
     ] = None
     num_images: Annotated[Count, "images or sounds per class and speaker"] = 8
     seed: Annotated[Seed, "image i has the noise of seed + i"] = 0

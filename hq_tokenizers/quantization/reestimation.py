@@ -3,7 +3,7 @@
 Epochs 0 … w−1 run without quantisation, while a reservoir, emptied at the start of each, collects encoder outputs. At
 the start of each of the next m epochs the codebooks are replaced by the k-means centres of the reservoir, which is then
 emptied and fills again. Afterwards nothing is touched any more. All of it is saved state, so that an interrupted
-training resumes.
+training resumes, but for a reservoir that no estimate needs any more.
 """
 
 from __future__ import annotations
@@ -74,11 +74,10 @@ class Reservoir(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """As of any module; one that is not there, as in the files of finished models, is empty."""
-        if f"{prefix}vectors" in state_dict:
+        """As of any module, but that files of finished models, and parts of a model, need not have it."""
+        there = any(f"{prefix}{name}" in state_dict for name, _ in self.named_buffers())
+        if there or self.vectors.is_meta:
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        else:
-            self.clear()
 
 
 class CodebookReestimation(nn.Module):
@@ -99,6 +98,7 @@ class CodebookReestimation(nn.Module):
         self.last_epoch = warmup_epochs + reestimation_epochs
         self.reservoir = Reservoir(reservoir_size, code_dim)
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.register_load_state_dict_post_hook(_empty_what_is_spent)
 
     def collect(self, latents: torch.Tensor) -> None:
         """Offers latents (B, h, w, d), if all are finite, to the reservoir, as long as a re-estimation is to come."""
@@ -124,7 +124,8 @@ class CodebookReestimation(nn.Module):
     def start_epoch(self, epoch: int, codebooks: Sequence[Codebook], num_levels: int, seed: int) -> bool:
         """Called before the first step of every epoch (from 0); returns whether the codebooks were replaced.
 
-        The schedule never goes back: an epoch before the last one that was announced is one of a further training.
+        The schedule never goes back, nor does it repeat an estimate: an epoch that has been is one of a further
+        training. What is left of the schedule follows when that comes to its epochs.
 
         With a codebook per level, each is estimated on what those before leave over. One that all levels share is
         estimated on what every level is given, in a few rounds, since that depends on the codebook itself. With fewer
@@ -136,14 +137,17 @@ class CodebookReestimation(nn.Module):
             num_levels: Number of levels.
             seed: Seed of the k-means initialisation.
         """
-        if epoch < int(self.epoch):
+        known = int(self.epoch)
+        if epoch < known or epoch == known >= self.warmup_epochs:
             return False
         self.epoch.fill_(epoch)
-        if epoch < self.warmup_epochs:
-            # As in the authors' code, the first estimate sees the last epoch of the warm-up only.
-            self.reservoir.clear()
-        if not self.warmup_epochs <= epoch < self.last_epoch:
-            return False
+        due = self.warmup_epochs <= epoch < self.last_epoch
+        replaced = due and self._estimate(codebooks, num_levels, seed)
+        # As in the authors' code, the first estimate sees the last epoch of the warm-up only.
+        self.reservoir.clear()
+        return replaced
+
+    def _estimate(self, codebooks: Sequence[Codebook], num_levels: int, seed: int) -> bool:
         vectors = self.reservoir.contents().float()
         most = max(len(codebook.weight) for codebook in codebooks)
         enough = main_process_says(len(vectors) >= most, vectors.device)
@@ -153,8 +157,13 @@ class CodebookReestimation(nn.Module):
             for codebook in codebooks:
                 codebook.assign(*_main_process_clusters(vectors, codebook.codes, seed))
                 vectors = _residual(vectors, codebook)
-        self.reservoir.clear()
         return enough
+
+
+def _empty_what_is_spent(schedule: CodebookReestimation, incompatible_keys: Any) -> None:
+    """After loading: a reservoir that is not needed any more is empty, whatever was in it before."""
+    if not schedule.epoch.is_meta and not schedule.collecting:
+        schedule.reservoir.clear()
 
 
 class ReestimatedQuantizer(nn.Module):

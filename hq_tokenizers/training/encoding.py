@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.codes import CodeLayout
 from hq_tokenizers.data.compatibility import check_classes, check_images
-from hq_tokenizers.data.encoded import CodeRows, EncodedImages, describe_codes, write_codes
+from hq_tokenizers.data.encoded import DESCRIPTION, CodeRows, EncodedImages, describe_codes, write_codes
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.data.passes import Processes, RowPasses, StreamPasses, build_passes
@@ -69,7 +70,8 @@ def _encode_images(config: EncodeConfig, accelerator: Accelerator) -> None:
     _check_posterior(model, config)
     beam_width = _beam_width(model, config)
     names = ["train", "validation"] + (["test"] if config.data.test_split else [])
-    if EncodedImages.check_folder(config.output_dir, names) and accelerator.is_main_process:
+    EncodedImages.check_folder(config.output_dir, names)
+    if Path(config.output_dir, DESCRIPTION).is_file() and accelerator.is_main_process:
         print(f"{config.output_dir} has codes, which the new ones replace once they are complete.")
     train, others = _load_splits(config, model, *names)
     for name, other in zip(names[1:], others, strict=True):

@@ -24,7 +24,6 @@ from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointi
 from hq_tokenizers.options.reading import options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.processes import average_gradients, broadcast, check_processes, main_process_finds
-from hq_tokenizers.quantization.reestimation import forget_past
 from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
@@ -131,7 +130,7 @@ class TrainingLoop:
         while self.step < self.total_steps:
             epoch, steps_done = divmod(self.step, self.feed.steps_per_epoch)
             if steps_done == 0:
-                self._forget_past(self.stage.before_epoch(tracker, epoch))
+                self._start_epoch(tracker, epoch)
             # Closed at once, for the threads that read a stream would outlive the command.
             with closing(self.feed.rest_of_epoch(self.step, self.accelerator.device)) as batches:
                 for parts in zip(*[batches] * self.config.gradient_accumulation, strict=True):
@@ -142,13 +141,8 @@ class TrainingLoop:
                     if self.step == self.total_steps:
                         break
 
-    def _forget_past(self, replaced: list[torch.Tensor]) -> None:
-        """What optimiser and average know of these tensors belongs to values that are gone.
-
-        With them the optimiser forgets what had no gradient while they were not in use.
-        """
-        if replaced:
-            forget_past(self.optimizer, replaced)
+    def _start_epoch(self, tracker: Tracker, epoch: int) -> None:
+        replaced = self.stage.before_epoch(tracker, epoch, self.optimizer)
         if self.average is not None:
             self.average.take_over(self.model, replaced)
 

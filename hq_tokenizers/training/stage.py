@@ -54,12 +54,12 @@ class Stage(abc.ABC):
         """What the run is made from besides its options, by name: hashes, which a continuation must find again."""
         return {}
 
-    def before_epoch(self, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
+    def before_epoch(self, tracker: Tracker, epoch: int, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         """Called before the first step of an epoch, which are numbered from 0.
 
         Returns:
-            The parameters and buffers that were given values which have nothing to do with those before: the optimiser
-            forgets their past, and the moving average starts from them.
+            The parameters and buffers that were given values which have nothing to do with those before, of which
+            `optimizer` has been told: the moving average starts from them.
         """
         return []
 

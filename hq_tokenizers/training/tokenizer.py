@@ -304,9 +304,9 @@ class TokenizerStage(Stage):
         """Hashes of the images, see `ImageRows.sha256`; those of validation decide plateaus and the best model."""
         return self._inputs
 
-    def before_epoch(self, tracker: Tracker, epoch: int) -> list[torch.Tensor]:
+    def before_epoch(self, tracker: Tracker, epoch: int, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
         """Re-estimates the codebooks where the configuration asks for it."""
-        if not self.model.start_epoch(epoch, self.config.seed):
+        if not self.model.start_epoch(epoch, self.config.seed, optimizer):
             return []
         tracker.say(f"Epoch {epoch}: codebooks replaced by the k-means centres of what was seen.")
         return codebook_tensors(self.model)

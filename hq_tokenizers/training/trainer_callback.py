@@ -31,22 +31,24 @@ class ImageTokenizerCallback(TrainerCallback):
             ValueError: If the run has no more epochs than the model's warm-up, or none at all, as with an
                 `IterableDataset`.
         """
-        if not isinstance(kwargs["model"], ImageTokenizerPreTrainedModel):
+        model = kwargs["model"]
+        if not isinstance(model, ImageTokenizerPreTrainedModel):
             raise TypeError(
-                f"ImageTokenizerCallback is for image tokenizers, got {type(kwargs['model']).__name__}: leave it out."
+                f"ImageTokenizerCallback is for image tokenizers, got {type(model).__name__}: leave it out."
             )
-        warmup_epochs = kwargs["model"].config.warmup_epochs
-        if not kwargs["model"].warming_up:
+        warmup_epochs = model.config.warmup_epochs
+        if not model.warming_up:
             return
         if not has_length(kwargs["train_dataloader"]):
             raise ValueError(
-                f"The model quantises nothing in its first {warmup_epochs} epochs, and a dataset without a length has "
-                "none: give one that has a length, or a model with warmup_epochs and reestimation_epochs 0."
+                f"The model quantises nothing in its first epochs ({warmup_epochs}), and a Trainer does not count "
+                "those of a dataset without a length: give one that has a length, or a model with warmup_epochs and "
+                "reestimation_epochs 0."
             )
         if state.num_train_epochs <= warmup_epochs:
             raise ValueError(
-                f"The run has {state.num_train_epochs} epochs, but the model quantises nothing in its first "
-                f"{warmup_epochs}, and its codebooks are estimated after them: train for longer (num_train_epochs, "
+                f"The model quantises nothing in its first epochs ({warmup_epochs}), its codebooks are estimated after "
+                f"them, and the run has no more ({state.num_train_epochs}): train for longer (num_train_epochs, "
                 "max_steps), or set the model's warmup_epochs lower."
             )
 

@@ -489,27 +489,45 @@ class TestSchedule:
         another = build("estimated gaussian", reservoir_size=500)
         another.load_state_dict(files[1])
         assert weights_sha256(another) == weights_sha256(model)
-        again.train()
-        again(pixels)
-        assert not again.warming_up
 
-    def test_a_model_that_was_trained_has_no_second_warm_up(self) -> None:
+    def test_loading_a_part_in_the_warm_up_keeps_what_was_collected(self) -> None:
         model = build("estimated gaussian", reservoir_size=500).train()
         model.start_epoch(0)
         model(data(model.config, 8))
-        assert model.start_epoch(1)
-        (book,) = model.quantizer.level_codebooks()
-        before = book.weight.clone()
-        assert not model.start_epoch(0)
-        assert not model.warming_up
-        assert not model.start_epoch(1)
-        assert torch.equal(book.weight, before)
+        collected = model.quantizer.reestimation.reservoir.contents().clone()
+        decoder = {name: value for name, value in model.state_dict().items() if name.startswith("decoder.")}
+        model.load_state_dict(decoder, strict=False)
+        assert len(collected) > 0
+        assert torch.equal(model.quantizer.reestimation.reservoir.contents(), collected)
+
+    def test_a_skipped_warm_up_leaves_nothing_collected(self, tmp_path: Path) -> None:
+        model = build("estimated gaussian", reservoir_size=500).train()
+        model(data(model.config, 8))
+        model.start_epoch(9)
+        model.save_pretrained(tmp_path)
+        assert weights_sha256(SQVAEModel.from_pretrained(tmp_path)) == weights_sha256(model)
+
+    def test_a_model_that_was_trained_has_no_second_warm_up(self) -> None:
+        """What is left of the schedule, here a second estimate, comes in its epoch."""
+        model = build("estimated gaussian", reservoir_size=500, reestimation_epochs=2).train()
+        pixels = data(model.config, 8)
+        replaced = []
+        for epoch in (0, 1, 0, 1, 2, 3):
+            replaced.append(model.start_epoch(epoch))
+            assert model.warming_up == (len(replaced) == 1)
+            model(pixels)
+        assert replaced == [False, True, False, False, True, False]
 
     def test_a_warm_up_that_saw_too_little_says_so(self) -> None:
         model = build("estimated gaussian", reservoir_size=500).train()
         model.start_epoch(0)
+        still = nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.Adam([still])
+        still.grad = torch.zeros(2)
+        optimizer.step()
         with pytest.warns(UserWarning, match="too few vectors were seen .* train on more images"):
-            assert not model.start_epoch(1)
+            assert not model.start_epoch(1, optimizer=optimizer)
+        assert not optimizer.state
         for epoch in (-1, 1.5, "1", None, True):
             with pytest.raises(ValueError, match="epoch must be an integer from 0"):
                 model.start_epoch(epoch)

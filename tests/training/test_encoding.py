@@ -361,6 +361,14 @@ def _views_config(tmp_path, **options):
     )
 
 
+def test_codes_that_will_be_replaced_are_mentioned(tmp_path, capsys):
+    config = _views_config(tmp_path, views=1, data=DataConfig(train_split="train[:8]", validation_split="test[:4]"))
+    said = "codes has codes, which the new ones replace once they are complete"
+    for already_there in (False, True):
+        encode_images(config)
+        assert (said in capsys.readouterr().out) == already_there
+
+
 @pytest.mark.parametrize(
     ("batches", "left"), [(15, 165), (16, 149), (74, 165 - 64), (75, 165 - 75), (100, 165 - 91), (160, 165 - 150)]
 )

@@ -16,6 +16,7 @@ from hq_tokenizers.data.encoded import CodeRows, EncodedImages
 from hq_tokenizers.data.soft_codes import SoftCodes
 from hq_tokenizers.evaluation.validation import evaluate_prior, unigram_entropies
 from hq_tokenizers.hashing import weights_sha256
+from hq_tokenizers.models.modeling_sq_vae import SQVAEModel
 from hq_tokenizers.models.presets import sq_vae
 from hq_tokenizers.options.training import PriorTrainingConfig
 from hq_tokenizers.priors import RQPriorConfig, RQPriorModel
@@ -243,6 +244,12 @@ def test_codes_of_images_of_another_size_are_refused(tmp_path, samples):
 def test_a_tokenizer_that_is_none_is_named(codes, tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer '.*nothing' is neither the folder of a tokenizer nor"):
         train_prior(_config(codes, tmp_path / "prior", tokenizer=str(tmp_path / "nothing")))
+
+
+def test_another_tokenizer_than_that_of_the_codes_is_refused(codes, tmp_path):
+    SQVAEModel(sq_vae("digits", codebook_size=4)).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"made by other weights than those in .*other': give the tokenizer that made"):
+        train_prior(_config(codes, tmp_path / "prior", tokenizer=str(tmp_path / "other")))
 
 
 def test_a_generator_that_cannot_be_written_is_said(codes, tmp_path, capsys):

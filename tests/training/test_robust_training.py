@@ -65,16 +65,18 @@ def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(tmp_path, model, monkeypa
 
 def test_what_was_learned_of_the_old_codebook_is_forgotten(tmp_path, monkeypatch, capsys):
     """The optimiser's moments go, and the average begins with the new codes."""
-    forget, seen = TrainingLoop._forget_past, []
+    start, seen = TrainingLoop._start_epoch, []
 
-    def record(loop, replaced):
-        forget(loop, replaced)
+    def record(loop, tracker, epoch):
         (weight,) = [m.weight for m in loop.model.modules() if isinstance(m, VectorCodebook)]
+        before = weight.detach().clone()
+        start(loop, tracker, epoch)
+        replaced = not torch.equal(weight, before)
         (average,) = [m.weight for m in loop.average.model.modules() if isinstance(m, VectorCodebook)]
         others = [p for p in loop.model.parameters() if p is not weight and p in loop.optimizer.state]
-        seen.append((bool(replaced), weight in loop.optimizer.state, torch.equal(weight, average), len(others) > 5))
+        seen.append((replaced, weight in loop.optimizer.state, torch.equal(weight, average), len(others) > 5))
 
-    monkeypatch.setattr(TrainingLoop, "_forget_past", record)
+    monkeypatch.setattr(TrainingLoop, "_start_epoch", record)
     train_tokenizer(_config(tmp_path, ema_decay=0.99))
     # Per epoch: replaced, the codebook has moments, it is the average's, the other parameters have moments.
     replaced, kept = (True, False, True, True), (False, True, False, True)
@@ -86,14 +88,14 @@ def test_what_was_learned_of_the_old_codebook_is_forgotten(tmp_path, monkeypatch
 
 def test_variances_that_stood_still_begin_anew(tmp_path, monkeypatch):
     """Of 20 steps without a gradient Adam would know a second moment of zero, and step too far."""
-    forget, seen = TrainingLoop._forget_past, []
+    start, seen = TrainingLoop._start_epoch, []
 
-    def record(loop, replaced):
+    def record(loop, tracker, epoch):
         known = loop.model.quantizer.variance.log_variance in loop.optimizer.state
-        forget(loop, replaced)
+        start(loop, tracker, epoch)
         seen.append((known, loop.model.quantizer.variance.log_variance in loop.optimizer.state))
 
-    monkeypatch.setattr(TrainingLoop, "_forget_past", record)
+    monkeypatch.setattr(TrainingLoop, "_start_epoch", record)
     model = {"preset": "sq_vae", "recipe": "paper", "network": "digits", "codebook_size": 16, **SIZE, **SCHEDULE}
     train_tokenizer(_config(tmp_path, model))
     assert seen == [(False, False), (True, True), (True, False), (True, True), (True, True)]
