@@ -90,7 +90,7 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _title(label: int | str | None, speaker: int | str | None, generator: PreTrainedModel) -> str:
-    """What is drawn, in words; "" for no class and no speaker."""
+    """What is drawn, in words; "" where neither a class nor a speaker was asked for."""
     classes, speakers = generator.config.id2label or {}, generator.config.speaker_names
     known = ({-1: "no class", **classes}, label), ({-1: "no speaker", **speakers}, speaker)
     words = [str(names.get(given, given)) for names, given in known if given is not None]
