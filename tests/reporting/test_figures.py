@@ -228,8 +228,10 @@ def test_a_full_disk_is_named_without_the_traceback_of_a_thread(tmp_path, capfd,
     def write():
         with Tracker(tmp_path, "test", 100) as tracker:
             for path in [tmp_path / HISTORY] if full == HISTORY else list((tmp_path / TENSORBOARD).iterdir()):
-                path.unlink()
-                path.symlink_to("/dev/full")
+                # In one step: TensorBoard's thread would make the file again in between.
+                link = tmp_path / "full"
+                link.symlink_to("/dev/full")
+                link.replace(path)
             tracker.record(_record(1, loss=1.0))
 
     with pytest.raises(DiskFullError, match=f"no space to write .*{full}"):
