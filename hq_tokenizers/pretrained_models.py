@@ -46,6 +46,11 @@ def folder_of(path: str) -> str:
     return pretrained(path) if path in pretrained_names() and not Path(path).exists() else path
 
 
+def can_name_a_model(path: str) -> bool:
+    """Whether a path is there, or can be an id on the Hub, owner/name: to ask it for others would only take time."""
+    return "/" in path or Path(path).exists()
+
+
 def pretrained_names() -> tuple[str, ...]:
     """The names that `pretrained` knows, in alphabetical order."""
     return tuple(sorted(path.parent.name.replace("_", "-") for path in _FOLDER.glob("*/config.json")))

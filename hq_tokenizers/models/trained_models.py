@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.pretrained_models import folder_of, pretrained_names
+from hq_tokenizers.pretrained_models import can_name_a_model, folder_of, pretrained_names
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .input_checks import check_beam
@@ -66,8 +65,7 @@ def _is_generator(config: PreTrainedConfig) -> bool:
 def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConfig], ...]) -> PreTrainedModel:
     """A generator, or a model whose configuration is one of `besides`."""
     path = folder_of(path)
-    if "/" not in path and not os.path.exists(path):
-        # Models on the Hub have an owner: to ask it would only take time.
+    if not can_name_a_model(path):
         names = pretrained_names()
         suggestion = did_you_mean(path.lower().replace("_", "-"), names)
         raise ValueError(

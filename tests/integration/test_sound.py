@@ -311,6 +311,7 @@ def test_a_generator_is_judged_by_a_network(runs, sounds, network, tmp_path) -> 
     assert (tmp_path / "samples.html").is_file()
     for changes, message in (
         ({"metrics": {}}, r"set metrics\.sound_network"),
+        ({"metrics": {"sound_network": "wav2vec"}}, "sound_network 'wav2vec' is neither .* as in owner/name"),
         ({"kid": True}, "kid is for images"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -145,6 +145,7 @@ def test_a_dry_run_counts_what_is_trained(autoencoder: Path, tmp_path: Path, cap
         ({"codebok": 3}, {}, "Unknown option 'model.codebok'"),
         ({"recipe": "own"}, {}, "model.recipe must be one of"),
         ({"from_autoencoder": "no/where/at/all"}, {}, "model.from_autoencoder 'no/where/at/all'"),
+        ({"from_autoencoder": "nowhere"}, {}, "model.from_autoencoder 'nowhere': .* as in owner/name"),
         ({"code_groups": ["stride 8: 8"]}, {}, "have stride 2"),
     ],
 )
