@@ -17,7 +17,7 @@ from hq_tokenizers.quantization.usage import code_counts
 
 LAPLACE_EPSILON = 1e-5
 FRESH = 2.0
-"""A new code counts as this many times the restart threshold: it has time to be found before it is judged."""
+"""A new code counts as this many times the bound below which one is dead: it has time to be found before it is judged."""
 USED_SHARE = 1 / 4
 """A code that has this part of what every code would have, were all used alike, is never dead."""
 RESTART_NOISE = 0.01
@@ -44,9 +44,10 @@ class MovingAverages(nn.Module):
 
     where n̂ is n after Laplace smoothing. A code is dead when both n_k and this step's c_k are below the threshold, or
     below Σ_j c_j / 4 K where that is less: with fewer vectors than codes in a batch, few codes have a count of 1.
-    It becomes a vector of the batch, no two codes the same one, and starts anew with n_k = 2 · threshold and
-    m_k = n_k b_k. A step among whose vectors there is an infinite or undefined value, or one
-    whose square is, moves no average and restarts no code.
+    It becomes a vector of the batch, no two codes the same one, and starts anew with n_k twice the bound that it fell
+    below and m_k = n_k b_k. Without restarts a code that nobody uses drifts to the origin, once n_k nears the
+    smoothing. A step among whose vectors there is an infinite or undefined value, or one whose square is, moves no
+    average and restarts no code.
 
     With a warm-up the decay at step t = 0, 1, … is min(γ, (1 + t) / (10 + t)): what the codes were at the start, when
     the latents went elsewhere, is soon forgotten.
@@ -76,13 +77,18 @@ class MovingAverages(nn.Module):
         self.register_buffer("total", torch.empty(num_codes, code_dim))
         self._pending: _Pending | None = None
 
+    def start_step(self, parts: int) -> None:
+        """Forgets parts of a step that never ended; the next step has this many."""
+        self.parts, self._pending = parts, None
+
     @torch.no_grad()
     def start(self, codes: torch.Tensor, counts: torch.Tensor | None = None) -> None:
         """Averages that give these code vectors.
 
         Args:
             codes: (K, d).
-            counts: How many vectors each stands for, (K,); their sum stays what it was. None for equally many.
+            counts: How many vectors each stands for, (K,); None for equally many. Their sum becomes what it was, but
+                that no code counts less than a restarted one.
         """
         # A code without vectors, which k-means makes of fewer distinct vectors than codes, stands for one.
         members = torch.ones_like(self.count) if counts is None else counts.clamp_min(1)
@@ -163,10 +169,12 @@ def _draw(latents: torch.Tensor, number: int) -> torch.Tensor:
 def set_accumulation(model: nn.Module, parts: int) -> None:
     """Tells the moving averages of a model, codebooks and variances, how many forward passes make an optimiser step.
 
+    Call it between steps: what passes of an unfinished one have shown is forgotten.
+
     Args:
         model: Any module.
         parts: Forward passes per optimiser step, at least 1.
     """
     for module in model.modules():
         if isinstance(module, MovingAverages | ResidualVariance):
-            module.parts = parts
+            module.start_step(parts)

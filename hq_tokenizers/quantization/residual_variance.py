@@ -52,6 +52,10 @@ class ResidualVariance(nn.Module):
         self._pending: torch.Tensor | None = None
         self._parts_seen = 0
 
+    def start_step(self, parts: int) -> None:
+        """Forgets parts of a step that never ended; the next step has this many."""
+        self.parts, self._pending, self._parts_seen = parts, None, 0
+
     def forward(self) -> torch.Tensor:
         """s_l² of every level, (L,)."""
         energy, spread = snapshot(self.energy), snapshot(self.spread)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
 from hq_tokenizers.models.modeling_image_tokenizer import ImageTokenizerPreTrainedModel
+from hq_tokenizers.quantization.moving_averages import set_accumulation
 
 
 class ImageTokenizerCallback(TrainerCallback):
     """Moves the Gumbel temperature of an image tokenizer on, and re-estimates its codebooks where it is configured to.
 
-    Without it a `Trainer` trains at the initial temperature, and a model with `warmup_epochs` never quantises. What it
-    counts is saved with the weights, so that a run continues from a checkpoint as it would have gone on. Priors need
+    Without it a `Trainer` trains at the initial temperature, moving averages move with every part of a batch under
+    `gradient_accumulation_steps`, and a model with `warmup_epochs` never quantises. What it counts is saved with the weights, so that a run continues from a checkpoint as it would have gone on. Priors need
     no callback.
 
     Examples:
@@ -60,6 +62,18 @@ class ImageTokenizerCallback(TrainerCallback):
         # A run that continues in the middle of an epoch announces it again.
         if epoch == int(epoch):
             kwargs["model"].start_epoch(int(epoch), args.seed, kwargs["optimizer"])
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the moving averages how many forward passes the step has: the last one of an epoch may have fewer."""
+        parts = args.gradient_accumulation_steps
+        if has_length(kwargs["train_dataloader"]):
+            batches = len(kwargs["train_dataloader"])
+            steps = math.ceil(batches / parts)
+            if (state.global_step + 1) % steps == 0:
+                parts = batches - (steps - 1) * parts
+        set_accumulation(kwargs["model"], parts)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Counts an optimiser step."""

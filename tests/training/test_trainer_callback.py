@@ -26,6 +26,8 @@ from hq_tokenizers import (
     SQVAEModel,
     robust_vq_vae,
 )
+from hq_tokenizers.quantization.moving_averages import MovingAverages
+from hq_tokenizers.quantization.residual_variance import ResidualVariance
 
 SIZE = {"image_size": 8, "num_channels": 1, "hidden_size": 8, "codebook_dim": 4}
 TOKENIZERS = {
@@ -89,6 +91,25 @@ def test_a_tokenizer_is_annealed_evaluated_and_asked_for_predictions(name, tmp_p
     assert math.isclose(trainer.state.log_history[-2]["eval_loss"], sum(losses) / 2, rel_tol=1e-5)
     predicted = trainer.predict(rows).predictions
     np.testing.assert_allclose(predicted, reconstruction.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_averages_move_once_per_step_whose_last_one_of_an_epoch_may_be_short(name, tmp_path):
+    """Seven batches in twos: of two epochs, four steps each, the last ones have one."""
+    learned = {"codebook_update": "ema", "ema_decay": 0.9, "variance_update": "residual"}
+    model = tokenizer(name, **learned).train()
+    codes = {module: len(module.count) for module in model.modules() if isinstance(module, MovingAverages)}
+    images = [8, 8, 8, 4] * 2
+    expected = []
+    for number, group in zip(codes.values(), model.code_layout().groups, strict=True):
+        mass = float(number)
+        for each in images:
+            mass = 0.9 * mass + 0.1 * each * group.num_positions
+        expected.append(mass)
+    options = arguments(tmp_path, gradient_accumulation_steps=2, num_train_epochs=2, max_steps=-1)
+    Trainer(model, options, train_dataset=pixel_rows(28), callbacks=[ImageTokenizerCallback()]).train()
+    assert [module.count.sum().item() for module in codes] == pytest.approx(expected, rel=1e-5)
+    assert {int(module.step) for module in model.modules() if isinstance(module, ResidualVariance)} == {len(images)}
 
 
 def test_a_tokenizer_continues_from_a_checkpoint_of_the_trainer(tmp_path):
