@@ -63,6 +63,7 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
+from hq_tokenizers.reporting.reports import read_report
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.continuation import check_run
 from hq_tokenizers.training.model_options import (
@@ -196,6 +197,7 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
         "seed": seed,
         **_description(config, name),
         **{figure: report[figure] for figure in _FIGURES},
+        "versions": read_report(folder)["versions"],
         **judge_reconstructions(config, folder, rows),
         "settings": _settings(config.systems[name]),
         "history": history,

@@ -49,12 +49,6 @@ def _distance(run: Record) -> float:
     return run["samples"].get("fid", run["samples"].get("frechet_distance"))
 
 
-def _kinds_of_codes(runs: Runs) -> str:
-    """Errors from relaxed samples and from the most probable codes of the same images."""
-    kinds = ("mse_relaxed", "mse_argmax")
-    return " / ".join(f"{1e3 * mean(run['test'][kind] for run in runs):.2f}" for kind in kinds)
-
-
 class _Column:
     """A column of the table.
 
@@ -91,11 +85,6 @@ _COLUMNS = [
     _Column("under histograms", lambda runs: f"{mean(r['under_prior']['histogram_bits_per_image'] for r in runs):.0f}"),
     _Column("under the prior (each seed)", _seeds(0, bits_under_prior), bits_under_prior),
     _Column("MSE ×10³ (each seed)", _seeds(2, _error), _error),
-    _Column(
-        "relaxed / most probable codes",
-        _kinds_of_codes,
-        present=lambda run: "mse_relaxed" in run["test"],
-    ),
     _Column(
         "PSNR (dB)", lambda runs: f"{mean(run['test']['psnr'] for run in runs):.2f}", lambda run: -run["test"]["psnr"]
     ),

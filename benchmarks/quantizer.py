@@ -7,8 +7,9 @@
 A size is vectors × codes × width. All take turns in one process; what is printed are the smallest times and, with
 `--clock processor`, those of the processor's own clock for one thread, which other work on the machine disturbs less.
 Before anything is timed, values and gradients of ours are compared with the textbook's in float64 on the same noise.
-The textbook writes the paper's formulas as they read; the compiled one needs a C++ compiler.
-The peer is the deterministic quantiser of vector-quantize-pytorch with moving averages: what a stochastic one costs.
+The textbook writes the paper's formulas as they read; the compiled one needs a C++ compiler. "ours, as presets train"
+is the layer `StochasticQuantize`: codes drawn exactly, the identity as their gradient, moving averages. The peer is the
+deterministic quantiser of vector-quantize-pytorch with moving averages: what a stochastic one costs.
 `--memory` prints, instead of times, how much a pass of ours holds at once besides its arguments, gradients included.
 """
 
@@ -21,8 +22,9 @@ from collections.abc import Callable
 
 import torch
 
+from hq_tokenizers import StochasticQuantize
 from hq_tokenizers.quantization.functional import gaussian_factors
-from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize
+from hq_tokenizers.quantization.relaxed_sample import relaxed_quantize, sample_codes
 from hq_tokenizers.randomness import draw_gumbel_
 from hq_tokenizers.training.peak_memory import PeakMemory
 
@@ -49,6 +51,12 @@ def ours(z: torch.Tensor, codes: torch.Tensor, precision: torch.Tensor) -> Tenso
     return relaxed_quantize(query, key, codes, torch.tensor(TAU, device=z.device, dtype=z.dtype))
 
 
+def drawn(z: torch.Tensor, codes: torch.Tensor, precision: torch.Tensor) -> Tensors:
+    """The same with codes drawn exactly, whose vectors have no gradient to the latents."""
+    samples, entropy, indices = sample_codes(*gaussian_factors(z, codes, precision))
+    return codes[samples], entropy, indices
+
+
 def inputs(vectors: int, num_codes: int, width: int, device: torch.device) -> list[torch.Tensor]:
     """Latents, codes and a precision at which a few codes share most of the probability."""
     generator = torch.Generator().manual_seed(0)
@@ -57,18 +65,26 @@ def inputs(vectors: int, num_codes: int, width: int, device: torch.device) -> li
 
 
 def difference(vectors: int, num_codes: int, width: int) -> float:
-    """The largest relative difference in norm of ours from the float64 textbook, of values and gradients."""
+    """The largest relative difference in norm of ours from the float64 textbook, of values and gradients.
+
+    Of drawn codes only entropies have what can be compared; tests compare the codes.
+    """
     arguments = inputs(vectors, num_codes, width, torch.device("cpu"))
     doubles = [tensor.detach().double().requires_grad_() for tensor in arguments]
     torch.manual_seed(0)
-    mine = ours(*arguments)
+    gumbel = draw_gumbel_(torch.empty(vectors, num_codes)).double()
+    expected = _values_and_gradients(textbook(*doubles, gumbel), doubles, weight=3.0)
     torch.manual_seed(0)
-    reference = textbook(*doubles, draw_gumbel_(torch.empty(vectors, num_codes)).double())
-    results = []
-    for (quantized, entropy, _), tensors in ((mine, arguments), (reference, doubles)):
-        loss = (quantized.sin() * 3).sum() + entropy.square().sum()
-        results.append([t.double() for t in (quantized, entropy, *torch.autograd.grad(loss, tensors))])
-    return max(float(((a - e).norm() / e.norm()).detach()) for a, e in zip(*results, strict=True))
+    found = _values_and_gradients(ours(*arguments), arguments, weight=3.0)
+    expected += _values_and_gradients(textbook(*doubles, gumbel), doubles, weight=0.0)[1:]
+    found += _values_and_gradients(drawn(*arguments), arguments, weight=0.0)[1:]
+    return max(float(((a - e).norm() / e.norm()).detach()) for a, e in zip(found, expected, strict=True))
+
+
+def _values_and_gradients(results: Tensors, arguments: list[torch.Tensor], weight: float) -> list[torch.Tensor]:
+    quantized, entropy, _ = results
+    loss = (quantized.sin() * weight).sum() + entropy.square().sum()
+    return [t.double() for t in (quantized, entropy, *torch.autograd.grad(loss, arguments))]
 
 
 def pass_of(function: Callable[..., Tensors], arguments: list[torch.Tensor], cotangent: torch.Tensor) -> None:
@@ -80,8 +96,15 @@ def contestants(size: list[int], device: torch.device) -> dict[str, Callable[[],
     """By name what is timed, or why it is not."""
     arguments = inputs(*size, device)
     cotangent = torch.randn_like(arguments[0])
+    layer = StochasticQuantize(size[2], size[1]).train().to(device)
+
+    def pass_of_layer(quantizer: torch.nn.Module) -> None:
+        quantized, _, loss = quantizer(arguments[0].unsqueeze(0))
+        torch.autograd.grad((quantized * cotangent).sum() + loss.sum(), arguments[0])
+
     result: dict[str, Callable[[], None] | str] = {
         "ours": lambda: pass_of(ours, arguments, cotangent),
+        "ours, as presets train": lambda: pass_of_layer(layer),
         "textbook": lambda: pass_of(drawing_textbook, arguments, cotangent),
     }
     compiled = torch.compile(drawing_textbook)
@@ -96,12 +119,7 @@ def contestants(size: list[int], device: torch.device) -> dict[str, Callable[[],
         result["vector-quantize-pytorch"] = "not installed: pip install vector-quantize-pytorch"
         return result
     peer = library.VectorQuantize(dim=size[2], codebook_size=size[1], decay=0.99).train().to(device)
-
-    def pass_of_peer() -> None:
-        quantized, _, loss = peer(arguments[0].unsqueeze(0))
-        torch.autograd.grad((quantized * cotangent).sum() + loss.sum(), arguments[0])
-
-    result["vector-quantize-pytorch"] = pass_of_peer
+    result["vector-quantize-pytorch"] = lambda: pass_of_layer(peer)
     return result
 
 

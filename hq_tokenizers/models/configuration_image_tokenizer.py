@@ -94,8 +94,8 @@ class ImageTokenizerConfig(PreTrainedConfig):
         gumbel_decay: τ(t) = max(τ₀ exp(−gumbel_decay · t), gumbel_min_temperature) after t optimiser steps.
         gumbel_min_temperature: Smallest temperature.
         bottleneck_gradient: What the encoder gets of the decoder's gradient: "pathwise", through relaxed samples as in
-            the papers, or "straight_through", as it is, while codes are drawn exactly; the other terms of the loss keep
-            their own gradients.
+            the papers, or "straight_through", as it is, while codes are drawn exactly, and codes that are learned by
+            gradient get none of it; the other terms of the loss keep their own gradients.
         variance_update: "trained" variances minimise the loss as in the papers; "residual" ones follow the moving
             average of the energy per value that a level leaves over.
         variance_factor: With "residual": variance per remaining energy; 1 is sharp, 3 soft.

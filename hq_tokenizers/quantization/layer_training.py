@@ -94,11 +94,12 @@ class VectorTraining(CodebookTraining):
 class StochasticTraining(CodebookTraining):
     """How the stochastic layers are trained: the fields of `CodebookTraining`, with other defaults, and the following.
 
-    By default as the presets of the models; `**PAPER` for the papers' training.
+    By default as the preset `rsq_vae`; `**PAPER` for the papers' training.
 
     Args:
         bottleneck_gradient: "straight_through": codes are drawn exactly, and the encoder gets the decoder's gradient as
-            it is. "pathwise": through relaxed samples, at a Gumbel temperature.
+            it is, and codes that are learned by gradient none of it. "pathwise": through relaxed samples, at a Gumbel
+            temperature.
         variance_update: "residual": variances follow the moving average of the energy that a level leaves over.
             "trained": they are parameters.
         variance_factor: With "residual": variance per remaining energy.

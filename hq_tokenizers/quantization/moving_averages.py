@@ -17,7 +17,7 @@ from hq_tokenizers.quantization.usage import code_counts
 
 LAPLACE_EPSILON = 1e-5
 FRESH = 2.0
-"""A new code counts as this many times the bound below which one is dead: it has time to be found before it is judged."""
+"""A new code counts as this many times the bound for dead ones: it has time to be found before it is judged."""
 USED_SHARE = 1 / 4
 """A code that has this part of what every code would have, were all used alike, is never dead."""
 RESTART_NOISE = 0.01

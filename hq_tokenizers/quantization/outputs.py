@@ -12,9 +12,9 @@ class QuantizerOutput:
     """Result of quantising one grid of latent vectors with D levels of codes.
 
     Args:
-        partial_sums: Code vectors summed over the first 1, …, D levels: D tensors (B, h, w, d). Relaxed while a
-            stochastic quantiser trains, with a straight-through gradient from the deterministic ones; in a warm-up the
-            latents themselves.
+        partial_sums: Code vectors summed over the first 1, …, D levels: D tensors (B, h, w, d). While a
+            stochastic quantiser trains, of samples, exact or relaxed; in a warm-up the latents themselves. From exact
+            samples and nearest codes the latents have a straight-through gradient.
         indices: Hard codes, LongTensor (B, h, w, D); None for a continuous bottleneck.
         terms: The quantiser's contributions to the loss, scalars; none `for_codes`.
         entropy: Mean entropy of P̂ per position in nats, (D,); zeros for deterministic quantisers, and `for_codes`.

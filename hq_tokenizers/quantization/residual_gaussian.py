@@ -26,7 +26,7 @@ class ResidualGaussianQuantizer(ReestimatedQuantizer):
     """Gaussian stochastic quantisation of one grid by a sum of D codes (HQ-VAE: an injected layer and its residuals).
 
     Starting from r ← ẑ, level l draws z_l from P̂(b_{l,k}) = softmax_k(−‖r − b_{l,k}‖² / (2 s_l²)) and passes
-    r ← r − z_l on, with the relaxed sample and its full gradient. The group's terms are
+    r ← r − z_l on, with the full gradient of the sample where that is relaxed. The group's terms are
 
         continuous = E ‖ẑ − Σ_l z_l‖² / (2 Σ_l s_l²)       discrete = Σ_l (N log K_l − E Σ_i H(P̂_l))
 

@@ -8,7 +8,7 @@ from torch import nn
 from hq_tokenizers.quantization.snapshot import snapshot
 
 SMALLEST_TEMPERATURE = 1e-6
-"""Keeps the schedule from reaching 0, where the relaxed sample has no value; relevant after 10⁶ steps only."""
+"""Keeps the schedule from 0, where the relaxed sample has no value; at the papers' rate relevant after 10⁶ steps."""
 
 
 class GumbelTemperature(nn.Module):

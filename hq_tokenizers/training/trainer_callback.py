@@ -16,8 +16,8 @@ class ImageTokenizerCallback(TrainerCallback):
     """Moves the Gumbel temperature of an image tokenizer on, and re-estimates its codebooks where it is configured to.
 
     Without it a `Trainer` trains at the initial temperature, moving averages move with every part of a batch under
-    `gradient_accumulation_steps`, and a model with `warmup_epochs` never quantises. What it counts is saved with the weights, so that a run continues from a checkpoint as it would have gone on. Priors need
-    no callback.
+    `gradient_accumulation_steps`, and a model with `warmup_epochs` never quantises. What it counts is saved with the
+    weights, so that a run continues from a checkpoint as it would have gone on. Priors need no callback.
 
     Examples:
         >>> trainer = Trainer(model, arguments, callbacks=[ImageTokenizerCallback()])  # doctest: +SKIP

@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import to_rgb
 from transformers import AutoModel
 
+from hq_tokenizers import __version__
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.options.data import DataConfig
 
@@ -58,6 +59,7 @@ def test_records_table_and_plots(compare, tmp_path):
     names = [f"{name}-seed{seed}.json" for name in ("rsq_vae_l_3", "vae") for seed in (0, 1)]
     records = {name: json.loads((tmp_path / "report" / "small" / name).read_text()) for name in names}
     assert sorted(path.name for path in (tmp_path / "report" / "small").iterdir()) == names
+    assert {record["versions"]["hq_tokenizers"] for record in records.values()} == {__version__}
     lines = (tmp_path / "report" / "small.md").read_text().splitlines()
     _, _, *rows = (line for line in lines if line.startswith("|"))
     # Of the table, and of the errors after every epoch, in which the VAE has no codes.

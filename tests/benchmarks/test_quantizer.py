@@ -20,9 +20,10 @@ def test_ours_is_the_textbook_up_to_rounding(script):
     assert script.difference(20, 7, 3) < 1e-5
 
 
-def test_a_wrong_quantiser_is_noticed(script, monkeypatch):
-    ours = script.ours
-    monkeypatch.setattr(script, "ours", lambda z, codes, precision: ours(z, codes, 2 * precision))
+@pytest.mark.parametrize("name", ["ours", "drawn"])
+def test_a_wrong_quantiser_is_noticed(script, monkeypatch, name):
+    right = getattr(script, name)
+    monkeypatch.setattr(script, name, lambda z, codes, precision: right(z, codes, 2 * precision))
     assert script.difference(20, 7, 3) > 0.1
 
 
