@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,9 +38,28 @@ def folder(tmp_path_factory):
 
 
 def test_weights_and_statistics_are_equal_in_both_processes(folder):
-    for name in ("whole", "first", "parts", "against_whole", "against_parts"):
+    for name in ("whole", "first", "parts", "against_whole", "against_parts", "levels", "directions"):
         mine, theirs = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
         assert [key for key in mine if not torch.equal(mine[key], theirs[key])] == []
+
+
+def test_averages_of_two_processes_are_those_of_all_they_saw(folder):
+    """Against the formulas in float64: a code without vectors counts less, and stays."""
+    count, total, energy = np.ones(5), np.ones((5, 3)), 1.0
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        latents, left = torch.randn(2, 32, 3, generator=generator).double().numpy()
+        codes = torch.randint(0, 4, (32,), generator=generator).numpy()
+        members = np.eye(5)[codes]
+        count = 0.8 * count + 0.2 * members.sum(0)
+        total = 0.8 * total + 0.2 * members.T @ latents
+        decay = min(0.99, (1 + step) / (10 + step))
+        energy = decay * energy + (1 - decay) * np.square(left).mean()
+    for rank in (0, 1):
+        found = load_file(folder / f"averages-{rank}.safetensors")
+        np.testing.assert_allclose(found["codes"], total / count[:, None], rtol=1e-4)
+        np.testing.assert_allclose(found["energy"], [energy], rtol=1e-5)
+        assert int(found["step"]) == 3
 
 
 def test_a_resumed_adversarial_run_is_bit_equal(folder):
