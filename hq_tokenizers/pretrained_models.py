@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .checks import check_choice
@@ -48,7 +49,7 @@ def folder_of(path: str) -> str:
 
 def can_name_a_model(path: str) -> bool:
     """Whether a path is there, or can be an id on the Hub, owner/name: to ask it for others would only take time."""
-    return "/" in path or Path(path).exists()
+    return "/" in path or os.path.exists(path)
 
 
 def pretrained_names() -> tuple[str, ...]:

@@ -74,6 +74,13 @@ def test_options_that_name_a_model_know_them(tmp_path, monkeypatch):
         load_generator("fashion-mnist")
 
 
+@pytest.mark.parametrize("name", ["", "x" * 300])
+def test_what_can_be_no_name_is_not_looked_for_either(name, monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ValueError, match=rf"generator '{name}' is neither"):
+        load_generator(name)
+
+
 @pytest.mark.parametrize("name", ["fashion-mnst", "Fashion_MNIST"])
 def test_a_misspelt_name_is_not_looked_for_on_the_hub(name, monkeypatch):
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_: pytest.fail("asked"))

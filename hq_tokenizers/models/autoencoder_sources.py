@@ -47,7 +47,9 @@ def read_autoencoder(source: Any, subfolder: str | None = None) -> Autoencoder:
 
 def _load(path: str, subfolder: str | None) -> Any:
     if not can_name_a_model(path):
-        raise OSError(f"{path} is neither the folder of an autoencoder nor the id of one on the Hub, as in owner/name.")
+        raise OSError(
+            f"{path!r} is neither the folder of an autoencoder nor the id of one on the Hub, as in owner/name."
+        )
     arguments = {} if subfolder is None else {"subfolder": subfolder}
     config, _ = PreTrainedConfig.get_config_dict(path, **arguments)
     with named_damage(path):

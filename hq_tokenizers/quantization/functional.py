@@ -62,8 +62,8 @@ def entropy_of(logits: torch.Tensor) -> torch.Tensor:
 def in_chunks(function, latents: torch.Tensor, *per_vector: torch.Tensor, num_codes: int, max_elements: int):  # type: ignore[no-untyped-def]
     """Applies `function` to slices of the M vectors, so that at most `max_elements` of the M × K matrix exist at once.
 
-    Each slice is checkpointed: the backward recomputes its part of the matrix. The result is that
-    of one call; memory is bounded, at the price of computing the logits twice.
+    Each slice is checkpointed: the backward recomputes its part of the matrix. The result is that of one call; memory
+    is bounded, at the price of computing the logits twice.
 
     Args:
         function: Maps slices of the tensors to a tuple of tensors whose first dimension is the slice.

@@ -20,7 +20,7 @@ def test_ours_is_the_textbook_up_to_rounding(script):
     assert script.difference(20, 7, 3) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["ours", "drawn"])
+@pytest.mark.parametrize("name", ["ours", "entropy_of_drawn"])
 def test_a_wrong_quantiser_is_noticed(script, monkeypatch, name):
     right = getattr(script, name)
     monkeypatch.setattr(script, name, lambda z, codes, precision: right(z, codes, 2 * precision))

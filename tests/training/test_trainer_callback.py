@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset, default_collate
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hq_tokenizers import (
     Codes,
@@ -93,23 +93,69 @@ def test_a_tokenizer_is_annealed_evaluated_and_asked_for_predictions(name, tmp_p
     np.testing.assert_allclose(predicted, reconstruction.numpy(), atol=1e-6)
 
 
+def moving(model):
+    return [module for module in model.modules() if isinstance(module, MovingAverages)]
+
+
+def counts_after(model, images):
+    """Σ n_k after steps of as many images: the formula, with a decay of 0.9."""
+    masses = [float(len(module.count)) for module in moving(model)]
+    for number in images:
+        vectors = [number * group.num_positions for group in model.code_layout().groups]
+        masses = [0.9 * mass + 0.1 * of_step for mass, of_step in zip(masses, vectors, strict=True)]
+    return pytest.approx(masses, rel=1e-5)
+
+
+class StopTheEpoch(TrainerCallback):
+    """After the second step of a run."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_epoch_stop = state.global_step == 2
+
+
+LEARNED = {"codebook_update": "ema", "ema_decay": 0.9, "variance_update": "residual"}
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_averages_move_once_per_step_whose_last_one_of_an_epoch_may_be_short(name, tmp_path):
-    """Seven batches in twos: of two epochs, four steps each, the last ones have one."""
-    learned = {"codebook_update": "ema", "ema_decay": 0.9, "variance_update": "residual"}
-    model = tokenizer(name, **learned).train()
-    codes = {module: len(module.count) for module in model.modules() if isinstance(module, MovingAverages)}
-    images = [8, 8, 8, 4] * 2
-    expected = []
-    for number, group in zip(codes.values(), model.code_layout().groups, strict=True):
-        mass = float(number)
-        for each in images:
-            mass = 0.9 * mass + 0.1 * each * group.num_positions
-        expected.append(mass)
-    options = arguments(tmp_path, gradient_accumulation_steps=2, num_train_epochs=2, max_steps=-1)
-    Trainer(model, options, train_dataset=pixel_rows(28), callbacks=[ImageTokenizerCallback()]).train()
-    assert [module.count.sum().item() for module in codes] == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize(
+    ("callbacks", "images"),
+    [([], [12, 12, 8] * 2), ([StopTheEpoch()], [12, 12, 12, 12, 8])],
+    ids=["whole", "stopped"],
+)
+def test_averages_move_once_per_step_whose_last_one_of_an_epoch_may_be_short(name, callbacks, images, tmp_path):
+    """Eight batches of four in threes: of two epochs, three steps each, the last ones have two."""
+    model = tokenizer(name, **LEARNED).train()
+    expected = counts_after(model, images)
+    options = arguments(tmp_path, gradient_accumulation_steps=3, num_train_epochs=2, max_steps=-1)
+    Trainer(model, options, train_dataset=pixel_rows(32), callbacks=[*callbacks, ImageTokenizerCallback()]).train()
+    assert [module.count.sum().item() for module in moving(model)] == expected
     assert {int(module.step) for module in model.modules() if isinstance(module, ResidualVariance)} == {len(images)}
+    assert {module.parts for module in moving(model)} == {1}
+
+
+@pytest.mark.parametrize(("skip", "images"), [(True, [8, 12, 12, 8]), (False, [12, 12, 8, 12])])
+def test_averages_of_a_run_that_continues_in_an_epoch(skip, images, tmp_path):
+    """From the second of three steps an epoch: the data before it are skipped, or the epoch starts again."""
+    model = tokenizer("sq_vae", **LEARNED)
+    rows, callbacks = pixel_rows(32), [ImageTokenizerCallback()]
+    parts = {"gradient_accumulation_steps": 3, "save_steps": 2}
+    first = arguments(tmp_path, **parts, max_steps=2, save_strategy="steps")
+    Trainer(model, first, train_dataset=rows, callbacks=callbacks).train()
+    expected = counts_after(model, [12, 12, *images])
+    options = arguments(tmp_path, **parts, num_train_epochs=2, max_steps=-1, ignore_data_skip=not skip)
+    model = tokenizer("sq_vae", **LEARNED)
+    trainer = Trainer(model, options, train_dataset=rows, callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert [module.count.sum().item() for module in moving(model)] == expected
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    options = arguments(tmp_path)
+    options._n_gpu = 2
+    with pytest.raises(ValueError, match=r"One process has 2 GPUs.*torchrun"):
+        ImageTokenizerCallback().on_train_begin(
+            options, TrainerState(), TrainerControl(), model=tokenizer("sq_vae"), train_dataloader=[]
+        )
 
 
 def test_a_tokenizer_continues_from_a_checkpoint_of_the_trainer(tmp_path):

@@ -45,7 +45,7 @@ def test_weights_and_statistics_are_equal_in_both_processes(folder):
 
 def test_averages_of_two_processes_are_those_of_all_they_saw(folder):
     """Against the formulas in float64: a code without vectors counts less, and stays."""
-    count, total, energy = np.ones(5), np.ones((5, 3)), 1.0
+    count, total, energy, spread = np.ones(5), np.ones((5, 3)), 1.0, 0.0
     for step in range(3):
         generator = torch.Generator().manual_seed(step)
         latents, left = torch.randn(2, 32, 3, generator=generator).double().numpy()
@@ -55,10 +55,12 @@ def test_averages_of_two_processes_are_those_of_all_they_saw(folder):
         total = 0.8 * total + 0.2 * members.T @ latents
         decay = min(0.99, (1 + step) / (10 + step))
         energy = decay * energy + (1 - decay) * np.square(left).mean()
+        spread = decay * spread + (1 - decay) * latents.var(axis=0).mean()
     for rank in (0, 1):
         found = load_file(folder / f"averages-{rank}.safetensors")
         np.testing.assert_allclose(found["codes"], total / count[:, None], rtol=1e-4)
         np.testing.assert_allclose(found["energy"], [energy], rtol=1e-5)
+        np.testing.assert_allclose(found["spread"], [spread], rtol=1e-5)
         assert int(found["step"]) == 3
 
 
