@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from hq_tokenizers.checks import Count, ImageSize, Length, Name, Range, check_fields, did_you_mean
@@ -10,6 +11,8 @@ from hq_tokenizers.options.sound import SoundConfig
 
 FILE_NAMES = ("imagefolder", "audiofolder", "parquet", "webdataset")
 """Names of data that lie at `path`."""
+_ENDINGS = {".parquet": "parquet", ".tar": "webdataset"}
+"""What a path alone means, unless a folder of images."""
 
 
 @dataclass(kw_only=True)
@@ -22,8 +25,8 @@ class DataConfig:
 
     name: Annotated[
         Name,
-        '"digits" (embedded, 8×8 grey, no network), "imagefolder", "audiofolder", "parquet", "webdataset" (tar files), '
-        "or the id of a data set on the Hub",
+        '"digits" (embedded, 8×8 grey, no network), "imagefolder" (what a path alone means), "audiofolder", "parquet", '
+        '"webdataset" (tar files), or the id of a data set on the Hub',
     ] = "digits"
     path: Annotated[
         Name | None, "folder of the images, parquet or tar files, or a pattern such as data/train-*.parquet"
@@ -112,11 +115,10 @@ class DataConfig:
             raise ValueError(f"data.name {self.name!r} is no kind of files and no USER/NAME of the Hub. {hint}")
         if self.name in FILE_NAMES and self.path is None:
             raise ValueError(f'data.name "{self.name}" needs data.path: the folder or files of the data.')
-        if self.name == "digits" and (self.path or self.files):
-            raise ValueError(
-                "data.path or data.files is set but data.name is digits, the embedded set: set data.name to "
-                "imagefolder or parquet."
-            )
+        if self.name == "digits" and self.path is not None:
+            self.name = _ENDINGS.get(PurePath(self.path).suffix, "imagefolder")
+        if self.name == "digits" and self.files:
+            raise ValueError("data.files is set but data.name is digits, the embedded set: set data.path.")
         if self.label_map_classes is not None and self.num_channels is not None:
             raise ValueError("data.num_channels is for images; label maps (data.label_map_classes) have no channels.")
         self._check_augmentation()

@@ -145,10 +145,18 @@ def test_parquet_with_slices(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("path", "name"),
+    [("photos", "imagefolder"), ("data/train-*.parquet", "parquet"), ("train.tar", "webdataset"), (None, "digits")],
+)
+def test_a_path_alone_is_enough(path, name):
+    assert DataConfig(path=path).name == name
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"name": "imagefolder"}, "needs data.path"),
-        ({"path": "somewhere"}, "data.name is digits"),
+        ({"files": {"train": "train.parquet"}}, "data.name is digits"),
         ({"name": "imagefoldr", "path": "x"}, "no kind of files and no USER/NAME of the Hub. Did you mean imagefolder"),
         ({"num_channels": 2}, "data.num_channels must be one of 1, 3 or null, got 2"),
         ({"image_size": 0}, "data.image_size must be an integer from 1 to 65,536 or a list of them of length 2"),
