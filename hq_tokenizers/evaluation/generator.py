@@ -16,6 +16,7 @@ from hq_tokenizers.priors.configuration_code_generation import settings_from_opt
 from .image_sets import SetComparison
 from .references import load_reference
 from .sampling import NumberedSamples, generator_samples
+from .sound_sets import refuse_sound_network
 
 
 def evaluate_generator(
@@ -36,6 +37,7 @@ def evaluate_generator(
         OSError, ValueError: If generator, reference and metrics do not fit together, or `images_dir` holds images of
             another request.
     """
+    refuse_sound_network(config.metrics, "generator")
     folder = None if config.images_dir is None else Path(config.images_dir)
     sample = generator_samples(generator, settings_from_options(config.generation))
     samples = NumberedSamples(sample, len(generator.config.id2label or {}), config.seed, folder)

@@ -11,6 +11,12 @@ from hq_tokenizers.quantization.usage import code_counts
 from .decoding import encode_and_decode
 
 
+def spread_over(num_rows: int, number: int) -> torch.Tensor:
+    """Indices of up to `number` rows, evenly over a split: where classes are folders, they come one after the other."""
+    shown = min(number, num_rows)
+    return torch.arange(shown) * num_rows // max(shown, 1)
+
+
 def named_reconstructions(
     model: PreTrainedModel, pixel_values: torch.Tensor, **others: torch.Tensor
 ) -> dict[str, torch.Tensor]:

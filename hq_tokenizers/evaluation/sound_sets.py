@@ -69,6 +69,12 @@ def sound_network(config: MetricConfig, accelerator: Accelerator) -> SoundNetwor
         return SoundNetwork(config.sound_network, accelerator.device)
 
 
+def refuse_sound_network(config: MetricConfig, subject: str) -> None:
+    """Raises a ValueError if options name a network that hears, and the subject is one of images."""
+    if config.sound_network is not None:
+        raise ValueError(f"metrics.sound_network is for sounds, and the {subject} makes images: leave it out.")
+
+
 class SoundDistance:
     """Sums for the Fréchet distance |μ − μ'|² + tr(Σ + Σ' − 2 (ΣΣ')^½) of two sets of sounds.
 

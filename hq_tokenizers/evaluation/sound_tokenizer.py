@@ -23,7 +23,7 @@ from hq_tokenizers.reporting.players import save_players
 from hq_tokenizers.reporting.tracking import progress_bar
 
 from .decoding import encode_and_decode
-from .pictures import named_reconstructions
+from .pictures import named_reconstructions, spread_over
 from .references import evaluated_split
 from .sound import bits_per_second, decibel_figures, sound_provenance, spectrogram_pictures, squared_error
 from .sound_sets import SoundDistance, sound_network
@@ -76,7 +76,7 @@ def evaluate_sounds(
             distance.add(extractor.to_waveforms(reconstruction, batch["attention_mask"]), originals)
     totals = sums.reduce(accelerator)
     if accelerator.is_main_process:
-        (batch,) = rows.batches([torch.arange(min(_PICTURES, len(rows)))], accelerator.device)
+        (batch,) = rows.batches([spread_over(len(rows), _PICTURES)], accelerator.device)
         versions = named_reconstructions(model, **model_inputs(batch))
         output_dir = Path(config.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)

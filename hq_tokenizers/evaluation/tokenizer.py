@@ -19,6 +19,7 @@ from hq_tokenizers.reporting.figures import reconstruction_grid, save_png
 from .pictures import named_reconstructions
 from .reconstructions import ReconstructionMetrics
 from .references import data_identity, evaluated_split
+from .sound_sets import refuse_sound_network
 from .sound_tokenizer import evaluate_sounds
 
 PICTURE = "reconstructions.png"
@@ -42,6 +43,7 @@ def evaluate_tokenizer_on_data(config: EvaluateConfig, accelerator: Accelerator)
     if model.config.modality == "sound":
         results = evaluate_sounds(config, model, accelerator, PICTURE)
         return {"subject": _subject(config.tokenizer, model, beam_width), "results": results, "left_out": {}}
+    refuse_sound_network(config.metrics, "tokenizer")
     split = evaluated_split(config.data)
     (rows,) = load_image_splits(config.data, split)
     check_images(model, rows, split)

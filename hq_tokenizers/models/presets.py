@@ -82,8 +82,11 @@ def network(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     for field in overrides:
         if field in ("network", "network_name"):
             raise ValueError(f"The network is the first argument, without a name: {overrides[field]!r}.")
+        if field == "num_levels":
+            raise ValueError("num_levels is for rsq_vae and rq_vae, which have several codes at a position.")
         if field not in _FIELDS:
-            raise ValueError(f"A tokenizer has no field {field!r}. {did_you_mean(field, _FIELDS)}".rstrip())
+            hint = did_you_mean(field, [*_FIELDS, "num_levels", "recipe"])
+            raise ValueError(f"A tokenizer has no field {field!r}. {hint}".rstrip())
     fields = {**NETWORKS[name], **overrides}
     other = {"resnet": "diffusers", "diffusers": "resnet"}
     backbone = fields.get("backbone", "resnet")

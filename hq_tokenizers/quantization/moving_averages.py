@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hq_tokenizers.checks import Count, check_value
 from hq_tokenizers.processes import all_reduce, broadcast
 from hq_tokenizers.quantization.finite_batches import all_finite, follow
 from hq_tokenizers.quantization.residual_variance import ResidualVariance
@@ -174,7 +175,11 @@ def set_accumulation(model: nn.Module, parts: int) -> None:
     Args:
         model: Any module.
         parts: Forward passes per optimiser step, at least 1.
+
+    Raises:
+        ValueError: If `parts` is no integer, or less.
     """
+    check_value("parts", parts, Count)
     for module in model.modules():
         if isinstance(module, MovingAverages | ResidualVariance):
             module.start_step(parts)

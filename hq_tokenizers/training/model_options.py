@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 from transformers import PreTrainedConfig
@@ -31,6 +32,8 @@ FROM_DATA = ("image_size", "num_channels", "num_classes", "num_speakers", "code_
 DEFAULT_NETWORK = "cifar10"
 FROM_AUTOENCODER = "from_autoencoder"
 """The key of a `model` section that names an autoencoder."""
+_SYSTEM = ("preset", "network", "model_type", FROM_AUTOENCODER)
+"""Keys of a `model` section that name a system."""
 
 
 def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
@@ -44,22 +47,37 @@ def build_tokenizer_config(section: Mapping[str, Any], from_data: Mapping[str, A
     Raises:
         ValueError: For an unknown system, type or field, a wrong value, or a disagreement with the data.
     """
+    return _checked_section(section, from_data)()
+
+
+def check_section(section: Mapping[str, Any]) -> None:
+    """Checks the names in a tokenizer's section, before there are data to check the rest with.
+
+    Raises:
+        ValueError: For an unknown system, type or field.
+    """
+    _checked_section(section, {})
+
+
+def _checked_section(section: Mapping[str, Any], from_data: Mapping[str, Any]) -> Callable[[], PreTrainedConfig]:
+    """What builds the configuration, whose names are known."""
     fields = dict(section)
     if FROM_AUTOENCODER in fields:
-        return _build_from_autoencoder(fields, from_data)
+        return _from_autoencoder(fields, from_data)
     if "preset" not in fields:
-        return build_model_config(fields, from_data, TOKENIZER_CONFIGS)
+        return _of_type(fields, from_data, TOKENIZER_CONFIGS)
     if "model_type" in fields:
         raise ValueError("model has a preset and a model_type: give one of them.")
     construct = PRESETS[_known("preset", fields.pop("preset"), list(PRESETS))]
     network = _known("network", fields.pop("network", DEFAULT_NETWORK), list(NETWORKS))
     config_class = type(construct(network))
     accepted = config_fields(config_class) | _own_arguments(construct)
-    if "recipe" in fields and "recipe" not in accepted:
-        having = ", ".join(name for name, other in PRESETS.items() if "recipe" in _own_arguments(other))
-        raise ValueError(f"model.recipe is for the presets {having}; {section['preset']} has one way of training only.")
+    for name, instead in (("recipe", "has one way of training only"), ("num_levels", "has no such levels")):
+        if name in fields and name not in accepted:
+            having = ", ".join(other for other, made in PRESETS.items() if name in _own_arguments(made))
+            raise ValueError(f"model.{name} is for the presets {having}; {section['preset']} {instead}.")
     hints = {**inspect.get_annotations(construct, eval_str=True), **field_hints(config_class, PreTrainedConfig)}
-    return construct(network, **_checked(accepted, hints, fields, from_data))
+    return partial(construct, network, **_checked(accepted, hints, fields, from_data))
 
 
 def autoencoder_of(section: Mapping[str, Any]) -> Autoencoder:
@@ -75,8 +93,8 @@ def autoencoder_of(section: Mapping[str, Any]) -> Autoencoder:
         raise ValueError(f"model.{FROM_AUTOENCODER} {path!r}: {error}") from error
 
 
-def _build_from_autoencoder(fields: dict[str, Any], from_data: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of {"from_autoencoder": path, **fields}: of a hierarchy, unless `model_type` is sq_vae."""
+def _from_autoencoder(fields: dict[str, Any], from_data: Mapping[str, Any]) -> Callable[[], PreTrainedConfig]:
+    """What builds that of {"from_autoencoder": path, **fields}: of a hierarchy, unless `model_type` is sq_vae."""
     own = {name: fields.pop(name) for name in (FROM_AUTOENCODER, "model_type", "recipe") if name in fields}
     for name in ("preset", "network"):
         if name in fields:
@@ -87,7 +105,7 @@ def _build_from_autoencoder(fields: dict[str, Any], from_data: Mapping[str, Any]
     check_choice("model.recipe", recipe, get_args(Recipe))
     hints = field_hints(config_class, PreTrainedConfig)
     checked = _checked(config_fields(config_class), hints, fields, from_data)
-    return autoencoder_config(config_class, autoencoder_of(own), checked, recipe)
+    return lambda: autoencoder_config(config_class, autoencoder_of(own), checked, recipe)
 
 
 def sound_config(section: Mapping[str, Any]) -> PreTrainedConfig | None:
@@ -111,11 +129,17 @@ def build_model_config(
         from_data: Fields that the data decide.
         config_classes: The model types to choose from.
     """
-    fields = dict(section)
+    return _of_type(dict(section), from_data, config_classes)()
+
+
+def _of_type(
+    fields: dict[str, Any], from_data: Mapping[str, Any], config_classes: Sequence[type[PreTrainedConfig]]
+) -> Callable[[], PreTrainedConfig]:
     accepted = {config_class.model_type: config_class for config_class in config_classes}
     config_class = accepted[_known("model_type", fields.pop("model_type", None), list(accepted))]
     hints = field_hints(config_class, PreTrainedConfig)
-    return config_class(**_checked(config_fields(config_class), hints, fields, from_data))
+    system = _SYSTEM if config_class in TOKENIZER_CONFIGS else ("model_type",)
+    return partial(config_class, **_checked(config_fields(config_class), hints, fields, from_data, system))
 
 
 @dataclass(frozen=True)
@@ -229,12 +253,16 @@ def _own_arguments(construct: Callable[..., PreTrainedConfig]) -> dict[str, Any]
 
 
 def _checked(
-    accepted: dict[str, Any], hints: Mapping[str, Any], fields: dict[str, Any], from_data: Mapping[str, Any]
+    accepted: dict[str, Any],
+    hints: Mapping[str, Any],
+    fields: dict[str, Any],
+    from_data: Mapping[str, Any],
+    system: Sequence[str] = _SYSTEM,
 ) -> dict[str, Any]:
     """The fields with known names, as YAML means them, and the data's values; the configuration class checks them."""
     for name, value in fields.items():
         if name not in accepted:
-            raise ValueError(unknown_name(f"model.{name}", [f"model.{field}" for field in accepted]))
+            raise ValueError(unknown_name(f"model.{name}", [f"model.{field}" for field in (*accepted, *system)]))
         fields[name] = converted(hints[name], value, texts=True)
     for name, value in from_data.items():
         if name not in accepted:

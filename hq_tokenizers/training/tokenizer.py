@@ -16,7 +16,7 @@ from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
 from hq_tokenizers.evaluation.diagnostics import diagnose
 from hq_tokenizers.evaluation.networks import check_packages
-from hq_tokenizers.evaluation.pictures import named_reconstructions
+from hq_tokenizers.evaluation.pictures import named_reconstructions, spread_over
 from hq_tokenizers.evaluation.reconstructions import ReconstructionMetrics, evaluation_figures
 from hq_tokenizers.evaluation.references import data_identity
 from hq_tokenizers.evaluation.sound import bits_per_second, spectrogram_pictures, squared_error
@@ -38,7 +38,7 @@ from hq_tokenizers.reporting.tracking import Record, Tracker, read_history
 from .dry_run import dry_run, layout_in_words, smaller_run
 from .image_losses import ImageLosses
 from .loop import TrainingLoop
-from .model_options import DEFAULT_NETWORK, FROM_AUTOENCODER, sound_config
+from .model_options import DEFAULT_NETWORK, FROM_AUTOENCODER, check_section, sound_config
 from .stage import Metrics, Stage
 from .tokenizer_setup import (
     Rows,
@@ -147,6 +147,7 @@ def _with_all_losses(config: TokenizerTrainingConfig) -> TokenizerTrainingConfig
 
 def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[str, Any]:
     _check_evaluation_options(config)
+    check_section(config.model)
     train, validation, test = load_splits(config)
     model = build_model(config, train)
     check_warmup(config, model, train, accelerator.num_processes)
@@ -176,6 +177,8 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         if findings and stage.is_early(loop.step):
             print(f"After {loop.step} steps it is too early to judge the codes. So far:")
             print(*(finding.observation for finding in findings), sep="\n")
+        elif not findings and model.config.has_codes:
+            print("Nothing is wrong with the codes of any level.")
     accelerator.wait_for_everyone()
     return report
 
@@ -220,8 +223,8 @@ def _describe_discriminator(stage: TokenizerStage, history: list[Record]) -> dic
 
 
 def pictures(model: PreTrainedModel, data: Rows, device: torch.device) -> np.ndarray:
-    """The first images or sounds of a split and their reconstructions, as one picture."""
-    (batch,) = data.batches([torch.arange(min(NUM_PICTURES, len(data)))], device)
+    """Images or sounds of a split and their reconstructions, as one picture."""
+    (batch,) = data.batches([spread_over(len(data), NUM_PICTURES)], device)
     versions = named_reconstructions(model, **model_inputs(batch))
     return reconstruction_grid(
         spectrogram_pictures(versions, batch, data.extractor) if isinstance(data, SoundRows) else versions

@@ -83,6 +83,7 @@ def test_inception_score_and_the_rest(six_pixels, generator_dir, tmp_path):
         ({"generation": {"num_steps": 4}}, "num_steps=4 is a setting of masked_prior models"),
         ({"data": DataConfig(validation_split="tset")}, "data.validation_split 'tset' is not one of"),
         ({"metrics": MetricConfig(features="squeezenet", feature_weights="no.pth")}, "no weight file at no.pth"),
+        ({"metrics": MetricConfig(sound_network="a/b")}, "sound_network is for sounds, and the generator makes images"),
     ],
 )
 def test_errors_come_before_sampling(six_pixels, generator_dir, tmp_path, monkeypatch, options, message):

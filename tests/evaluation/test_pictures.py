@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hq_tokenizers import Codes, HQVAEConfig, HQVAEModel, SQVAEConfig, SQVAEModel, vae
-from hq_tokenizers.evaluation.pictures import decoded_codes, named_reconstructions
+from hq_tokenizers.evaluation.pictures import decoded_codes, named_reconstructions, spread_over
 
 SIZE = {"image_size": 8, "num_channels": 1, "hidden_size": 8, "codebook_dim": 4}
 ONE = {"num_downsampling": 1, "codebook_size": 8}
@@ -20,6 +20,11 @@ def test_levels_are_named_and_decoded():
     for number, name in enumerate(list(versions)[1:], start=1):
         torch.testing.assert_close(versions[name], model.decode(codes, num_levels=number))
     assert not torch.equal(versions["level 1"], versions["reconstruction"])
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(10, [0, 2, 5, 7]), (4, [0, 1, 2, 3]), (3, [0, 1, 2]), (0, [])])
+def test_rows_are_spread_over_a_split(num_rows, expected):
+    assert spread_over(num_rows, 4).tolist() == expected
 
 
 @pytest.mark.parametrize("config", [SQVAEConfig(**ONE, **SIZE), vae("digits", hidden_size=8, codebook_dim=4)])

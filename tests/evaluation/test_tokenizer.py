@@ -153,6 +153,8 @@ def test_what_nobody_asked_for_is_left_out_with_its_reason(no_weights, tokenizer
 def test_what_was_asked_for_is_not_left_out(no_weights, tokenizer_dir, tmp_path):
     with pytest.raises(OSError, match=r"not to be had The option for weights is metrics\.feature_weights"):
         _evaluate(tokenizer_dir, tmp_path, metrics=MetricConfig(lpips=None, features="inception"))
+    with pytest.raises(ValueError, match=r"sound_network is for sounds, and the tokenizer makes images"):
+        _evaluate(tokenizer_dir, tmp_path, metrics=MetricConfig(lpips=None, sound_network="a/b"))
     with pytest.raises(OSError, match=r"no weight file at nowhere\.pth.*metrics\.lpips_weights"):
         _evaluate(tokenizer_dir, tmp_path, metrics=MetricConfig(lpips_weights="nowhere.pth"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -165,6 +166,16 @@ def test_weights_a_checkpoint_lacks_are_initialised_when_that_is_asked_for(tmp_p
 def test_what_is_no_field_is_refused(preset: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         preset(**fields)
+
+
+def test_levels_are_for_those_that_have_some() -> None:
+    with pytest.raises(ValueError, match="num_levels is for rsq_vae and rq_vae"):
+        sq_vae("digits", num_levels=2)
+    with pytest.raises(ValueError, match=r"no field 'num_levls'\. Did you mean num_levels"):
+        rsq_vae("digits", num_levls=2)
+    assert {name for name, preset in PRESETS.items() if "num_levels" in signature(preset).parameters} == {
+        *("rsq_vae", "rq_vae")
+    }
 
 
 @pytest.mark.parametrize("size", ["abc", None, -64, math.nan])

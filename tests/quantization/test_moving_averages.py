@@ -22,6 +22,12 @@ def averages(threshold: float = 0.0, num_codes: int = K, parts: int = 1, warmup:
     return module
 
 
+@pytest.mark.parametrize("parts", [0, -1, 1.5, True, "4"])
+def test_parts_are_counted(parts):
+    with pytest.raises(ValueError, match="parts must be an integer"):
+        set_accumulation(averages(), parts)
+
+
 def nearest(codes: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     return torch.cdist(vectors.double(), codes.double()).argmin(-1)
 

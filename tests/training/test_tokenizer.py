@@ -181,12 +181,7 @@ def test_initial_weights_follow_the_seed_only(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": {**MODEL, "codebok_size": 3}}, "Did you mean model.codebook_size"),
         ({"model": {**MODEL, "image_size": 28}}, "model.image_size is 28, but the data say 8"),
-        ({"model": {"preset": "sq_vea"}}, "model.preset 'sq_vea' is unknown. Did you mean sq_vae"),
-        ({"model": {"preset": "sq_vae", "network": "mnits"}}, "Did you mean mnist"),
-        ({"model": {"model_type": "bert"}}, "model.model_type 'bert' is unknown. Accepted: .*sq_vae"),
-        ({"model": {**MODEL, "model_type": "sq_vae"}}, "give one of them"),
         ({"model": {**MODEL, "num_downsampling": 4}}, "stride 16"),
         ({"batch_size": 500}, "fewer than batch_size 500"),
     ],
@@ -200,6 +195,17 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, options, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"model": {**MODEL, "codebok_size": 3}}, "Did you mean model.codebook_size"),
+        ({"model": {"preset": "sq_vae", "netwrok": "mnist"}}, "Did you mean model.network"),
+        ({"model": {"from_autoencodr": "folder"}}, "Did you mean model.from_autoencoder"),
+        ({"model": {"preset": "sq_vea"}}, "model.preset 'sq_vea' is unknown. Did you mean sq_vae"),
+        (
+            {"model": {"preset": "sq_vae", "num_levels": 4}},
+            "num_levels is for the presets rsq_vae, rq_vae; sq_vae has no",
+        ),
+        ({"model": {"preset": "sq_vae", "network": "mnits"}}, "Did you mean mnist"),
+        ({"model": {"model_type": "bert"}}, "model.model_type 'bert' is unknown. Accepted: .*sq_vae"),
+        ({"model": {**MODEL, "model_type": "sq_vae"}}, "give one of them"),
         ({"metrics": MetricConfig(lpips=None)}, "Only evaluations need metrics.lpips"),
         ({"evaluation_steps": 5, "data": DataConfig(label_map_classes=3)}, "evaluation_steps is for images"),
     ],
