@@ -264,6 +264,12 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(
     assert "Level 1: collapsed (perplexity 1.0)" in printed
 
 
+def test_codes_that_are_well_are_called_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [])
+    train_tokenizer(_config(tmp_path, max_steps=1))
+    assert "Nothing is wrong with the codes of any level." in capsys.readouterr().out
+
+
 def _write_images(folder, seed):
     from datasets import Array2D, Dataset, Features
 
