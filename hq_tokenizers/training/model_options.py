@@ -139,7 +139,8 @@ def _of_type(
     config_class = accepted[_known("model_type", fields.pop("model_type", None), list(accepted))]
     hints = field_hints(config_class, PreTrainedConfig)
     system = _SYSTEM if config_class in TOKENIZER_CONFIGS else ("model_type",)
-    return partial(config_class, **_checked(config_fields(config_class), hints, fields, from_data, system))
+    checked = _checked(config_fields(config_class), hints, fields, from_data, system)
+    return lambda: config_class(**checked)
 
 
 @dataclass(frozen=True)
