@@ -53,7 +53,9 @@ class ImageTokenizerCallback(TrainerCallback):
         self._epoch = int(state.epoch or 0)
         self._first_step = state.global_step
         if has_length(loader) and not args.ignore_data_skip:
-            self._first_step -= state.global_step % math.ceil(len(loader) / args.gradient_accumulation_steps)
+            steps = math.ceil(len(loader) / args.gradient_accumulation_steps)
+            # A Trainer warns of a loader without a batch.
+            self._first_step -= state.global_step % max(steps, 1)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -149,6 +149,13 @@ def test_averages_of_a_run_that_continues_in_an_epoch(skip, images, tmp_path):
     assert [module.count.sum().item() for module in moving(model)] == expected
 
 
+def test_a_loader_without_a_batch_is_left_to_the_trainer(tmp_path):
+    options = arguments(tmp_path, dataloader_drop_last=True)
+    trainer = Trainer(tokenizer("sq_vae"), options, train_dataset=pixel_rows(3), callbacks=[ImageTokenizerCallback()])
+    trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_several_gpus_in_one_process_are_refused(tmp_path):
     options = arguments(tmp_path)
     options._n_gpu = 2
