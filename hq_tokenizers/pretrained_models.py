@@ -52,6 +52,11 @@ def can_name_a_model(path: str) -> bool:
     return "/" in path or os.path.exists(path)
 
 
+def not_a_model(path: str, kind: str) -> str:
+    """The start of an error about what cannot name a model; `kind` has its article."""
+    return f"{path!r} is neither the folder of {kind} nor the id of one on the Hub, as in owner/name"
+
+
 def pretrained_names() -> tuple[str, ...]:
     """The names that `pretrained` knows, in alphabetical order."""
     return tuple(sorted(path.parent.name.replace("_", "-") for path in _FOLDER.glob("*/config.json")))

@@ -15,7 +15,7 @@ from hq_tokenizers.hashing import weights_sha256
 from hq_tokenizers.metrics.running.running_gaussian import RunningGaussian
 from hq_tokenizers.metrics.set_distances import check_covariances, frechet_distance
 from hq_tokenizers.options.evaluation import MetricConfig
-from hq_tokenizers.pretrained_models import can_name_a_model
+from hq_tokenizers.pretrained_models import can_name_a_model, not_a_model
 from hq_tokenizers.sound_decoding import resample
 
 
@@ -33,10 +33,7 @@ class SoundNetwork:
 
     def __init__(self, path: str, device: torch.device) -> None:
         if not can_name_a_model(path):
-            raise ValueError(
-                f"metrics.sound_network {path!r} is neither the folder of a model nor the id of one on the Hub, as in "
-                "owner/name."
-            )
+            raise ValueError(f"metrics.sound_network {not_a_model(path, 'a model')}.")
         try:
             self.extractor = AutoFeatureExtractor.from_pretrained(path)
             model = AutoModel.from_pretrained(path, use_safetensors=True)

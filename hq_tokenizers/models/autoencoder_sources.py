@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoModel, PreTrainedConfig
 
-from hq_tokenizers.pretrained_models import can_name_a_model
+from hq_tokenizers.pretrained_models import can_name_a_model, not_a_model
 from hq_tokenizers.tensor_files import named_damage
 
 from .autoencoders import Autoencoder, autoencoder_of_tokenizer, folded_encoder
@@ -47,9 +47,7 @@ def read_autoencoder(source: Any, subfolder: str | None = None) -> Autoencoder:
 
 def _load(path: str, subfolder: str | None) -> Any:
     if not can_name_a_model(path):
-        raise OSError(
-            f"{path!r} is neither the folder of an autoencoder nor the id of one on the Hub, as in owner/name."
-        )
+        raise OSError(f"{not_a_model(path, 'an autoencoder')}.")
     arguments = {} if subfolder is None else {"subfolder": subfolder}
     config, _ = PreTrainedConfig.get_config_dict(path, **arguments)
     with named_damage(path):

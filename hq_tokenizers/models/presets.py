@@ -60,7 +60,7 @@ FIRM_SUM: dict[str, Any] = {"min_decoder_variance": 0.005}
 Without it MNIST's latents ended with 0.4 of their energy left over, and RQ-VAE ahead; on CIFAR-10 it does not help.
 """
 
-PAPER: dict[str, Any] = {"convolution_bias": "uniform"}
+PAPER_NETWORK: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
 
 _FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 512: (8, 8, 8), 2048: (8, 8, 6, 5), 16384: (8, 8, 8, 6, 5)}
@@ -100,7 +100,7 @@ def training_fields(recipe: Recipe, overrides: Mapping[str, Any], num_grids: int
     """Fields of a recipe for a stochastic system, without those that an override takes the purpose from."""
     check_choice("recipe", recipe, get_args(Recipe))
     if recipe == "paper":
-        return PAPER
+        return PAPER_NETWORK
     if overrides.get("quantizer") in ("vq", "fsq", "none"):
         return {}
     fields = tuned(overrides.get("variance_type", "I"))

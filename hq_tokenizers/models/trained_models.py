@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 
 from hq_tokenizers.checks import did_you_mean
 from hq_tokenizers.image_processing_hq import HQImageProcessor
-from hq_tokenizers.pretrained_models import can_name_a_model, folder_of, pretrained_names
+from hq_tokenizers.pretrained_models import can_name_a_model, folder_of, not_a_model, pretrained_names
 
 from .configuration_image_tokenizer import ImageTokenizerConfig
 from .input_checks import check_beam
@@ -69,8 +69,8 @@ def _load(path: str, kind: str, command: str, besides: tuple[type[PreTrainedConf
         names = pretrained_names()
         suggestion = did_you_mean(path.lower().replace("_", "-"), names)
         raise ValueError(
-            f"{kind} {path!r} is neither the folder of a {kind} nor the id of one on the Hub, as in owner/name, nor a "
-            f"name of the package's own ({', '.join(names)}); `{command}` writes one.{suggestion and f' {suggestion}'}"
+            f"{kind} {not_a_model(path, f'a {kind}')}, nor a name of the package's own ({', '.join(names)}); "
+            f"`{command}` writes one.{suggestion and f' {suggestion}'}"
         )
     try:
         config = AutoConfig.from_pretrained(path)

@@ -6,14 +6,13 @@ Shape legend: B batch, h × w grid, d code width, K codes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from hq_tokenizers.quantization.functional import entropy_of
-from hq_tokenizers.quantization.stochastic_codebook import StochasticCodebook
+from hq_tokenizers.quantization.stochastic_codebook import Quantized, StochasticCodebook, in_image_parts
 from hq_tokenizers.randomness import sample_gumbel
-
-Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def quantize_grid(
@@ -37,20 +36,15 @@ def quantize_grid(
         return codebook(latents, precision, temperature, generators, codes_only)
     num_vectors = latents.shape[1] * latents.shape[2]
     num_images = max(1, codebook.max_elements // (num_vectors * len(codebook.weight)))
-    parts = []
-    for start in range(0, len(latents), num_images):
-        part = slice(start, start + num_images)
-        own_precision = precision[part] if len(precision) > 1 else precision
-        parts.append(_relax(codebook, latents[part], own_precision, temperature, generators[part]))
-    quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-    return quantized, indices, entropy
+    relax = partial(_relax, codebook, temperature)
+    return in_image_parts(relax, latents, precision, generators, num_images)
 
 
 def _relax(
     codebook: StochasticCodebook,
+    temperature: torch.Tensor,
     latents: torch.Tensor,
     precision: torch.Tensor,
-    temperature: torch.Tensor,
     generators: Sequence[torch.Generator],
 ) -> Quantized:
     """z̃ = Σ_k y_k b_k with y = softmax((log P̂ + g) / τ), the relaxed sample of training, without its gradient."""

@@ -18,6 +18,7 @@ from hq_tokenizers.quantization.snapshot import snapshot
 from hq_tokenizers.randomness import sample_exponential
 
 FactorsFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Factors]
+Quantized = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class StochasticCodebook(Codebook):
@@ -68,7 +69,7 @@ class StochasticCodebook(Codebook):
         temperature: torch.Tensor | None,
         generators: Sequence[torch.Generator] | None = None,
         codes_only: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Quantized:
         """Quantises a grid.
 
         With a temperature the code vectors are samples for training, relaxed or exact. Without, they are those of the
@@ -109,7 +110,7 @@ class StochasticCodebook(Codebook):
         codes: torch.Tensor,
         generators: Sequence[torch.Generator] | None,
         codes_only: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Quantized:
         """The vectors (M, d), indices (M,) and entropies (M,) of the most probable or of sampled codes."""
         batch, height, width, dim = latents.shape
         num_images = max(1, self.max_elements // (height * width * len(codes)))
@@ -119,7 +120,7 @@ class StochasticCodebook(Codebook):
         if generators is not None:
             noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
 
-        def quantize(z: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        def quantize(z: torch.Tensor, w: torch.Tensor) -> Quantized:
             logits = self._logits(z, codes, w)
             indices = (logits if noise is None else logits - noise.log()).argmax(dim=-1)
             entropy = logits.new_zeros(len(logits)) if codes_only else entropy_of(logits)
@@ -145,15 +146,13 @@ class StochasticCodebook(Codebook):
         generators: Sequence[torch.Generator],
         codes_only: bool,
         num_images: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Quantized:
         """`_hard` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
-        parts = []
-        for start in range(0, len(latents), num_images):
-            part = slice(start, start + num_images)
-            own_precision = precision[part] if len(precision) > 1 else precision
-            parts.append(self._hard(latents[part], own_precision, codes, generators[part], codes_only))
-        quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-        return quantized, indices, entropy
+
+        def hard(z: torch.Tensor, w: torch.Tensor, own: Sequence[torch.Generator]) -> Quantized:
+            return self._hard(z, w, codes, own, codes_only)
+
+        return in_image_parts(hard, latents, precision, generators, num_images)
 
     def cross_entropy(
         self,
@@ -195,6 +194,23 @@ class StochasticCodebook(Codebook):
         """Log P̂(z_q = b_k | z): latents (B, h, w, d) → (B, h, w, K)."""
         logits = self._logits(latents.flatten(0, 2), self.codes, _flat_precision(precision, latents))
         return F.log_softmax(logits, dim=-1).unflatten(0, latents.shape[:3])
+
+
+def in_image_parts(
+    function: Callable[[torch.Tensor, torch.Tensor, Sequence[torch.Generator]], Quantized],
+    latents: torch.Tensor,
+    precision: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    num_images: int,
+) -> Quantized:
+    """Applies `function` to the latents, precision and generators of `num_images` images at a time."""
+    parts = []
+    for start in range(0, len(latents), num_images):
+        part = slice(start, start + num_images)
+        own_precision = precision[part] if len(precision) > 1 else precision
+        parts.append(function(latents[part], own_precision, generators[part]))
+    quantized, indices, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return quantized, indices, entropy
 
 
 def _flat_precision(precision: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
