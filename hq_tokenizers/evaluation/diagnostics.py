@@ -15,7 +15,6 @@ from typing import Any
 from hq_tokenizers.checks import CodebookSize, check_value
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
-from hq_tokenizers.models.presets import FIRM_SUM
 
 from . import remedies
 from .remedies import Settings
@@ -324,16 +323,20 @@ def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level
 
 
 def _drifted(config: ImageTokenizerConfig, levels: Sequence[_Level], figures: Mapping[str, Any]) -> Iterator[Finding]:
-    """Of one grid with several codes at its positions: of others it is not known."""
+    """Where images are sums of several codes: of one code it is not known."""
     settings = remedies.for_drift(config)
-    one_grid = len(levels) > 1 and not any(level.first_of_group for level in levels[1:])
-    share = levels[-1].residual_energy / levels[0].given
-    if not settings or not one_grid or share <= DRIFTED or figures["mse"] >= FIRM_SUM["min_decoder_variance"]:
+    if len(levels) == 1 or not settings or figures["mse"] >= settings["min_decoder_variance"]:
         return
+    grids = remedies.levels_by_group(config)
+    shares = {grid: levels[grid[-1]].residual_energy / levels[grid[0]].given for grid in grids}
+    drifted = [grid for grid in grids if shares[grid] > DRIFTED]
+    if not drifted:
+        return
+    left_over = " and ".join(f"{shares[grid]:.0%}" for grid in drifted)
     yield Finding(
-        tuple(range(len(levels))),
+        tuple(index for grid in drifted for index in grid),
         "latents drift away",
-        f"{share:.0%} of their energy left over by all levels, mean squared error {figures['mse']:.3g}",
+        f"{left_over} of their energy left over by all levels, mean squared error {figures['mse']:.3g}",
         "as the error falls the reconstruction weighs more, and what holds latents at their codes does not",
         settings,
     )

@@ -9,7 +9,7 @@ import pytest
 from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, Finding, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED, rsq_vae
+from hq_tokenizers.models.presets import TUNED, rsq_vae, sq_vae_2
 from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 
@@ -158,14 +158,34 @@ def test_latents_that_drift_away_are_held():
     assert diagnose(applied(presets[1], finding), [128] * 4, DRIFTED) == []
 
 
+def test_latents_of_the_grids_that_drift_away_are_held():
+    """Measured: sq_vae_2 without a floor on MNIST after five epochs; then the finer grid as it is with the floor."""
+    drifted = figures(
+        *([59.58, 27.41], [128, 128], [0.559, 0.634], [0.2588, 0.189], (128, 128)),
+        latent_energy=[0.971, 0.911],
+        residual_energy=[0.249, 0.1685],
+        codebook_energy=[1.764, 5.54],
+        mse=0.000163,
+    )
+    config = sq_vae_2("mnist", min_decoder_variance=0.0)
+    (finding,) = diagnose(config, [128] * 2, drifted)
+    assert symptoms([finding]) == [((0, 1), "latents drift away")]
+    assert finding.remedy == "--model.min_decoder_variance 0.001"
+    assert finding.measured == "26% and 18% of their energy left over by all levels, mean squared error 0.000163"
+    assert diagnose(sq_vae_2("mnist"), [128] * 2, drifted) == []
+    (finding,) = diagnose(config, [128] * 2, {**drifted, "residual_energy": [0.249, 0.0165]})
+    assert symptoms([finding]) == [((0,), "latents drift away")]
+
+
 @pytest.mark.parametrize(
     ("fields", "measured"),
     [
         ({"decoder_variance": "learned"}, {}),
         ({"variance_update": "trained"}, {}),
         ({"modality": "sound"}, {}),
-        ({"code_groups": ["stride 4: 128 x 2", "stride 2: 128 x 2"]}, {}),
         ({}, {"mse": 0.006}),
+        # Several grids, whose floor is lower.
+        ({"code_groups": ["stride 4: 128 x 2", "stride 2: 128 x 2"]}, {"mse": 0.0011}),
         # CIFAR-10 after five epochs: a fifth left over.
         ({}, {"residual_energy": [0.21, 0.1, 0.06, 0.04], "mse": 0.0012}),
     ],
