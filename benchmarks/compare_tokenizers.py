@@ -22,7 +22,6 @@ tokenizer, give another one, as in the last line.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,14 +62,14 @@ from hq_tokenizers.options.data import DataConfig
 from hq_tokenizers.options.evaluation import MetricConfig
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 from hq_tokenizers.processes import create_accelerator
-from hq_tokenizers.reporting.reports import read_report
+from hq_tokenizers.reporting.reports import changes, read_report
 from hq_tokenizers.reporting.tracking import read_history
 from hq_tokenizers.training.continuation import check_run
 from hq_tokenizers.training.model_options import (
-    FROM_DATA,
     build_tokenizer_config,
-    config_fields,
     describe_model,
+    earlier_settings,
+    settings_of,
     sound_config,
 )
 from hq_tokenizers.training.tokenizer import train_tokenizer
@@ -199,7 +198,7 @@ def run_system(config: Comparison, name: str, seed: int, compare: SampleComparis
         **{figure: report[figure] for figure in _FIGURES},
         "versions": read_report(folder)["versions"],
         **judge_reconstructions(config, folder, rows),
-        "settings": _settings(config.systems[name]),
+        "settings": settings_of(_tokenizer_config(config.systems[name])),
         "history": history,
     }
     if config.prior and run["codebook_sizes"]:
@@ -236,7 +235,8 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
     record = read_record(path, _description(config, name))
     if record is None or "settings" not in record:
         return record
-    changed = _changed_settings(config.systems[name], record["settings"])
+    tokenizer = _tokenizer_config(config.systems[name])
+    changed = changes(settings_of(tokenizer), earlier_settings(tokenizer, record["settings"]))
     if changed:
         raise SystemExit(
             f"error: {path} is of a run of {name!r} before its preset changed: {changed}. Delete the record and the "
@@ -245,24 +245,8 @@ def finished_run(config: Comparison, name: str, seed: int) -> Run | None:
     return record
 
 
-def _settings(model: dict[str, Any]) -> dict[str, Any]:
-    """All fields of a tokenizer but those that the data decide: what a preset stands for today.
-
-    Where a preset's field follows from one of those, it is that of the network's usual images.
-    """
-    config = _tokenizer_config(model)
-    names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
-    return json.loads(json.dumps({name: getattr(config, name) for name in names}))
-
-
-def _changed_settings(model: dict[str, Any], then: dict[str, Any]) -> dict[str, str]:
-    """Fields with another value than at the time of a record, in words; fields that came later had their defaults."""
-    defaults = json.loads(json.dumps(config_fields(type(_tokenizer_config(model))), default=str))
-    now = {field: (then.get(field, defaults[field]), value) for field, value in _settings(model).items()}
-    return {field: f"{before} (now {value})" for field, (before, value) in now.items() if before != value}
-
-
 def _tokenizer_config(model: dict[str, Any]) -> Any:
+    """A field that follows from one that the data decide is that of the network's usual images."""
     return build_tokenizer_config(TokenizerTrainingConfig(model=model).model, {})
 
 

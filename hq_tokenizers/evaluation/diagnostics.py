@@ -323,7 +323,7 @@ def _unused(config: ImageTokenizerConfig, level: _Level, levels: Sequence[_Level
 
 
 def _drifted(config: ImageTokenizerConfig, levels: Sequence[_Level], figures: Mapping[str, Any]) -> Iterator[Finding]:
-    """Where images are sums of several codes: of one code it is not known."""
+    """Of hierarchies: one code at the positions of one grid is held otherwise."""
     settings = remedies.for_drift(config)
     if len(levels) == 1 or not settings or figures["mse"] >= settings["min_decoder_variance"]:
         return
@@ -332,11 +332,14 @@ def _drifted(config: ImageTokenizerConfig, levels: Sequence[_Level], figures: Ma
     drifted = [grid for grid in grids if shares[grid] > DRIFTED]
     if not drifted:
         return
-    left_over = " and ".join(f"{shares[grid]:.0%}" for grid in drifted)
+    left_over = f"{shares[grids[0]]:.0%} of their energy left over by all levels"
+    if len(grids) > 1:
+        shares_named = (f"{shares[grid]:.0%} of its grid's energy by level {grid[-1] + 1}" for grid in drifted)
+        left_over = f"left over {', '.join(shares_named)}"
     yield Finding(
         tuple(index for grid in drifted for index in grid),
         "latents drift away",
-        f"{left_over} of their energy left over by all levels, mean squared error {figures['mse']:.3g}",
+        f"{left_over}, mean squared error {figures['mse']:.3g}",
         "as the error falls the reconstruction weighs more, and what holds latents at their codes does not",
         settings,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_image_tokenizer import ImageTokenizerConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED, floor_of_sums, tuned
+from hq_tokenizers.models.presets import TUNED, floor_of_hierarchy, tuned
 
 Settings = dict[str, Any]
 
@@ -97,8 +97,8 @@ def for_drift(config: ImageTokenizerConfig) -> Settings:
     """A reconstruction that weighs no more below an error, of images that are trained as the presets train."""
     if config.modality != "image" or config.decoder_variance != "batch" or config.variance_update != "residual":
         return {}
-    floor = floor_of_sums(len(levels_by_group(config)))
-    return _lacking(config, floor) if config.min_decoder_variance < floor["min_decoder_variance"] else {}
+    floor = floor_of_hierarchy(len(levels_by_group(config)))
+    return _lacking(config, {"min_decoder_variance": floor}) if config.min_decoder_variance < floor else {}
 
 
 def for_coarse_levels(config: ImageTokenizerConfig) -> Settings:

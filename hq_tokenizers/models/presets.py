@@ -54,14 +54,15 @@ codes less often, of which large codebooks have many that are near.
 FIRM_WEIGHT = 0.005
 """`kl_weight` with `FIRM`, where latent values are no more than on MNIST."""
 
-FIRM_SUM: dict[str, Any] = {"min_decoder_variance": 0.005}
-"""For images in [0, 1] with several codes at the positions of one grid, where latent values are more than on CIFAR-10.
+FIRM_SUM = 0.005
+"""`min_decoder_variance` for images in [0, 1] with several codes at the positions of one grid, and more latent values
+than on CIFAR-10.
 
 Without it MNIST's latents ended with 0.4 of their energy left over, and RQ-VAE ahead; on CIFAR-10 it does not help.
 """
 
-FIRM_GRIDS: dict[str, Any] = {"min_decoder_variance": 0.001}
-"""The same for several grids, whose errors are smaller: at 0.005 MNIST's latents were at their codes too soon."""
+FIRM_GRIDS = 0.001
+"""The same for several grids: at 0.005 MNIST's latents were at their codes too soon, and its error higher."""
 
 PAPER_NETWORK: dict[str, Any] = {"convolution_bias": "uniform"}
 """The authors' code, where it is not what the configuration classes have by default."""
@@ -141,8 +142,8 @@ def _latent_values(config: SQVAEConfig | HQVAEConfig) -> float:
     return config.codebook_dim / (stride**2 * config.num_channels)
 
 
-def floor_of_sums(num_grids: int) -> dict[str, Any]:
-    """The floor under the decoder's variance where images are sums of several codes, and latents have room to drift."""
+def floor_of_hierarchy(num_grids: int) -> float:
+    """`min_decoder_variance` that keeps the latents of a hierarchy from drifting away from their codes."""
     return FIRM_SUM if num_grids == 1 else FIRM_GRIDS
 
 
@@ -164,9 +165,10 @@ def _stochastic_hierarchy(name: str, overrides: Mapping[str, Any], groups: list[
     """Stochastic codes of these groups, or of those that an override has in their place."""
     training = training_fields(recipe, overrides, _num_grids(overrides, groups))
     config = _hierarchical(name, overrides, code_groups=groups, **training)
-    is_sum = len(config.groups) > 1 or config.has_residual_levels
-    if recipe == "tuned" and is_sum and _can_be_firm(config) and _latent_values(config) > _CIFAR10:
-        return _hierarchical(name, overrides, code_groups=groups, **training, **floor_of_sums(len(config.groups)))
+    is_hierarchy = len(config.groups) > 1 or config.has_residual_levels
+    if recipe == "tuned" and is_hierarchy and _can_be_firm(config) and _latent_values(config) > _CIFAR10:
+        training["min_decoder_variance"] = floor_of_hierarchy(len(config.groups))
+        return _hierarchical(name, overrides, code_groups=groups, **training)
     return config
 
 

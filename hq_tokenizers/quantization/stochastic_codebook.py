@@ -6,6 +6,7 @@ Shape legend: B batch, h × w grid, d code width, K codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ class StochasticCodebook(Codebook):
         batch, height, width, dim = latents.shape
         codes = self.codes
         if temperature is None:
-            quantized, indices, entropy = self._hard(latents, precision, codes, generators, codes_only)
+            quantized, indices, entropy = self._hard(latents, precision, generators, codes, codes_only)
         else:
             flat = latents.reshape(-1, dim)
             query, key = self.factors(flat, codes, _flat_precision(precision, latents))
@@ -107,15 +108,17 @@ class StochasticCodebook(Codebook):
         self,
         latents: torch.Tensor,
         precision: torch.Tensor,
-        codes: torch.Tensor,
         generators: Sequence[torch.Generator] | None,
+        codes: torch.Tensor,
         codes_only: bool,
     ) -> Quantized:
         """The vectors (M, d), indices (M,) and entropies (M,) of the most probable or of sampled codes."""
         batch, height, width, dim = latents.shape
         num_images = max(1, self.max_elements // (height * width * len(codes)))
         if generators is not None and num_images < batch:
-            return self._sample_in_parts(latents, precision, codes, generators, codes_only, num_images)
+            # The noise is as large as the matrix that it is for.
+            hard = partial(self._hard, codes=codes, codes_only=codes_only)
+            return in_image_parts(hard, latents, precision, generators, num_images)
         noise = None
         if generators is not None:
             noise = sample_exponential((height * width, len(codes)), generators, latents.device).flatten(0, 1)
@@ -137,22 +140,6 @@ class StochasticCodebook(Codebook):
     def _logits(self, latents: torch.Tensor, codes: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
         query, key = self.factors(latents, codes, precision)
         return query @ key.T
-
-    def _sample_in_parts(
-        self,
-        latents: torch.Tensor,
-        precision: torch.Tensor,
-        codes: torch.Tensor,
-        generators: Sequence[torch.Generator],
-        codes_only: bool,
-        num_images: int,
-    ) -> Quantized:
-        """`_hard` with generators for `num_images` images at a time: noise is as large as the matrix it is for."""
-
-        def hard(z: torch.Tensor, w: torch.Tensor, own: Sequence[torch.Generator]) -> Quantized:
-            return self._hard(z, w, codes, own, codes_only)
-
-        return in_image_parts(hard, latents, precision, generators, num_images)
 
     def cross_entropy(
         self,

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from hq_tokenizers.options.reading import options_from_dict, options_to_dict
 from hq_tokenizers.options.training import LoopConfig
 from hq_tokenizers.reporting.reports import changes, check_same_call
 
 from .checkpoints import newest_checkpoint, read_state
+from .model_options import earlier_settings, settings_of
 
 # Options that may differ between a run and its continuation: they decide how long and how loudly, not what is learned.
 # Where images, codes and pretrained weights come from may change, too, since their hashes may not: see `check_inputs`.
@@ -81,6 +84,17 @@ def check_options(config: LoopConfig, earlier: Mapping[str, Any], steps_per_epoc
             f"depend on the number of steps; it cannot be made {steps} steps. Choose the steps before a run, or "
             "schedule constant; or another output_dir."
         )
+
+
+def check_settings(output_dir: str, config: PreTrainedConfig, earlier: Mapping[str, Any] | None) -> None:
+    """Checks that a model is configured as the one that a run was started with: a preset can mean something else today.
+
+    Raises:
+        ValueError: If it is not. Of a run whose version did not store the settings nothing is known.
+    """
+    if earlier is not None:
+        difference = changes(settings_of(config), earlier_settings(config, earlier))
+        check_same_call("output_dir", output_dir, "a run with an earlier version's presets, so", difference)
 
 
 def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,10 @@ from hq_tokenizers.randomness import keep_noise
 from hq_tokenizers.reporting.tracking import HISTORY, Record, Tracker, read_history
 
 from .checkpoints import load_checkpoint, newest_checkpoint, read_state, save_checkpoint, weights_damage
-from .continuation import check_checkpoints, check_inputs, check_options, count_steps
+from .continuation import check_checkpoints, check_inputs, check_options, check_settings, count_steps
 from .interruption import Interruption
 from .log_window import LogWindow
+from .model_options import settings_of
 from .optimization import MovingAverage, Precision, Schedule, build_optimizer, precision_warning
 from .stage import Metrics, Stage
 
@@ -283,6 +284,7 @@ class TrainingLoop:
             {
                 "options": options_to_dict(self.config),
                 "inputs": self.inputs,
+                "settings": settings_of(self.model.config),
                 "schedule": self.schedule.state_dict(),
                 "gradient_scaler": self.precision.state_dict(),
                 "best_loss": self.best_loss,
@@ -304,6 +306,7 @@ class TrainingLoop:
             return []
         earlier = read_state(checkpoint)
         check_options(self.config, earlier["options"], self.feed.steps_per_epoch)
+        check_settings(self.config.output_dir, self.model.config, earlier.get("settings"))
         check_inputs(self.config.output_dir, self.inputs, earlier.get("inputs", {}))
         processes = self.accelerator.process_index, self.accelerator.num_processes
         state, own = load_checkpoint(checkpoint, self._modules(), self.optimizer, *processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,6 +246,19 @@ def config_fields(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = dataclasses.fields(config_class)
     return {field.name: field.default for field in own if field.name not in inherited}
+
+
+def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
+    """All fields of a model but those that the data decide, as JSON has them: what a preset stands for today."""
+    names = [name for name in config_fields(type(config)) if name not in FROM_DATA]
+    settings: dict[str, Any] = json.loads(json.dumps({name: getattr(config, name) for name in names}))
+    return settings
+
+
+def earlier_settings(config: PreTrainedConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `settings_of` gave earlier, with the fields that came later at their defaults."""
+    defaults = json.loads(json.dumps(config_fields(type(config)), default=str))
+    return {name: settings.get(name, defaults[name]) for name in settings_of(config)}
 
 
 def _own_arguments(construct: Callable[..., PreTrainedConfig]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from hq_tokenizers.evaluation.diagnostics import SYMPTOMS, Finding, diagnose
 from hq_tokenizers.models.configuration_hq_vae import HQVAEConfig
 from hq_tokenizers.models.configuration_sq_vae import SQVAEConfig
-from hq_tokenizers.models.presets import TUNED, rsq_vae, sq_vae_2
+from hq_tokenizers.models.presets import TUNED, hybrid_vae, rsq_vae, sq_vae_2
 from hq_tokenizers.options.reading import load_options
 from hq_tokenizers.options.training import TokenizerTrainingConfig
 
@@ -171,10 +171,17 @@ def test_latents_of_the_grids_that_drift_away_are_held():
     (finding,) = diagnose(config, [128] * 2, drifted)
     assert symptoms([finding]) == [((0, 1), "latents drift away")]
     assert finding.remedy == "--model.min_decoder_variance 0.001"
-    assert finding.measured == "26% and 18% of their energy left over by all levels, mean squared error 0.000163"
+    left_over = "left over 26% of its grid's energy by level 1, 18% of its grid's energy by level 2"
+    assert finding.measured == f"{left_over}, mean squared error 0.000163"
     assert diagnose(sq_vae_2("mnist"), [128] * 2, drifted) == []
     (finding,) = diagnose(config, [128] * 2, {**drifted, "residual_energy": [0.249, 0.0165]})
     assert symptoms([finding]) == [((0,), "latents drift away")]
+    hybrid = hybrid_vae("mnist", min_decoder_variance=0.0)
+    (finding,) = diagnose(hybrid, [128] * 4, {**DRIFTED, "mse": 0.0005})
+    assert symptoms([finding]) == [((0, 1, 2, 3), "latents drift away")]
+    assert finding.measured.startswith(
+        "left over 27% of its grid's energy by level 2, 15% of its grid's energy by level 4"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from hq_tokenizers.data.loading import load_image_splits
 from hq_tokenizers.evaluation.diagnostics import Finding
+from hq_tokenizers.models import presets
 from hq_tokenizers.models.checkpointed_layers import enable_gradient_checkpointing
 from hq_tokenizers.models.presets import vq_vae
 from hq_tokenizers.options.data import DataConfig
@@ -284,6 +285,31 @@ def _write_images(folder, seed):
 def _data(path, **options):
     files = {"train": "train.parquet", "test": "test.parquet"}
     return DataConfig(name="parquet", path=str(path), files=files, **options)
+
+
+def test_a_run_is_not_continued_with_a_preset_that_means_something_else_today(tmp_path, monkeypatch):
+    def train(steps):
+        model = {"preset": "rsq_vae", "network": "digits", "hidden_size": 8, "codebook_dim": 4, "codebook_size": 8}
+        config = _config(tmp_path / "run", max_steps=steps, schedule="constant", model=model)
+        return train_tokenizer(config)["steps"]
+
+    assert train(1) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(presets, "SHARP", 0.25)
+        message = r"of another call \(variance_factor was 0\.3, is 0\.25\): choose another output_dir"
+        with pytest.raises(ValueError, match=message):
+            train(2)
+    state = list_checkpoints(tmp_path / "run")[-1] / "state.json"
+    stored = json.loads(state.read_text())
+    # A field that did not exist yet was as it is by default; nor did older versions store any.
+    del stored["settings"]["beam_width"]
+    state.write_text(json.dumps(stored))
+    assert train(2) == 2
+    (state,) = [path / "state.json" for path in list_checkpoints(tmp_path / "run") if path.name.endswith("2")]
+    stored = json.loads(state.read_text())
+    del stored["settings"]
+    state.write_text(json.dumps(stored))
+    assert train(3) == 3
 
 
 def test_a_run_is_not_continued_on_other_images(tmp_path):
