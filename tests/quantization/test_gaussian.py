@@ -159,7 +159,7 @@ class TestElboTerms:
         output = module(latents(), temperature)
         nearest = torch.cdist(latents().double().flatten(0, 2), module.codebook.weight.double()).argmin(dim=-1)
         assert torch.equal(output.indices.flatten(), nearest)
-        assert float(output.entropy) == pytest.approx(0.0, abs=1e-6)
+        assert output.entropy.item() == pytest.approx(0.0, abs=1e-6)
         assert float(output.terms["discrete"].detach()) == pytest.approx(H * W * math.log(K), rel=1e-5)
         torch.testing.assert_close(
             output.quantized.flatten(0, 2), module.codebook.weight[nearest], rtol=1e-4, atol=1e-4
@@ -170,7 +170,7 @@ class TestElboTerms:
         torch.manual_seed(seed)
         module = quantizer("IV")
         scale = 10 ** torch.empty(()).uniform_(-3, 3)
-        discrete = float(module(scale * latents(), None, variance_map()).terms["discrete"])
+        discrete = module(scale * latents(), None, variance_map()).terms["discrete"].item()
         assert -1e-4 <= discrete <= H * W * math.log(K) * (1 + 1e-6)
 
     def test_terms_sum_over_positions_and_average_over_images(self) -> None:
@@ -179,8 +179,8 @@ class TestElboTerms:
         more_images = module(torch.cat([latents(), latents()]), None).terms
         more_positions = module(torch.cat([latents(), latents()], dim=1), None).terms
         for name, value in once.items():
-            assert float(more_images[name]) == pytest.approx(float(value), rel=1e-5)
-            assert float(more_positions[name]) == pytest.approx(2 * float(value), rel=1e-5)
+            assert more_images[name].item() == pytest.approx(value.item(), rel=1e-5)
+            assert more_positions[name].item() == pytest.approx(2 * value.item(), rel=1e-5)
 
     def test_evaluation_is_the_most_probable_code(self) -> None:
         module = quantizer("IV")
@@ -260,7 +260,7 @@ class TestDequantizationNoise:
         many = latents()[:1].expand(20_000, H, W, D)
         expected = 0.5 * float(latents()[0].double().square().sum()) / math.exp(S)
         standard_error = math.sqrt((H * W * D / 2 + 2 * expected) / 20_000)
-        assert abs(float(module(many, torch.tensor(1.0)).terms["continuous"]) - expected) < 4 * standard_error
+        assert abs(module(many, torch.tensor(1.0)).terms["continuous"].item() - expected) < 4 * standard_error
 
     def test_noise_follows_the_variance_of_every_value(self) -> None:
         module = GaussianQuantizer(1, D, variance_module("IV"), True, 10**6)
