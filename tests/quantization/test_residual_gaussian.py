@@ -129,7 +129,7 @@ def test_continuous_term_by_hand() -> None:
         module.codebooks[1].weight.copy_(torch.tensor([[0.5], [-50.0]]))
         module.log_variances.copy_(torch.tensor([0.1, 0.3]).log())
     output = module(torch.full((1, 1, 1, 1), 3.0), None)
-    assert [float(total) for total in output.partial_sums] == [2.0, 2.5]
+    assert [total.item() for total in output.partial_sums] == [2.0, 2.5]
     assert output.indices.tolist() == [[[[0, 0]]]]
     assert float(output.terms["continuous"].detach()) == pytest.approx(0.25 / (2 * 0.4), rel=1e-6)
     assert float(output.terms["discrete"].detach()) == pytest.approx(2 * math.log(2), rel=1e-6)
