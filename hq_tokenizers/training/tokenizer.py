@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedModel
 
+from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
@@ -23,6 +24,7 @@ from hq_tokenizers.evaluation.sound import bits_per_second, spectrogram_pictures
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.models.autoencoders import networks_sha256
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
@@ -124,10 +126,13 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
 
 
 def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) -> dict[str, str]:
-    """System, networks and codes, in words."""
+    """System, networks, images and codes, in words."""
     section = {"network": DEFAULT_NETWORK, **config.model} if "preset" in config.model else config.model
     names = ("preset", "network", "model_type", FROM_AUTOENCODER)
     named = {name: str(section[name]) for name in names if name in section}
+    if not is_of_sound(model.config):
+        sides = "×".join(map(str, (*image_height_width(model.config.image_size), model.config.num_channels)))
+        named["images"] = f"{sides} (data.image_size and data.num_channels, or else the network's)"
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     epochs = model.config.warmup_epochs
     if not epochs:
@@ -177,8 +182,11 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         if findings and stage.is_early(loop.step):
             print(f"After {loop.step} steps it is too early to judge the codes. So far:")
             print(*(finding.observation for finding in findings), sep="\n")
+        elif findings and model.config.is_stochastic and config.model.get("recipe") == "paper":
+            print('The recipe "paper" is meant for the many epochs of its paper; without it codes are used sooner.')
         elif not findings and model.config.has_codes:
-            print("Nothing is wrong with the codes of any level.")
+            early = f"After {loop.step} steps, which is early: nothing" if stage.is_early(loop.step) else "Nothing"
+            print(f"{early} is wrong with the codes of any level.")
     accelerator.wait_for_everyone()
     return report
 

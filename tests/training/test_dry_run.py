@@ -117,7 +117,7 @@ def test_sizes_and_sums(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     # The activations of the last convolutions alone: eight images of 64×64 pixels and 16 channels.
     assert found["activations"] > 8 * 64 * 64 * 16 * 4 * 5
     printed = capsys.readouterr().out
-    named = ["sq_vae_2", "debug", str(model.code_layout())]
+    named = ["sq_vae_2", "debug", "64×64×3 (data.image_size", str(model.code_layout())]
     for text in (*named, f"{parameters:,}", "moving average", "activations of 8 images", "steps", "2 made-up images"):
         assert text in printed
     assert "without compile" not in printed

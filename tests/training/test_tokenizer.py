@@ -268,7 +268,21 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(
 def test_codes_that_are_well_are_called_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [])
     train_tokenizer(_config(tmp_path, max_steps=1))
-    assert "Nothing is wrong with the codes of any level." in capsys.readouterr().out
+    assert "After 1 steps, which is early: nothing is wrong with the codes of any level." in capsys.readouterr().out
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 2)
+    train_tokenizer(_config(tmp_path, max_steps=50))
+    assert "\nNothing is wrong with the codes of any level." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("paper", True), ("tuned", False)])
+def test_findings_of_a_papers_recipe_come_with_what_leaving_it_out_does(tmp_path, monkeypatch, capsys, recipe, told):
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 2)
+    finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
+    train_tokenizer(_config(tmp_path, max_steps=50, model={"preset": "sq_vae", "network": "digits", "recipe": recipe}))
+    assert (
+        'The recipe "paper" is meant for the many epochs of its paper; without it' in capsys.readouterr().out
+    ) == told
 
 
 def _write_images(folder, seed):
