@@ -121,19 +121,23 @@ def unknown_name(name: str, accepted: Sequence[str], hint: str = "") -> str:
 
 
 def _inside_sections(cls: type, name: str, prefix: str) -> str:
-    """The question for a name whose section was left out; empty for other names.
+    """What is near a name whose section may have been left out; empty when no section can have it.
 
-    What a free section takes is not known here. It is asked for besides the nearest names, unless one is very near.
+    What a free section takes is not known here.
     """
-    known = [option for option, _, _ in describe_options(cls, prefix)]
-    if exact := [option for option in known if option.endswith(f".{name}")]:
-        return f"Did you mean {' or '.join(exact)}?"
     hints = typing.get_type_hints(cls)
-    free = [f"{prefix}{option}.{name}" for option, hint in hints.items() if dict in (hint, typing.get_origin(hint))]
-    if not free or did_you_mean(f"{prefix}{name}", known, cutoff=0.8):
-        return ""
-    nearest = did_you_mean(f"{prefix}{name}", [f"{prefix}{option}" for option in hints], number=3, cutoff=0.5)
-    return f"Did you mean {free[0]}? {nearest and nearest.replace('Did you mean', 'Or')}".rstrip()
+    known = [option for option, _, _ in describe_options(cls, prefix)]
+    ends = {option: f"{option}.".find(f".{name}.") for option in known}
+    # A dict in place of a set keeps the order.
+    exact = list(dict.fromkeys(option[: end + len(name) + 1] for option, end in ends.items() if end >= 0))
+    free = [option for option, hint in hints.items() if dict in (hint, typing.get_origin(hint))]
+    if exact:
+        near = f"Did you mean {' or '.join(exact)}?"
+    elif near := did_you_mean(f"{prefix}{name}", known, number=3, cutoff=0.8):
+        return near
+    else:
+        near = did_you_mean(f"{prefix}{name}", [f"{prefix}{option}" for option in hints], number=3, cutoff=0.5)
+    return " ".join([near, *(f"What is meant for {each} is written {prefix}{each}.{name}." for each in free)]).strip()
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -131,8 +131,10 @@ def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) ->
     names = ("preset", "network", "model_type", FROM_AUTOENCODER)
     named = {name: str(section[name]) for name in names if name in section}
     if not is_of_sound(model.config):
-        sides = "×".join(map(str, (*image_height_width(model.config.image_size), model.config.num_channels)))
-        named["images"] = f"{sides} (data.image_size and data.num_channels, or else the network's)"
+        channels = [] if model.config.for_label_maps else [model.config.num_channels]
+        named["images"] = "×".join(map(str, [*image_height_width(model.config.image_size), *channels]))
+        if config.data.name != "digits":
+            named["images"] += " (data.image_size and data.num_channels, or else the network's)"
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     epochs = model.config.warmup_epochs
     if not epochs:
@@ -182,8 +184,6 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
         if findings and stage.is_early(loop.step):
             print(f"After {loop.step} steps it is too early to judge the codes. So far:")
             print(*(finding.observation for finding in findings), sep="\n")
-        elif findings and model.config.is_stochastic and config.model.get("recipe") == "paper":
-            print('The recipe "paper" is meant for the many epochs of its paper; without it codes are used sooner.')
         elif not findings and model.config.has_codes:
             early = f"After {loop.step} steps, which is early: nothing" if stage.is_early(loop.step) else "Nothing"
             print(f"{early} is wrong with the codes of any level.")
@@ -273,7 +273,7 @@ class TokenizerStage(Stage):
             "training_images_sha256": train.sha256(),
             "validation_images_sha256": validation.sha256(),
         }
-        self._warner = _Warner(model)
+        self._warner = _Warner(model, config.model.get("recipe") == "paper" and model.config.is_stochastic)
         self._metrics = _evaluation_metrics(config, accelerator, model, validation)
         self._image_losses = _image_losses(config, accelerator, model)
         if self._image_losses is not None:
@@ -357,8 +357,9 @@ class TokenizerStage(Stage):
 class _Warner:
     """Says what is wrong with a level of a model, again only when it was well in between."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, by_recipe: bool) -> None:
         self.model = model
+        self.by_recipe = by_recipe
         self._reported: set[tuple[tuple[int, ...], str]] = set()
 
     def warn(self, tracker: Tracker, figures: Record) -> None:
@@ -370,6 +371,11 @@ class _Warner:
         for key, finding in findings.items():
             if key not in self._reported:
                 tracker.say(f"warning: {finding}")
+        if self.by_recipe and findings.keys() - self._reported:
+            tracker.say(
+                "Or train without --model.recipe paper, in another output_dir: the recipe is for as many epochs as its "
+                "paper has, the preset alone for short runs, too (docs/troubleshooting.md#the-combination)."
+            )
         self._reported = set(findings)
 
 

@@ -175,11 +175,15 @@ def test_what_the_figures_leave_out_is_said(
     assert said in capsys.readouterr().out
 
 
-def test_label_maps_and_the_embedded_digits() -> None:
+def test_label_maps_and_the_embedded_digits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data.label_map_classes", "3", "--data.image_size", "16", "--data.name", "some/maps"]
     model = "{preset: sq_vae, network: celebamask, hidden_size: 8, codebook_dim: 8}"
     assert train_tokenizer(options("train-tokenizer", None, *words, "--model", model))["images_measured"] == 2
+    assert "16×16 (data.image_size" in capsys.readouterr().out
     assert train_tokenizer(options("train-tokenizer", None, "--model.network", "digits", "--model.preset", "vq_vae"))
+    printed = capsys.readouterr().out
+    assert "8×8×1" in printed
+    assert "data.image_size" not in printed
 
 
 SOUND = [
