@@ -86,7 +86,8 @@ def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "",
     checked = {}
     for name, value in values.items():
         if name not in fields:
-            raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in fields]))
+            hint = _inside_sections(cls, name, prefix)
+            raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in fields], hint))
         hint, full_name = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
             section = getattr(defaults, name, None) or _default(fields[name])
@@ -113,10 +114,30 @@ def describe_options(cls: type, prefix: str = "", defaults: Any = None) -> Itera
             yield name, to_yaml(default), next(item for item in hint.__metadata__ if isinstance(item, str))
 
 
-def unknown_name(name: str, accepted: Sequence[str]) -> str:
-    """The message for a name that is not among the accepted ones; the nearest come first."""
-    hint = did_you_mean(name, accepted, number=3, cutoff=0.5)
+def unknown_name(name: str, accepted: Sequence[str], hint: str = "") -> str:
+    """The message for a name that is not among the accepted ones; the hint, or else the nearest ones, come first."""
+    hint = hint or did_you_mean(name, accepted, number=3, cutoff=0.5)
     return f"Unknown option {name!r}.{hint and f' {hint}'} Accepted: {', '.join(sorted(accepted))}."
+
+
+def _inside_sections(cls: type, name: str, prefix: str) -> str:
+    """What is near a name whose section may have been left out; empty when no section can have it.
+
+    What a free section takes is not known here.
+    """
+    hints = typing.get_type_hints(cls)
+    known = [option for option, _, _ in describe_options(cls, prefix)]
+    ends = {option: f"{option}.".find(f".{name}.") for option in known}
+    # A dict in place of a set keeps the order.
+    exact = list(dict.fromkeys(option[: end + len(name) + 1] for option, end in ends.items() if end >= 0))
+    free = [option for option, hint in hints.items() if dict in (hint, typing.get_origin(hint))]
+    if exact:
+        near = f"Did you mean {' or '.join(exact)}?"
+    elif near := did_you_mean(f"{prefix}{name}", known, number=3, cutoff=0.8):
+        return near
+    else:
+        near = did_you_mean(f"{prefix}{name}", [f"{prefix}{option}" for option in hints], number=3, cutoff=0.5)
+    return " ".join([near, *(f"What is meant for {each} is written {prefix}{each}.{name}." for each in free)]).strip()
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -197,7 +218,8 @@ def convert_option(hint: Any, value: Any, name: str) -> Any:
         ValueError: If the value does not fit.
     """
     if dataclasses.is_dataclass(hint):
-        raise ValueError(f"{name} is a section with options of its own, got {value!r}.")
+        options = [f"{name}.{option}" for option in typing.get_type_hints(hint)]
+        raise ValueError(f"{name} is a section with options of its own ({', '.join(options)}), got {value!r}.")
     return check_value(name, converted(hint, value, texts=True), hint)
 
 

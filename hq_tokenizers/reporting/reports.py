@@ -51,7 +51,11 @@ def read_report(output_dir: Path) -> dict[str, Any]:
 def changes(now: Mapping[str, Any], earlier: Mapping[str, Any], ignored: Collection[str] = ()) -> str:
     """What differs between two descriptions, in words; empty when nothing does."""
     names = [name for name in sorted({*now, *earlier} - {*ignored}) if not _is_same(now.get(name), earlier.get(name))]
-    return "; ".join(f"{name} was {earlier.get(name)!r}, is {now.get(name)!r}" for name in names)
+    return "; ".join(f"{name} was {_in_words(earlier, name)}, is {_in_words(now, name)}" for name in names)
+
+
+def _in_words(described: Mapping[str, Any], name: str) -> str:
+    return repr(described[name]) if name in described else "not set"
 
 
 def _is_same(first: Any, second: Any) -> bool:

@@ -112,6 +112,11 @@ class TrainingLoop:
                 tracker.say(f"warning: {warning}")
             if 0 < self.step < self.total_steps:
                 tracker.say(f"Continuing {self.output_dir} at step {self.step} of {self.total_steps}.")
+            elif self.step == self.total_steps:
+                tracker.say(
+                    f"{self.output_dir} holds a finished run of {self.step} steps: nothing is trained. For a longer "
+                    "one ask for more steps."
+                )
             elif self.step > self.total_steps:
                 tracker.say(
                     f"{self.output_dir} holds a run of {self.step} steps, longer than the {self.total_steps} asked "

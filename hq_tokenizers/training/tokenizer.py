@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModel, PreTrainedModel
 
+from hq_tokenizers.checks import image_height_width
 from hq_tokenizers.data.images import Batch, ImageRows
 from hq_tokenizers.data.sound import SoundRows, model_inputs, random_segments
 from hq_tokenizers.data.streams import STEPS_OF_AN_EPOCH, ImageStream
@@ -23,6 +24,7 @@ from hq_tokenizers.evaluation.sound import bits_per_second, spectrogram_pictures
 from hq_tokenizers.evaluation.validation import evaluate_tokenizer
 from hq_tokenizers.files import replacing_files
 from hq_tokenizers.models.autoencoders import networks_sha256
+from hq_tokenizers.models.configuration_image_tokenizer import is_of_sound
 from hq_tokenizers.models.processors import save_processor
 from hq_tokenizers.options.evaluation import check_unused_in_training
 from hq_tokenizers.options.reading import options_to_dict
@@ -124,10 +126,15 @@ def _dry_run(config: TokenizerTrainingConfig, accelerator: Accelerator) -> dict[
 
 
 def _what_is_trained(config: TokenizerTrainingConfig, model: PreTrainedModel) -> dict[str, str]:
-    """System, networks and codes, in words."""
+    """System, networks, images and codes, in words."""
     section = {"network": DEFAULT_NETWORK, **config.model} if "preset" in config.model else config.model
     names = ("preset", "network", "model_type", FROM_AUTOENCODER)
     named = {name: str(section[name]) for name in names if name in section}
+    if not is_of_sound(model.config):
+        channels = [] if model.config.for_label_maps else [model.config.num_channels]
+        named["images"] = "×".join(map(str, [*image_height_width(model.config.image_size), *channels]))
+        if config.data.name != "digits":
+            named["images"] += " (data.image_size and data.num_channels, or else the network's)"
     layout = {"codes": layout_in_words(model.code_layout())} if model.config.has_codes else {}
     epochs = model.config.warmup_epochs
     if not epochs:
@@ -178,7 +185,8 @@ def _train_tokenizer(config: TokenizerTrainingConfig, accelerator: Accelerator) 
             print(f"After {loop.step} steps it is too early to judge the codes. So far:")
             print(*(finding.observation for finding in findings), sep="\n")
         elif not findings and model.config.has_codes:
-            print("Nothing is wrong with the codes of any level.")
+            early = f"After {loop.step} steps, which is early: nothing" if stage.is_early(loop.step) else "Nothing"
+            print(f"{early} is wrong with the codes of any level.")
     accelerator.wait_for_everyone()
     return report
 
@@ -265,7 +273,7 @@ class TokenizerStage(Stage):
             "training_images_sha256": train.sha256(),
             "validation_images_sha256": validation.sha256(),
         }
-        self._warner = _Warner(model)
+        self._warner = _Warner(model, config.model.get("recipe") == "paper" and model.config.is_stochastic)
         self._metrics = _evaluation_metrics(config, accelerator, model, validation)
         self._image_losses = _image_losses(config, accelerator, model)
         if self._image_losses is not None:
@@ -349,8 +357,9 @@ class TokenizerStage(Stage):
 class _Warner:
     """Says what is wrong with a level of a model, again only when it was well in between."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, by_recipe: bool) -> None:
         self.model = model
+        self.by_recipe = by_recipe
         self._reported: set[tuple[tuple[int, ...], str]] = set()
 
     def warn(self, tracker: Tracker, figures: Record) -> None:
@@ -362,6 +371,11 @@ class _Warner:
         for key, finding in findings.items():
             if key not in self._reported:
                 tracker.say(f"warning: {finding}")
+        if self.by_recipe and findings.keys() - self._reported:
+            tracker.say(
+                "Or train without --model.recipe paper, in another output_dir: the recipe is for as many epochs as its "
+                "paper has, the preset alone for short runs, too (docs/troubleshooting.md#the-combination)."
+            )
         self._reported = set(findings)
 
 

@@ -71,13 +71,20 @@ def test_dashes_and_empty_files(tmp_path):
     ("overrides", "message"),
     [
         (["--rat", "1"], "Unknown option 'rat'. Did you mean rate"),
-        (["--inner.sise", "1"], r"Unknown option 'inner.sise'. Did you mean inner.size or"),
+        (["--inner.sise", "1"], r"Unknown option 'inner.sise'. Did you mean inner.size\? Accepted"),
         (["--rate", "fast"], "rate must be a number, got 'fast'"),
         (["--rate", "true"], "rate must be a number, got True"),
         (["--flag", "1"], "flag must be true or false, got 1"),
         (["--kind", "c"], "kind must be one of 'a', 'b', got 'c'"),
         (["--inner.size", "1.5"], "inner.size must be an integer or a list of them or null, got 1.5"),
-        (["--inner", "3"], "inner is a section"),
+        (["--inner", "3"], r"inner is a section with options of its own \(inner.size, inner.name\), got 3"),
+        (["--size", "3"], r"Unknown option 'size'. Did you mean inner.size or other.size\? What is meant for free"),
+        (["--anything", "3"], r"Unknown option 'anything'. What is meant for free is written free.anything. Accepted"),
+        (["--rated", "3"], r"Unknown option 'rated'. Did you mean rate\? Accepted"),
+        (
+            ["--flight", "3"],
+            r"Unknown option 'flight'. Did you mean flag\? What is meant for free is written free.flight.",
+        ),
         (["--rate"], "--rate needs a value"),
         (["--flag", "--rate", "1"], "--flag needs a value"),
         (["rate", "1"], "Expected an option such as --seed 1, got 'rate'"),
@@ -88,6 +95,27 @@ def test_dashes_and_empty_files(tmp_path):
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_options(Outer, None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("cls", "word", "message"),
+    [
+        (TokenizerTrainingConfig, "preset", "What is meant for model is written model.preset. Accepted"),
+        (
+            TokenizerTrainingConfig,
+            "network",
+            r"mean perceptual.network\? What is meant for model is written model.network",
+        ),
+        (TokenizerTrainingConfig, "path", r"Did you mean data.path\?"),
+        (TokenizerTrainingConfig, "label_map_clases", r"Did you mean data.label_map_classes\? Accepted"),
+        (TokenizerTrainingConfig, "sound", r"Did you mean data.sound\?"),
+        (PriorTrainingConfig, "temperature", "model is written model.temperature. .*generation.temperature"),
+        (PriorTrainingConfig, "batch", r"Did you mean batch_size.* What is meant for model"),
+    ],
+)
+def test_an_option_without_its_section_is_told_where_it_is(cls, word, message):
+    with pytest.raises(ValueError, match=rf"Unknown option '{word}'. .*{message}"):
+        load_options(cls, None, [f"--{word}", "1"])
 
 
 def test_files_that_are_none(tmp_path):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from hq_tokenizers.reporting.reports import read_report, write_report
+from hq_tokenizers.reporting.reports import changes, read_report, write_report
 from hq_tokenizers.reporting.tables import check_output_dir
 
 
@@ -42,3 +42,10 @@ def test_an_interruption_leaves_the_report_that_was_there(tmp_path, monkeypatch)
         write_report(tmp_path, {"steps": 4})
     assert read_report(tmp_path)["steps"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_what_a_call_did_not_give_is_called_so():
+    assert changes({"a": 1, "b": None}, {"b": 2}) == "a was not set, is 1; b was 2, is None"
+    assert changes({"a": 1}, {"a": 1, "c": "x"}) == "c was 'x', is not set"
+    # None is what is there by default, too.
+    assert changes({"a": None}, {}) == ""

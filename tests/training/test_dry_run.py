@@ -117,7 +117,7 @@ def test_sizes_and_sums(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     # The activations of the last convolutions alone: eight images of 64×64 pixels and 16 channels.
     assert found["activations"] > 8 * 64 * 64 * 16 * 4 * 5
     printed = capsys.readouterr().out
-    named = ["sq_vae_2", "debug", str(model.code_layout())]
+    named = ["sq_vae_2", "debug", "64×64×3 (data.image_size", str(model.code_layout())]
     for text in (*named, f"{parameters:,}", "moving average", "activations of 8 images", "steps", "2 made-up images"):
         assert text in printed
     assert "without compile" not in printed
@@ -175,11 +175,15 @@ def test_what_the_figures_leave_out_is_said(
     assert said in capsys.readouterr().out
 
 
-def test_label_maps_and_the_embedded_digits() -> None:
+def test_label_maps_and_the_embedded_digits(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data.label_map_classes", "3", "--data.image_size", "16", "--data.name", "some/maps"]
     model = "{preset: sq_vae, network: celebamask, hidden_size: 8, codebook_dim: 8}"
     assert train_tokenizer(options("train-tokenizer", None, *words, "--model", model))["images_measured"] == 2
+    assert "16×16 (data.image_size" in capsys.readouterr().out
     assert train_tokenizer(options("train-tokenizer", None, "--model.network", "digits", "--model.preset", "vq_vae"))
+    printed = capsys.readouterr().out
+    assert "8×8×1" in printed
+    assert "data.image_size" not in printed
 
 
 SOUND = [

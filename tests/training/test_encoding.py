@@ -411,7 +411,7 @@ def test_codes_that_are_there_stay_until_the_new_ones_are_complete(tmp_path, int
         ({"data.train_split": "train[1:301]"}, "train_classes was .*; train_rows_sha256 was '"),
         ({"data.validation_split": "test[:61]"}, "validation_classes was .*; validation_rows_sha256 was '"),
         ({"data.label_column": "none"}, "train_classes was '.*', is None; validation_classes was"),
-        ({"data.color_jitter": [0.1, 0.1, 0.0, 0.0]}, r"data.color_jitter was None, is \[0.1, 0.1, 0.0, 0.0\]"),
+        ({"data.color_jitter": [0.1, 0.1, 0.0, 0.0]}, r"data.color_jitter was not set, is \[0.1, 0.1, 0.0, 0.0\]"),
     ],
 )
 def test_parts_of_another_call_are_refused_by_what_differs(tmp_path, interruption, change, message):

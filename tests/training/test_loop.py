@@ -361,6 +361,15 @@ def test_a_cosine_schedule_is_not_stretched(tmp_path):
     _loop(tmp_path, schedule="cosine", max_steps=10).run()
 
 
+def test_a_finished_run_says_so(tmp_path, capsys):
+    _loop(tmp_path, max_steps=2).run()
+    assert "nothing is trained" not in capsys.readouterr().out
+    _loop(tmp_path, max_steps=2).run()
+    assert "holds a finished run of 2 steps: nothing is trained. For a longer" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
 def test_a_run_that_is_longer_already_says_so(tmp_path, capsys):
     _loop(tmp_path, max_steps=6).run()
     capsys.readouterr()

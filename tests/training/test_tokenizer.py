@@ -268,7 +268,23 @@ def test_no_codebook_is_called_broken_in_its_first_epoch(
 def test_codes_that_are_well_are_called_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [])
     train_tokenizer(_config(tmp_path, max_steps=1))
-    assert "Nothing is wrong with the codes of any level." in capsys.readouterr().out
+    assert "After 1 steps, which is early: nothing is wrong with the codes of any level." in capsys.readouterr().out
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 2)
+    train_tokenizer(_config(tmp_path, max_steps=50))
+    assert "\nNothing is wrong with the codes of any level." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("preset", "recipe", "told"), [("sq_vae", "paper", True), ("sq_vae", "tuned", False), ("vq_vae", None, False)]
+)
+def test_findings_of_a_papers_recipe_come_with_the_way_without_it(tmp_path, monkeypatch, capsys, preset, recipe, told):
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.EARLY_STEPS", 2)
+    finding = Finding((0,), "collapsed", "perplexity 1.0", "youth", {})
+    monkeypatch.setattr("hq_tokenizers.training.tokenizer.diagnose", lambda *arguments: [finding])
+    model = {"preset": preset, "network": "digits", "hidden_size": 8} | ({"recipe": recipe} if recipe else {})
+    train_tokenizer(_config(tmp_path, validation_steps=15, max_steps=30, model=model))
+    # Once, as the finding, although two validations find it.
+    assert capsys.readouterr().out.count("Or train without --model.recipe paper, in another output_dir") == int(told)
 
 
 def _write_images(folder, seed):
