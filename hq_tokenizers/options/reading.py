@@ -86,7 +86,7 @@ def options_from_dict(cls: type[T], values: Mapping[str, Any], prefix: str = "",
     checked = {}
     for name, value in values.items():
         if name not in fields:
-            hint = _inside_sections(cls, name, prefix)
+            hint = _near_options(cls, name, prefix)
             raise ValueError(unknown_name(f"{prefix}{name}", [f"{prefix}{a}" for a in fields], hint))
         hint, full_name = hints[name], f"{prefix}{name}"
         if dataclasses.is_dataclass(hint) and isinstance(value, dict):
@@ -120,10 +120,10 @@ def unknown_name(name: str, accepted: Sequence[str], hint: str = "") -> str:
     return f"Unknown option {name!r}.{hint and f' {hint}'} Accepted: {', '.join(sorted(accepted))}."
 
 
-def _inside_sections(cls: type, name: str, prefix: str) -> str:
-    """What is near a name whose section may have been left out; empty when no section can have it.
+def _near_options(cls: type, name: str, prefix: str) -> str:
+    """The question for what is near an unknown name, at first where its section was left out.
 
-    What a free section takes is not known here.
+    What a free section takes is not known here; how it is written is said.
     """
     hints = typing.get_type_hints(cls)
     known = [option for option, _, _ in describe_options(cls, prefix)]
